@@ -1,0 +1,1 @@
+"""Networks that embed examples, written as pure functions of their weights."""

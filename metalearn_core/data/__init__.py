@@ -1,0 +1,1 @@
+"""From labelled data to episodes: sources → build → EpisodeDataset → EpisodeSampler."""

@@ -1,0 +1,93 @@
+"""Episodes as data: their shape, the examples that they consist of, and the pixels of those."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from metalearn_core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class EpisodeShape:
+    """An N-way K-shot problem: classes an episode, support examples a class, query examples a class.
+
+    Raises:
+        UsageError: way is below 2, or shot or query below 1.
+    """
+
+    way: int
+    shot: int
+    query: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("way", 2), ("shot", 1), ("query", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise UsageError(f"{name} must be at least {least}, got {value}")
+
+    def __str__(self) -> str:
+        return f"{self.way}-way {self.shot}-shot {self.query}-query"
+
+
+@dataclass(frozen=True)
+class EpisodeIndex:
+    """Which examples b episodes consist of: their identity. All tensors are int64.
+
+    Attributes:
+        class_id: (b, way) position in the dataset's list of classes; the label of a class is its column.
+        rotation: (b, way) quarter turns counter-clockwise, 0 to 3, which make a further class of a class.
+        support_index: (b, way, shot) rows of the dataset's example store.
+        query_index: (b, way, query) rows of the dataset's example store.
+        support_order: (b, way·shot) the order in which the flattened support set is presented.
+    """
+
+    class_id: Tensor
+    rotation: Tensor
+    support_index: Tensor
+    query_index: Tensor
+    support_order: Tensor
+
+    def __len__(self) -> int:
+        return self.class_id.shape[0]
+
+    def __getitem__(self, episodes: slice) -> "EpisodeIndex":
+        return EpisodeIndex(*(getattr(self, field.name)[episodes] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """b episodes with their examples x, as learners take them.
+
+    Attributes:
+        way: classes an episode (where way varies: the largest).
+        support_x: (b, s, *x) examples in the dataset's dtype.
+        support_y: (b, s) int64 labels in 0 … way − 1; for regression (b, s, d) floats.
+        query_x: (b, q, *x).
+        query_y: (b, q), or (b, q, d).
+        support_mask: (b, s) bool, False where padded; None where nothing is.
+        query_mask: (b, q) bool, likewise.
+    """
+
+    way: int
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+    support_mask: Tensor | None = None
+    query_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.support_x.shape[0]
+
+    def __getitem__(self, episodes: slice) -> "EpisodeBatch":
+        return self._each(lambda tensor: tensor[episodes])
+
+    def to(self, device: torch.device) -> "EpisodeBatch":
+        """Return the batch on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "EpisodeBatch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return EpisodeBatch(**{name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()})

@@ -1,0 +1,39 @@
+"""The errors that a person is meant to read: one line that says what was found, and what is wanted."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MetalearnError(Exception):
+    """An expected failure: bad data, a damaged file, a service that does not answer. Shown as one line, exit status 1."""
+
+    exit_status = 1
+
+
+class UsageError(MetalearnError):
+    """A wrong option, name or combination: found before any work starts. Exit status 2."""
+
+    exit_status = 2
+
+
+def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
+    """Return the error for a `name` that is none of the `choices`, with the nearest valid one."""
+    known = sorted(choices)
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "there is"
+    return UsageError(f"unknown {kind} {name!r}: {hint} ({', '.join(known)})")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error as the one line that a person reads, whatever raised it.
+
+    An `OSError` names its file and the reason (no space left, permission denied); any other foreign error its type.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        text = f"{where}{error.strerror.lower()}"
+    elif isinstance(error, MetalearnError):
+        text = str(error)
+    else:
+        text = f"{type(error).__name__}: {error}"
+    return " ".join(text.split())

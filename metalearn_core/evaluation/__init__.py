@@ -1,0 +1,1 @@
+"""From episodes to accuracies with intervals, paired comparisons and reports."""

@@ -1,0 +1,1 @@
+"""Meta-learning algorithms, one file each, grouped by family."""

@@ -1,0 +1,78 @@
+"""One way to read and write files and folders: whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from metalearn_core.errors import MetalearnError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a process started after a crash, sees the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as readable JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file; `what` names it in the error ("bundle", "manifest").
+
+    Raises:
+        MetalearnError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise MetalearnError(f"{what}: there is no {path}") from None
+    except ValueError as error:
+        raise MetalearnError(f"{what}: {path} is damaged, it is not JSON ({error})") from None
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's content, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_digest(value: Any) -> str:
+    """Return the sha256 of a JSON value, 64 hexadecimal digits; the order of its keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` that takes its place when the block ends, and is removed when it raises.
+
+    When another process has put a folder at `path` meanwhile, that one stays: whoever is first wins.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not path.is_dir() or not any(path.iterdir()):
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
