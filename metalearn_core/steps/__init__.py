@@ -1,0 +1,1 @@
+"""The work of each pipeline step, whatever engine runs it: typed values in, files and typed values out."""

@@ -1,0 +1,58 @@
+"""What surrounds the work of every step: its events, its one line of error, and the outcome on the tracking server."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from metalearn_core.errors import MetalearnError, one_line
+from metalearn_core.events import emit
+from metalearn_core.lifetime import end_with_owner
+
+PIPELINE_RUN_VARIABLE = "METALEARN_PIPELINE_RUN_ID"
+
+
+def pipeline_run_id() -> str:
+    """Return the id of the pipeline run that this step belongs to; it reaches a step by environment, outside any key.
+
+    Raises:
+        MetalearnError: METALEARN_PIPELINE_RUN_ID is not set.
+    """
+    value = os.environ.get(PIPELINE_RUN_VARIABLE)
+    if not value:
+        raise MetalearnError(f"{PIPELINE_RUN_VARIABLE} is not set: a step is run by its pipeline")
+    return value
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Run the body as the step `name`.
+
+    An expected failure (a `MetalearnError`, or the operating system's refusal) becomes one line on standard error, an
+    `error` event and the outcome of the MLflow run, and ends the process with status 1. A programming error keeps its
+    traceback in the step's log, and is reported in the same way.
+    """
+    end_with_owner()
+    emit("start", name)
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, (MetalearnError, OSError)):
+            traceback.print_exc()
+        reason = one_line(error)
+        emit("error", name, text=reason)
+        sys.stderr.write(f"{name}: {reason}\n")
+        _tag_failure(f"{name}: {reason}")
+        raise SystemExit(1) from None
+    emit("done", name)
+
+
+def _tag_failure(reason: str) -> None:
+    """Tell the tracking server, which may itself be what failed: then the log and the exit status have to do."""
+    with suppress(Exception):
+        from metalearn_core import tracking
+
+        run_id = tracking.find_parent_run(pipeline_run_id())
+        if run_id:
+            tracking.set_outcome(run_id, "FAILED", reason)

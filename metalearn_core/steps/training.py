@@ -1,0 +1,201 @@
+"""The steps of one learner: meta-train it, and evaluate it on validation and test episodes."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from metalearn_core.data.manifest import Record, Split, read_manifest
+from metalearn_core.errors import MetalearnError
+from metalearn_core.reuse import kept, result_digest
+from metalearn_core.steps.frame import pipeline_run_id
+from metalearn_core.storage import read_json, write_json
+from metalearn_core.version import git_commit, package_version
+
+if TYPE_CHECKING:
+    from metalearn_core.learners import LearnerSpec
+    from metalearn_core.tracking import MetricBuffer
+
+BUNDLE = "bundle"
+TRAINING = "training.json"
+EVALUATION = "evaluation.json"
+
+
+class TrainingRequest(Record):
+    """What a learner is trained for, and for how long.
+
+    Attributes:
+        way, shot, query: the shape of evaluation episodes.
+        train_way, train_shot, train_query: of training episodes; 0: as the learner's recipe wants.
+        episodes, seconds: the budget, one of the two; 0: the other decides.
+        seed: of the initial weights and the stream of training episodes.
+    """
+
+    way: int
+    shot: int
+    query: int
+    train_way: int = 0
+    train_shot: int = 0
+    train_query: int = 0
+    episodes: int = Field(0, ge=0)
+    seconds: float = Field(0, ge=0)
+    seed: int = 0
+
+
+class EvaluationRequest(Record):
+    """The episodes that learners are measured on; `seed` is that of the episodes."""
+
+    way: int
+    shot: int
+    query: int
+    episodes: int = Field(1000, ge=2)
+    seed: int = 0
+
+
+def child_name(item: Mapping[str, Any], request: TrainingRequest) -> str:
+    """Return the MLflow name of a learner's training: learner, its options, and the shape."""
+    options = " ".join(f"{name}={value}" for name, value in sorted(item["options"].items()))
+    return " ".join(filter(None, [item["learner"], options, f"{request.way}-way {request.shot}-shot"]))
+
+
+def meta_train(dataset: Path, item: Mapping[str, Any], request: TrainingRequest, storage: Path) -> Path:
+    """Meta-train one learner, or find its finished training; a training that was cut off goes on from its checkpoint.
+
+    Args:
+        dataset: the episode dataset's folder.
+        item: the JSON form of a `LearnerSpec`.
+        request: shapes, budget and seed.
+        storage: where finished trainings and checkpoints are kept.
+
+    Returns:
+        a folder with the bundle in `bundle/` and what happened in `training.json`.
+    """
+    digest = read_manifest(dataset).digest
+    key = {"dataset": digest, "learner": dict(item), "request": request.model_dump()}
+    checkpoints = storage / "checkpoints" / result_digest("training", key)
+
+    def make(folder: Path) -> None:
+        _train(dataset, item, request, checkpoints, folder)
+
+    folder, _ = kept(storage / "results", "training", key, make)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return folder
+
+
+def _train(
+    dataset_folder: Path, item: Mapping[str, Any], request: TrainingRequest, checkpoints: Path, folder: Path
+) -> None:
+    from metalearn_core import tracking
+    from metalearn_core.bundle import save_bundle
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.episodes import EpisodeShape
+    from metalearn_core.learners import LearnerSpec
+    from metalearn_core.training.loop import fit
+
+    spec = LearnerSpec.model_validate(item)
+    dataset = EpisodeDataset.open(dataset_folder)
+    plan = training_plan(request)
+    run_id = _child_run(item, request, dataset.digest)
+    with tracking.MetricBuffer(run_id) as buffer:
+        result = fit(spec, dataset, plan, checkpoint_dir=checkpoints, on_metrics=buffer.log)
+    train_classes = [entry.digest for entry in dataset.manifest.of_split("train")]
+    bundle_digest = save_bundle(
+        folder / BUNDLE,
+        result.learner,
+        spec,
+        episode=EpisodeShape(request.way, request.shot, request.query),
+        lineage={
+            "dataset_digest": dataset.digest,
+            "dataset_uri": str(dataset_folder),
+            "seed": request.seed,
+            "episodes": result.episodes,
+            "code_version": f"{package_version()}+{git_commit()}",
+            "training_class_digests": train_classes,
+            "mlflow_run_id": run_id,
+        },
+    )
+    write_json(
+        folder / TRAINING,
+        {
+            "learner": spec.learner,
+            "item": spec.model_dump(mode="json"),
+            "run_id": run_id,
+            "bundle_digest": bundle_digest,
+            "train_seconds": result.seconds,
+            "train_episodes": result.episodes,
+            "train_shape": str(result.train_shape),
+            "best_validation": result.best_validation,
+            "parameters": sum(parameter.numel() for parameter in result.learner.parameters()),
+            "history": result.history,
+        },
+    )
+
+
+def _child_run(item: Mapping[str, Any], request: TrainingRequest, dataset_digest: str) -> str:
+    from metalearn_core import tracking
+
+    parent = tracking.find_parent_run(pipeline_run_id())
+    if parent is None:
+        raise MetalearnError(f"there is no MLflow run for pipeline run {pipeline_run_id()}: its first step makes it")
+    return tracking.start_child(
+        parent,
+        child_name(item, request),
+        tags={
+            "learner": item["learner"],
+            "dataset": dataset_digest,
+            "shape": f"{request.way}-way {request.shot}-shot {request.query}-query",
+        },
+        params={**item, "request": request.model_dump()},
+    )
+
+
+def evaluate_learner(dataset: Path, training: Path, request: EvaluationRequest, storage: Path) -> Path:
+    """Evaluate a trained learner on validation episodes, for selection, and on test episodes, for the report.
+
+    Args:
+        dataset: the episode dataset's folder.
+        training: what `meta_train` returned (or a copy of it).
+        request: shape, number and seed of the episodes; inductive.
+        storage: where evaluations are kept.
+
+    Returns:
+        a folder with `evaluation.json`: `training` (as recorded), `validation` and `test`.
+    """
+    record = read_json(training / TRAINING, "training")
+    digest = read_manifest(dataset).digest
+    key = {"dataset": digest, "bundle": record["bundle_digest"], "request": request.model_dump()}
+
+    def make(folder: Path) -> None:
+        from metalearn_core import tracking
+        from metalearn_core.bundle import load_bundle
+        from metalearn_core.data.dataset import EpisodeDataset
+        from metalearn_core.evaluation.evaluate import Protocol, evaluate
+
+        learner, _ = load_bundle(training / BUNDLE)
+        opened = EpisodeDataset.open(dataset)
+        results = {}
+        splits: tuple[Split, ...] = ("validation", "test")
+        for split in splits:
+            evaluation = evaluate(learner, opened, Protocol(split=split, **request.model_dump()))
+            results[split] = evaluation.model_dump(mode="json")
+        tracking.log_metrics(record["run_id"], result_metrics(record, results))
+        write_json(folder / EVALUATION, {"training": record, **results})
+
+    folder, _ = kept(storage / "results", "evaluation", key, make)
+    return folder
+
+
+def result_metrics(training: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of a learner that stand on its MLflow run: accuracies with half-widths, and what they cost."""
+    metrics: dict[str, float] = {}
+    for split in ("validation", "test"):
+        for name in ("accuracy", "ci95", "ci95_classes", "ece"):
+            value = results[split].get(name)
+            if value is not None:
+                metrics[f"{split}/{name}"] = value
+    for domain, figures in results["test"]["by_domain"].items():
+        if figures is not None:
+            metrics[f"test/accuracy/{domain}"] = figures["accuracy"]
+    return {**metrics, "train_seconds": training["train_seconds"], "train_episodes": training["train_episodes"]}

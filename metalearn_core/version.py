@@ -1,0 +1,50 @@
+"""Which code this is: the package's version, a digest of the core's sources, and the git commit."""
+
+import hashlib
+import os
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+COMMIT_VARIABLE = "METALEARN_GIT_COMMIT"
+
+
+@cache
+def package_version() -> str:
+    """Return the version of the installed distribution."""
+    try:
+        return version("metalearn-pipelines")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+@cache
+def source_digest() -> str:
+    """Return 16 hexadecimal digits over the core's sources, an uncommitted change included.
+
+    It is part of the key of every kept result, so that no result of older code is taken for a new one's.
+    """
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*")):
+        if path.suffix in {".py", ".j2"} and "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def git_commit() -> str:
+    """Return the commit of the sources, `-dirty` behind it where they were changed; "unknown" outside a repository.
+
+    An image has no repository: there METALEARN_GIT_COMMIT says it.
+    """
+    if told := os.environ.get(COMMIT_VARIABLE):
+        return told
+    root = Path(__file__).parent.parent
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
