@@ -2,6 +2,10 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
 
 
 class MetalearnError(Exception):
@@ -22,6 +26,15 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     near = get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else "there is"
     return UsageError(f"unknown {kind} {name!r}: {hint} ({', '.join(known)})")
+
+
+def invalid(what: str, error: "ValidationError", model: "type[BaseModel]") -> UsageError:
+    """Return pydantic's first complaint about values for `model` as one line: the option, what was found and wanted."""
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return unknown(what, name, model.model_fields)
+    return UsageError(f"{what} {name}: got {first['input']!r}: {first['msg'].lower()}")
 
 
 def one_line(error: BaseException) -> str:

@@ -58,6 +58,11 @@ def text_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def copy_folder(folder: Path, destination: Path) -> None:
+    """Copy a folder's content to `destination`, which may exist."""
+    shutil.copytree(folder, destination, dirs_exist_ok=True)
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place when the block ends, and is removed when it raises.

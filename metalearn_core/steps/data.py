@@ -2,21 +2,57 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+from pydantic import ValidationError
 
-from metalearn_core.data.manifest import BuildOptions, Manifest, read_manifest
-from metalearn_core.errors import MetalearnError
+from metalearn_core.data.manifest import BuildOptions, Manifest, Split, read_manifest
+from metalearn_core.errors import MetalearnError, invalid
 from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest
-from metalearn_core.storage import read_json, write_json
+from metalearn_core.storage import file_digest, read_json, write_json
 
 
-def build_episodes(source: str, options: BuildOptions, storage: Path) -> tuple[Path, Manifest]:
+def read_dataset(folder: Path, digest: str) -> Manifest:
+    """Return the manifest of the dataset in `folder`, which must be the one that was built.
+
+    Raises:
+        MetalearnError: another dataset is there.
+    """
+    manifest = read_manifest(folder)
+    if manifest.digest != digest:
+        raise MetalearnError(f"dataset {folder}: expected digest {digest}, found {manifest.digest}: it was replaced")
+    return manifest
+
+
+def build_options(split_file: str, **options: Any) -> BuildOptions:
+    """Return the options of a build, a split file's content among them.
+
+    Raises:
+        UsageError: an option's value is none that it may have.
+        MetalearnError: the split file cannot be read.
+    """
+    from metalearn_core.data.splits import read_split_file
+
+    pairs = read_split_file(Path(split_file)) if split_file else None
+    try:
+        return BuildOptions(split_file=pairs, **options)
+    except ValidationError as error:
+        raise invalid("build option", error, BuildOptions) from None
+
+
+def build_episodes(source: str, options: BuildOptions, storage: Path, split_from: str = "") -> tuple[Path, Manifest]:
     """Build the episode dataset of a source at `storage/datasets/<digest>`, or find it there.
 
     The source's listing (names, sizes and times of its files) and the options decide whether it was built before; a
     dataset that is damaged is built again.
+
+    Args:
+        source: location of the labelled examples.
+        options: of the build.
+        storage: where datasets are kept.
+        split_from: manifest of an older dataset, whose classes keep their splits; empty: none.
 
     Returns:
         the dataset's folder and its manifest.
@@ -26,6 +62,8 @@ def build_episodes(source: str, options: BuildOptions, storage: Path) -> tuple[P
     from metalearn_core.data.sources import open_source
 
     key = {"fingerprint": open_source(source).fingerprint(), "options": options.model_dump(mode="json")}
+    if split_from:
+        key["split_from"] = file_digest(Path(split_from))
     name = result_digest("build", key)
     record = storage / "builds" / f"{name}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +81,7 @@ def build_episodes(source: str, options: BuildOptions, storage: Path) -> tuple[P
                 return folder, manifest
         unfinished = storage / "builds" / name
         shutil.rmtree(unfinished, ignore_errors=True)
-        manifest = build_dataset(source, unfinished, options)
+        manifest = build_dataset(source, unfinished, options, split_from=Path(split_from) if split_from else None)
         folder = _move(unfinished, storage / "datasets" / manifest.digest, manifest)
         write_json(record, {"digest": manifest.digest, **key})
     return folder, manifest
@@ -67,18 +105,21 @@ def _move(built: Path, folder: Path, manifest: Manifest) -> Path:
     return folder
 
 
-def validate_episodes(dataset: Path, shapes: dict[str, tuple[int, int, int]], storage: Path) -> Path:
+def validate_episodes(
+    dataset: Path, dataset_digest: str, shapes: dict[Split, tuple[int, int, int]], storage: Path
+) -> Path:
     """Judge an episode dataset for the episodes that are asked of it; keep and return the folder of the verdict.
 
     Args:
         dataset: the dataset's folder.
+        dataset_digest: its digest.
         shapes: way, shot and query by split.
         storage: where the verdict is kept: `quality.json`, `suite.json`, `quality.html`.
 
     Raises:
         MetalearnError: a check that must pass did not; the line names the first, and where the page is.
     """
-    manifest = read_manifest(dataset)
+    manifest = read_dataset(dataset, dataset_digest)
 
     def make(folder: Path) -> None:
         from metalearn_core.data.dataset import EpisodeDataset

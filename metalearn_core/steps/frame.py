@@ -26,26 +26,26 @@ def pipeline_run_id() -> str:
 
 
 @contextmanager
-def step(name: str) -> Iterator[None]:
-    """Run the body as the step `name`.
+def step(name: str, subject: str = "") -> Iterator[None]:
+    """Run the body as the step `name`, about `subject` (a learner) where there are several of it.
 
     An expected failure (a `MetalearnError`, or the operating system's refusal) becomes one line on standard error, an
     `error` event and the outcome of the MLflow run, and ends the process with status 1. A programming error keeps its
     traceback in the step's log, and is reported in the same way.
     """
     end_with_owner()
-    emit("start", name)
+    emit("start", name, subject=subject)
     try:
         yield
     except Exception as error:
         if not isinstance(error, (MetalearnError, OSError)):
             traceback.print_exc()
         reason = one_line(error)
-        emit("error", name, text=reason)
+        emit("error", name, subject=subject, text=reason)
         sys.stderr.write(f"{name}: {reason}\n")
         _tag_failure(f"{name}: {reason}")
         raise SystemExit(1) from None
-    emit("done", name)
+    emit("done", name, subject=subject)
 
 
 def _tag_failure(reason: str) -> None:

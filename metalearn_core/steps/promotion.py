@@ -1,6 +1,5 @@
 """The last steps: select a learner, register its bundle, and let the gate decide on its promotion."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +36,6 @@ def select(evaluations: Sequence[Path]) -> Selection:
     return Selection(position, records[position]["training"]["learner"])
 
 
-def copy_result(folder: Path, destination: Path) -> None:
-    """Copy a result to where the engine wants an output artifact."""
-    shutil.copytree(folder, destination, dirs_exist_ok=True)
-
-
 def register(training: Path, evaluation: Path, model_name: str) -> "RegisteredVersion":
     """Register the selected bundle as a version of `model_name`, with the alias `candidate`; idempotent by its digest."""
     from metalearn_core import registry
@@ -58,7 +52,13 @@ def register(training: Path, evaluation: Path, model_name: str) -> "RegisteredVe
 
 
 def promote(
-    dataset: Path, model_name: str, version: str, request: EvaluationRequest, gate: Mapping[str, Any], decision: Path
+    dataset: Path,
+    dataset_digest: str,
+    model_name: str,
+    version: str,
+    request: EvaluationRequest,
+    gate: Mapping[str, Any],
+    decision: Path,
 ) -> bool:
     """Let the gate decide on a version, keep the decision in the file `decision`, and return whether it is the champion.
 

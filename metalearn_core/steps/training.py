@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from metalearn_core.data.manifest import Record, Split, read_manifest
+from metalearn_core.data.manifest import Record, Split
 from metalearn_core.errors import MetalearnError
 from metalearn_core.reuse import kept, result_digest
+from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.version import git_commit, package_version
 
 if TYPE_CHECKING:
-    from metalearn_core.learners import LearnerSpec
-    from metalearn_core.tracking import MetricBuffer
+    from metalearn_core.training.loop import TrainingPlan
 
 BUNDLE = "bundle"
 TRAINING = "training.json"
@@ -54,17 +54,20 @@ class EvaluationRequest(Record):
     seed: int = 0
 
 
-def child_name(item: Mapping[str, Any], request: TrainingRequest) -> str:
-    """Return the MLflow name of a learner's training: learner, its options, and the shape."""
+def child_name(item: Mapping[str, Any], shape: str) -> str:
+    """Return the MLflow name of a learner's training: learner, its options, and the shape of evaluation episodes."""
     options = " ".join(f"{name}={value}" for name, value in sorted(item["options"].items()))
-    return " ".join(filter(None, [item["learner"], options, f"{request.way}-way {request.shot}-shot"]))
+    return " ".join(filter(None, [item["learner"], options, shape]))
 
 
-def meta_train(dataset: Path, item: Mapping[str, Any], request: TrainingRequest, storage: Path) -> Path:
+def train_learner(
+    dataset: Path, dataset_digest: str, item: Mapping[str, Any], request: TrainingRequest, storage: Path
+) -> Path:
     """Meta-train one learner, or find its finished training; a training that was cut off goes on from its checkpoint.
 
     Args:
         dataset: the episode dataset's folder.
+        dataset_digest: its digest.
         item: the JSON form of a `LearnerSpec`.
         request: shapes, budget and seed.
         storage: where finished trainings and checkpoints are kept.
@@ -72,7 +75,7 @@ def meta_train(dataset: Path, item: Mapping[str, Any], request: TrainingRequest,
     Returns:
         a folder with the bundle in `bundle/` and what happened in `training.json`.
     """
-    digest = read_manifest(dataset).digest
+    digest = read_dataset(dataset, dataset_digest).digest
     key = {"dataset": digest, "learner": dict(item), "request": request.model_dump()}
     checkpoints = storage / "checkpoints" / result_digest("training", key)
 
@@ -96,7 +99,7 @@ def _train(
 
     spec = LearnerSpec.model_validate(item)
     dataset = EpisodeDataset.open(dataset_folder)
-    plan = training_plan(request)
+    plan = _plan(request)
     run_id = _child_run(item, request, dataset.digest)
     with tracking.MetricBuffer(run_id) as buffer:
         result = fit(spec, dataset, plan, checkpoint_dir=checkpoints, on_metrics=buffer.log)
@@ -121,6 +124,7 @@ def _train(
         {
             "learner": spec.learner,
             "item": spec.model_dump(mode="json"),
+            "request": request.model_dump(),
             "run_id": run_id,
             "bundle_digest": bundle_digest,
             "train_seconds": result.seconds,
@@ -133,6 +137,22 @@ def _train(
     )
 
 
+def _plan(request: TrainingRequest) -> "TrainingPlan":
+    from metalearn_core.training.loop import TrainingPlan
+
+    return TrainingPlan(
+        way=request.way,
+        shot=request.shot,
+        query=request.query,
+        train_way=request.train_way or None,
+        train_shot=request.train_shot or None,
+        train_query=request.train_query or None,
+        episodes=request.episodes or None,
+        seconds=request.seconds or None,
+        seed=request.seed,
+    )
+
+
 def _child_run(item: Mapping[str, Any], request: TrainingRequest, dataset_digest: str) -> str:
     from metalearn_core import tracking
 
@@ -141,7 +161,7 @@ def _child_run(item: Mapping[str, Any], request: TrainingRequest, dataset_digest
         raise MetalearnError(f"there is no MLflow run for pipeline run {pipeline_run_id()}: its first step makes it")
     return tracking.start_child(
         parent,
-        child_name(item, request),
+        child_name(item, f"{request.way}-way {request.shot}-shot"),
         tags={
             "learner": item["learner"],
             "dataset": dataset_digest,
@@ -151,12 +171,15 @@ def _child_run(item: Mapping[str, Any], request: TrainingRequest, dataset_digest
     )
 
 
-def evaluate_learner(dataset: Path, training: Path, request: EvaluationRequest, storage: Path) -> Path:
+def evaluate_learner(
+    dataset: Path, dataset_digest: str, training: Path, request: EvaluationRequest, storage: Path
+) -> Path:
     """Evaluate a trained learner on validation episodes, for selection, and on test episodes, for the report.
 
     Args:
         dataset: the episode dataset's folder.
-        training: what `meta_train` returned (or a copy of it).
+        dataset_digest: its digest.
+        training: what `train_learner` returned (or a copy of it).
         request: shape, number and seed of the episodes; inductive.
         storage: where evaluations are kept.
 
@@ -164,7 +187,7 @@ def evaluate_learner(dataset: Path, training: Path, request: EvaluationRequest, 
         a folder with `evaluation.json`: `training` (as recorded), `validation` and `test`.
     """
     record = read_json(training / TRAINING, "training")
-    digest = read_manifest(dataset).digest
+    digest = read_dataset(dataset, dataset_digest).digest
     key = {"dataset": digest, "bundle": record["bundle_digest"], "request": request.model_dump()}
 
     def make(folder: Path) -> None:

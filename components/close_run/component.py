@@ -1,0 +1,56 @@
+"""The last step: all that people look at is put on the MLflow run."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Input, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def close_run(
+    dataset_uri: str,
+    dataset_digest: str,
+    verdict: Input[Artifact],
+    evaluated: Input[list[Artifact]],
+    decision: Input[Artifact],
+    way: int,
+    shot: int,
+    command: str,
+    report: Output[HTML],
+    summary: Output[Artifact],
+) -> None:
+    """Complete the MLflow run: children for results that were kept, the dataset, the report, the outcome.
+
+    Args:
+        dataset_uri: where the dataset is.
+        dataset_digest: its digest.
+        verdict: on the dataset.
+        evaluated: one evaluation a learner.
+        decision: the gate's.
+        way: classes an episode.
+        shot: support examples a class.
+        command: the command that reproduces the run.
+        report: the run's report, one self-contained page.
+        summary: what the run came to, as JSON.
+    """
+    from pathlib import Path
+
+    from metalearn_core.events import emit
+    from metalearn_core.steps import run
+    from metalearn_core.steps.frame import step
+    from metalearn_core.storage import write_json
+
+    with step("close_run"):
+        result = run.close_run(
+            dataset=Path(dataset_uri),
+            dataset_digest=dataset_digest,
+            quality=Path(verdict.path),
+            evaluations=[Path(artifact.path) for artifact in evaluated],
+            decision=Path(decision.path),
+            way=way,
+            shot=shot,
+            command=command,
+            report=Path(report.path),
+        )
+        write_json(Path(summary.path), result)
+        emit("result", "close_run", summary=summary.path)

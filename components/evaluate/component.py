@@ -1,0 +1,51 @@
+"""The step that evaluates one trained learner."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input, Metrics, Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def evaluate(
+    dataset_uri: str,
+    dataset_digest: str,
+    trained: Input[Model],
+    way: int,
+    shot: int,
+    query: int,
+    eval_episodes: int,
+    eval_seed: int,
+    storage: str,
+    evaluated: Output[Artifact],
+    metrics: Output[Metrics],
+) -> None:
+    """Evaluate a learner on validation episodes, for selection, and on test episodes, for the report and the gate.
+
+    Args:
+        dataset_uri: where the dataset is.
+        dataset_digest: its digest.
+        trained: what `meta_train` made.
+        way: classes an episode.
+        shot: support examples a class.
+        query: query examples a class.
+        eval_episodes: how many episodes.
+        eval_seed: of the stream of episodes.
+        storage: where evaluations are kept.
+        evaluated: `evaluation.json`.
+        metrics: the accuracies with their half-widths.
+    """
+    from pathlib import Path
+
+    from metalearn_core.steps.frame import step
+    from metalearn_core.steps.training import EVALUATION, TRAINING, EvaluationRequest, evaluate_learner, result_metrics
+    from metalearn_core.storage import copy_folder, read_json
+
+    record = read_json(Path(trained.path) / TRAINING, "training")
+    with step("evaluate", record["learner"]):
+        request = EvaluationRequest(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
+        folder = evaluate_learner(Path(dataset_uri), dataset_digest, Path(trained.path), request, Path(storage))
+        copy_folder(folder, Path(evaluated.path))
+        results = read_json(folder / EVALUATION, "evaluation")
+        for name, value in result_metrics(record, results).items():
+            metrics.log_metric(name, value)

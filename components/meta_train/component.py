@@ -1,0 +1,67 @@
+"""The step that meta-trains one learner."""
+
+from kfp import dsl
+from kfp.dsl import Model, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def meta_train(
+    dataset_uri: str,
+    dataset_digest: str,
+    learner: str,
+    way: int,
+    shot: int,
+    query: int,
+    train_way: int,
+    train_shot: int,
+    train_query: int,
+    train_episodes: int,
+    train_seconds: float,
+    seed: int,
+    storage: str,
+    trained: Output[Model],
+) -> None:
+    """Meta-train one learner; a training that was cut off goes on, one that is finished is not done again.
+
+    Args:
+        dataset_uri: where the dataset is.
+        dataset_digest: its digest.
+        learner: JSON with learner, options, backbone and backbone_options.
+        way: classes an evaluation episode.
+        shot: support examples a class.
+        query: query examples a class.
+        train_way: classes a training episode; 0: as the learner's recipe wants.
+        train_shot: likewise, support examples a class.
+        train_query: likewise, query examples a class.
+        train_episodes: the training budget in episodes; 0: `train_seconds` decides.
+        train_seconds: the training budget in seconds; 0: `train_episodes` decides.
+        seed: of the initial weights and the stream of training episodes.
+        storage: where finished trainings and checkpoints are kept.
+        trained: the model in `bundle/`, and what happened in `training.json`.
+    """
+    import json
+    from pathlib import Path
+
+    from metalearn_core.steps.frame import step
+    from metalearn_core.steps.training import TrainingRequest, train_learner
+    from metalearn_core.storage import copy_folder
+
+    item = json.loads(learner)
+    with step("meta_train", item["learner"]):
+        request = TrainingRequest(
+            way=way,
+            shot=shot,
+            query=query,
+            train_way=train_way,
+            train_shot=train_shot,
+            train_query=train_query,
+            episodes=train_episodes,
+            seconds=train_seconds,
+            seed=seed,
+        )
+        folder = train_learner(Path(dataset_uri), dataset_digest, item, request, Path(storage))
+        copy_folder(folder, Path(trained.path))
+        trained.metadata["learner"] = item["learner"]
+        trained.metadata["dataset_digest"] = dataset_digest

@@ -1,0 +1,1 @@
+"""The component `open_run`."""

@@ -1,0 +1,54 @@
+"""The step in which the gate decides on promotion."""
+
+from typing import Any
+
+from kfp import dsl
+from kfp.dsl import Artifact, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote(
+    dataset_uri: str,
+    dataset_digest: str,
+    model_name: str,
+    version: str,
+    way: int,
+    shot: int,
+    query: int,
+    eval_episodes: int,
+    eval_seed: int,
+    gate: dict[str, Any],
+    decision: Output[Artifact],
+) -> bool:
+    """Compare a version with the champion on the same test episodes, and promote it where the gate's rules allow.
+
+    Args:
+        dataset_uri: where the dataset is.
+        dataset_digest: its digest.
+        model_name: the registered model's name.
+        version: the candidate.
+        way: classes an episode.
+        shot: support examples a class.
+        query: query examples a class.
+        eval_episodes: how many episodes.
+        eval_seed: of the stream of episodes.
+        gate: the rules, by the names of `GateRules`.
+        decision: the decision with its reasons and figures, as JSON.
+
+    Returns:
+        whether the version is the champion now.
+    """
+    from pathlib import Path
+
+    from metalearn_core.steps import promotion
+    from metalearn_core.steps.frame import step
+    from metalearn_core.steps.training import EvaluationRequest
+
+    with step("promote"):
+        request = EvaluationRequest(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
+        promoted = promotion.promote(
+            Path(dataset_uri), dataset_digest, model_name, version, request, gate, Path(decision.path)
+        )
+    return promoted

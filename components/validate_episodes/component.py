@@ -1,0 +1,53 @@
+"""The step that judges an episode dataset before anything is trained on it."""
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Output
+
+from components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def validate_episodes(
+    dataset_uri: str,
+    dataset_digest: str,
+    way: int,
+    shot: int,
+    query: int,
+    train_way: int,
+    train_shot: int,
+    train_query: int,
+    storage: str,
+    verdict: Output[Artifact],
+    page: Output[HTML],
+) -> None:
+    """Check with Great Expectations that a dataset is fit for the episodes asked of it; fail where it is not.
+
+    Args:
+        dataset_uri: where the dataset is.
+        dataset_digest: its digest.
+        way: classes an evaluation episode.
+        shot: support examples a class.
+        query: query examples a class.
+        train_way: classes a training episode; 0: as the learner's recipe wants.
+        train_shot: likewise, support examples a class.
+        train_query: likewise, query examples a class.
+        storage: where results are kept.
+        verdict: `quality.json` and the suite `suite.json`.
+        page: the verdict as a page.
+    """
+    import shutil
+    from pathlib import Path
+
+    from metalearn_core.steps import data
+    from metalearn_core.steps.frame import step
+
+    with step("validate_episodes"):
+        wanted = (way, shot, query)
+        shapes = {
+            "train": (train_way or way, train_shot or shot, train_query or 1),
+            "validation": wanted,
+            "test": wanted,
+        }
+        folder = data.validate_episodes(Path(dataset_uri), dataset_digest, shapes, Path(storage))
+        shutil.copytree(folder, verdict.path, dirs_exist_ok=True)
+        shutil.copyfile(folder / "quality.html", page.path)
