@@ -1,0 +1,345 @@
+"""Runs in MLflow: one parent run a pipeline run, a child run for each learner, and what a person compares them by.
+
+Every function works on the server or database that MLFLOW_TRACKING_URI names, and raises `MetalearnError`, one line
+that names it, when that does not answer.
+"""
+
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from metalearn_core.data.manifest import SPLITS, Manifest
+from metalearn_core.errors import MetalearnError
+from metalearn_core.metric_buffer import METRICS_A_CALL, MetricBuffer
+from metalearn_core.tracking_server import (
+    DEFAULT_EXPERIMENT,
+    client,
+    experiment_id,
+    explained,
+    is_missing,
+    lock,
+    prepare,
+    shown,
+    tracking_uri,
+)
+from metalearn_core.version import git_commit, package_version
+
+__all__ = [
+    "DEFAULT_EXPERIMENT",
+    "LearnerResult",
+    "MetricBuffer",
+    "RunSummary",
+    "find_parent_run",
+    "list_runs",
+    "log_artifact",
+    "log_dataset",
+    "log_metrics",
+    "open_parent_run",
+    "prepare",
+    "set_outcome",
+    "start_child",
+    "tag_run",
+]
+
+PIPELINE_RUN_TAG = "kfp.pipeline_run_id"  # the name that KFP's own MLflow plugin uses
+PARENT_TAG = "mlflow.parentRunId"
+ROLE_TAG = "metalearn.role"
+LEARNER_TAG = "learner"
+DATASET_TAG = "dataset"
+SHAPE_TAG = "shape"
+REASON_TAG = "metalearn.reason"
+CACHED_TAG = "cached_from"
+ATTACHED_VARIABLE = "MLFLOW_RUN_ID"
+
+_LONGEST_PARAMETER = 6000
+_LONGEST_TAG = 5000
+_LONGEST_KEY = 250
+_PARAMETERS_A_CALL = 100
+_TAGS_A_CALL = 100
+
+
+@dataclass(frozen=True)
+class LearnerResult:
+    """What one learner of a pipeline run reached: fractions of the test queries, None where it got no figure."""
+
+    run_id: str
+    learner: str
+    accuracy: float | None
+    ci95: float | None
+    shape: str
+    cached_from: str | None
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One pipeline run, as `metalearn runs` lists it. `status` is MLflow's word; `reason` says why it failed."""
+
+    run_id: str
+    name: str
+    status: str
+    start: datetime
+    seconds: float | None
+    dataset: str
+    reason: str
+    results: tuple[LearnerResult, ...]
+
+
+def open_parent_run(
+    experiment: str,
+    pipeline_run_id: str,
+    name: str,
+    params: Mapping[str, Any] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> str:
+    """Return the id of the run of a pipeline run, made where there is none.
+
+    MLFLOW_RUN_ID, which KFP's plugin sets, wins: that run is used, whatever its experiment. Next comes a run that is
+    tagged with the pipeline run's id. Two processes that ask at once get the same run.
+
+    Args:
+        experiment: the name of the experiment that a new run is made in.
+        pipeline_run_id: KFP's id of the pipeline run.
+        name: of a new run.
+        params: nested configuration; logged flat as `cfg/…`, values cut at 6,000 characters.
+        tags: further tags, beside the version, the git commit and the pipeline run's id.
+    """
+    every_tag = {ROLE_TAG: "pipeline", PIPELINE_RUN_TAG: pipeline_run_id, **_code_tags(), **(tags or {})}
+    with lock("parent run"), explained():
+        run_id = find_parent_run(pipeline_run_id)
+        if run_id is None:
+            run = client().create_run(experiment_id(experiment), run_name=name, tags=_cut_tags(every_tag))
+            run_id = str(run.info.run_id)
+        else:
+            tag_run(run_id, every_tag)
+        _log_params(run_id, params or {})
+    return run_id
+
+
+def find_parent_run(pipeline_run_id: str) -> str | None:
+    """Return the id of the run of a pipeline run: MLFLOW_RUN_ID where set, else the one tagged with its id, or None.
+
+    Raises:
+        MetalearnError: MLFLOW_RUN_ID names no run of this tracking server.
+    """
+    mlflow_client = client()
+    attached = os.environ.get(ATTACHED_VARIABLE)
+    with explained():
+        if attached:
+            return _existing(mlflow_client, attached)
+        experiments = [experiment.experiment_id for experiment in mlflow_client.search_experiments()]
+        quoted = pipeline_run_id.replace("'", "")
+        runs = mlflow_client.search_runs(
+            experiments,
+            f"tags.`{PIPELINE_RUN_TAG}` = '{quoted}' and tags.`{ROLE_TAG}` = 'pipeline'",
+            max_results=1,
+            order_by=["attributes.start_time ASC"],
+        )
+    return str(runs[0].info.run_id) if runs else None
+
+
+def _existing(mlflow_client: Any, run_id: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(mlflow_client.get_run(run_id).info.run_id)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        raise MetalearnError(f"{ATTACHED_VARIABLE}: there is no run {run_id} at {shown(tracking_uri())}") from None
+
+
+def start_child(
+    parent_id: str, name: str, tags: Mapping[str, str] | None = None, params: Mapping[str, Any] | None = None
+) -> str:
+    """Make a run below another, and return its id.
+
+    Args:
+        parent_id: the run of the pipeline run.
+        name: of the child, as MLflow's page shows it: the learner.
+        tags: such as `LEARNER_TAG`, `DATASET_TAG`, `SHAPE_TAG`, `CACHED_TAG`.
+        params: nested configuration; logged flat as `cfg/…`.
+    """
+    mlflow_client = client()
+    every_tag = {ROLE_TAG: "learner", PARENT_TAG: parent_id, **_code_tags(), **(tags or {})}
+    with explained():
+        parent = mlflow_client.get_run(parent_id)
+        run = mlflow_client.create_run(parent.info.experiment_id, run_name=name, tags=_cut_tags(every_tag))
+        run_id = str(run.info.run_id)
+        _log_params(run_id, params or {})
+    return run_id
+
+
+def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags on a run."""
+    from mlflow.entities import RunTag
+
+    entities = [RunTag(key, value) for key, value in _cut_tags(tags).items()]
+    mlflow_client = client()
+    with explained():
+        for part in _parts(entities, _TAGS_A_CALL):
+            mlflow_client.log_batch(run_id, tags=part)
+
+
+def log_dataset(run_id: str, manifest: Manifest, uri: str, context: str = "train") -> None:
+    """Say on a run which dataset it used, by the digest of its manifest.
+
+    Args:
+        run_id: the run.
+        manifest: of the episode dataset.
+        uri: where the dataset lies.
+        context: what it was used for: `train`, `test`, …
+    """
+    mlflow_client = client()
+    from mlflow.data.dataset_source_registry import resolve_dataset_source
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has two names for a local folder, and says so
+        described = MetaDataset(
+            resolve_dataset_source(uri), name=f"episodes-{manifest.digest[:12]}", digest=manifest.digest
+        )
+    fields = described.to_dict()
+    profile = {
+        "examples": sum(entry.count for entry in manifest.classes),
+        "classes": {split: len(manifest.of_split(split)) for split in SPLITS},
+    }
+    dataset = Dataset(
+        fields["name"], fields["digest"], fields["source_type"], fields["source"], profile=json.dumps(profile)
+    )
+    with explained():
+        mlflow_client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
+        mlflow_client.set_tag(run_id, DATASET_TAG, manifest.digest)
+
+
+def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+    """Log figures of a run at one step; what MLflow refuses in a name (as a domain's may hold) becomes an underscore.
+
+    What is logged step after step goes through a `MetricBuffer` instead.
+    """
+    mlflow_client = client()
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    entities = [Metric(_key(name), float(value), now, step) for name, value in metrics.items()]
+    with explained():
+        for part in _parts(entities, METRICS_A_CALL):
+            mlflow_client.log_batch(run_id, metrics=part)
+
+
+def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
+    """Keep a file, or a folder with all that is in it, as an artifact of a run.
+
+    Args:
+        run_id: the run.
+        path: of the file or folder; a folder keeps its name.
+        folder: below the run's artifacts; None is their root.
+
+    Raises:
+        MetalearnError: there is no such file, or it cannot be written where the artifacts lie.
+    """
+    if not path.exists():
+        raise MetalearnError(f"artifact: there is no {path}")
+    mlflow_client = client()
+    with explained():
+        if path.is_dir():
+            mlflow_client.log_artifacts(run_id, str(path), "/".join(part for part in (folder, path.name) if part))
+        else:
+            mlflow_client.log_artifact(run_id, str(path), folder)
+
+
+def set_outcome(run_id: str, status: Literal["FINISHED", "FAILED"], reason: str = "") -> None:
+    """End a run with its status, and tag it with the reason in one line."""
+    tag_run(run_id, {REASON_TAG: " ".join(reason.split())})
+    mlflow_client = client()
+    with explained():
+        mlflow_client.set_terminated(run_id, status)
+
+
+def list_runs(limit: int = 20, experiment: str = DEFAULT_EXPERIMENT) -> tuple[RunSummary, ...]:
+    """Return the latest pipeline runs of an experiment, newest first, with each learner's figures on test episodes."""
+    mlflow_client = client()
+    with explained():
+        found = mlflow_client.get_experiment_by_name(experiment)
+        if found is None:
+            return ()
+        identity = [found.experiment_id]
+        newest = ["attributes.start_time DESC"]
+        runs = mlflow_client.search_runs(
+            identity, f"tags.`{ROLE_TAG}` = 'pipeline'", max_results=limit, order_by=newest
+        )
+        return tuple(_summary(run, _children(mlflow_client, identity, run.info.run_id)) for run in runs)
+
+
+def _children(mlflow_client: Any, experiments: list[str], parent_id: str) -> list[Any]:
+    query = f"tags.`{PARENT_TAG}` = '{parent_id}' and tags.`{ROLE_TAG}` = 'learner'"
+    return list(mlflow_client.search_runs(experiments, query, order_by=["attributes.start_time ASC"]))
+
+
+def _summary(run: Any, children: list[Any]) -> RunSummary:
+    start, end, tags = run.info.start_time, run.info.end_time, run.data.tags
+    return RunSummary(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        status=run.info.status,
+        start=datetime.fromtimestamp(start / 1000, UTC),
+        seconds=(end - start) / 1000 if end else None,
+        dataset=tags.get(DATASET_TAG, ""),
+        reason=tags.get(REASON_TAG, ""),
+        results=tuple(
+            LearnerResult(
+                run_id=child.info.run_id,
+                learner=child.data.tags.get(LEARNER_TAG, child.info.run_name),
+                accuracy=child.data.metrics.get("test/accuracy"),
+                ci95=child.data.metrics.get("test/ci95"),
+                shape=child.data.tags.get(SHAPE_TAG, ""),
+                cached_from=child.data.tags.get(CACHED_TAG),
+            )
+            for child in children
+        ),
+    )
+
+
+def _code_tags() -> dict[str, str]:
+    return {"metalearn.version": package_version(), "mlflow.source.git.commit": git_commit()}
+
+
+def _log_params(run_id: str, params: Mapping[str, Any]) -> None:
+    """Log parameters that the run does not have yet: MLflow lets none change, and a repeated step brings them again."""
+    from mlflow.entities import Param
+
+    mlflow_client = client()
+    present = mlflow_client.get_run(run_id).data.params
+    entities = [Param(name, value) for name, value in _flat("cfg", params) if name not in present]
+    for part in _parts(entities, _PARAMETERS_A_CALL):
+        mlflow_client.log_batch(run_id, params=part)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(f"{prefix}/{name}", inner)
+    elif not isinstance(value, Mapping):
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        yield _key(prefix), text[:_LONGEST_PARAMETER]
+
+
+def _key(name: str) -> str:
+    """Return a name with what MLflow refuses in a key replaced, and no empty, `.` or `..` between its slashes."""
+    parts = [re.sub(r"[^\w.\- ]", "_", part, flags=re.ASCII) for part in name.split("/")]
+    return "/".join("_" if part in {"", ".", ".."} else part for part in parts)[:_LONGEST_KEY]
+
+
+def _cut_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name[:_LONGEST_KEY]: str(value)[:_LONGEST_TAG] for name, value in tags.items()}
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[first : first + size] for first in range(0, len(items), size))

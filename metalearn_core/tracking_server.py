@@ -1,0 +1,246 @@
+"""The connection to the MLflow server or database: prepared once, quiet, and with errors of one line."""
+
+import hashlib
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from metalearn_core.errors import MetalearnError, UsageError
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+DEFAULT_EXPERIMENT = "metalearn"
+_SQLITE = "sqlite:///"
+_PATIENCE = {  # MLflow's own defaults keep a process waiting for four minutes and more
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+}
+_IMPATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+}
+_UNREACHABLE = re.compile(
+    r"API request to .* failed with exception|Max retries exceeded|Connection refused|timed out|unable to open database"
+)
+
+
+def tracking_uri() -> str:
+    """Return where tracking goes: MLFLOW_TRACKING_URI.
+
+    Raises:
+        UsageError: it is not set. There is no default here: the command line sets one from its work directory.
+    """
+    uri = os.environ.get(URI_VARIABLE)
+    if not uri:
+        raise UsageError(
+            f"{URI_VARIABLE} is not set: name a tracking server (http://…) or database (sqlite:///…/mlflow.db)"
+        )
+    return uri
+
+
+def shown(uri: str) -> str:
+    """Return a URI without the user name and password that it may hold, fit for messages and logs."""
+    return re.sub(r"//[^/@]*@", "//", uri)
+
+
+def quiet_mlflow() -> Any:
+    """Import MLflow, and return it, without its telemetry, advice and progress bars."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import mlflow
+    for name in ("mlflow", "alembic", "sqlalchemy", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return mlflow
+
+
+def client(uri: str | None = None) -> Any:
+    """Return an `MlflowClient` of the tracking URI, which is also its registry."""
+    uri = uri or tracking_uri()
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    with explained(uri):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def explained(uri: str | None = None) -> Iterator[None]:
+    """Turn what MLflow and its database raise inside the block into a `MetalearnError` of one line."""
+    quiet_mlflow()
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        if isinstance(error, OSError) and not type(error).__module__.startswith("requests"):
+            raise  # a full disk, no permission: these name their file themselves
+        where = shown(uri or tracking_uri())
+        text = " ".join(shown(str(error)).split())
+        if _UNREACHABLE.search(text):
+            raise MetalearnError(f"tracking server {where} does not answer: {_reason(text)}") from None
+        raise MetalearnError(f"tracking server {where}: {text[:300]}") from None
+
+
+def is_missing(error: BaseException) -> bool:
+    """Return whether an MLflow exception says that what was asked for does not exist."""
+    code = getattr(error, "error_code", "")
+    return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "not found" in str(error))
+
+
+def _reason(text: str) -> str:
+    for pattern, reason in (
+        (r"Connection refused", "connection refused; is it running?"),
+        (r"timed out", "no answer in time; is the address right?"),
+        (r"Name or service not known|NameResolutionError|getaddrinfo", "its host name is not known"),
+        (r"unable to open database", "the database file cannot be opened"),
+        (r"too many (\d+) error responses", "it answers with server errors"),
+    ):
+        if re.search(pattern, text):
+            return reason
+    return text[:200]
+
+
+@contextmanager
+def lock(purpose: str, uri: str | None = None, timeout_s: float = 600) -> Iterator[None]:
+    """Hold a lock against other processes that use the same tracking URI for the same purpose.
+
+    For a sqlite database the lock lies beside it. For a server it holds between the processes of this machine only.
+
+    Raises:
+        MetalearnError: another process still holds it after `timeout_s` seconds.
+    """
+    uri = uri or tracking_uri()
+    database = sqlite_path(uri)
+    if database:
+        path = database.with_name(f".{database.name}.{_file_name(purpose)}.lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    else:
+        key = hashlib.sha256(f"{uri}\0{os.getuid()}".encode()).hexdigest()[:16]
+        path = Path(tempfile.gettempdir()) / f"metalearn-{key}-{_file_name(purpose)}.lock"
+    try:
+        with FileLock(path, timeout=timeout_s):
+            yield
+    except Timeout:
+        raise MetalearnError(
+            f"{purpose}: another process has been at it for {timeout_s:.0f} seconds ({path}); try again when it is done"
+        ) from None
+
+
+def _file_name(purpose: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", purpose)[:60]
+    return f"{plain}-{hashlib.sha256(purpose.encode()).hexdigest()[:8]}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """Return the database file of a sqlite URI; None for anything else."""
+    if not uri.startswith("sqlite:"):
+        return None
+    return Path(uri.removeprefix(_SQLITE).partition("?")[0])
+
+
+def prepare(uri: str, artifact_root: Path | None = None, experiment: str = DEFAULT_EXPERIMENT) -> str:
+    """Make sure that tracking at `uri` works, and return the id of the experiment, made where it is missing.
+
+    A sqlite database is made, or migrated to this MLflow's schema, while a lock keeps other processes away; later ones
+    find it ready. A server is asked once, and must answer within ten seconds.
+
+    Args:
+        uri: sqlite:///…, http(s)://…, or whatever else MLflow takes.
+        artifact_root: where the artifacts of a new experiment go; None leaves it to the server.
+        experiment: its name.
+
+    Raises:
+        MetalearnError: nothing answers there, the folder cannot be written, or the experiment was deleted.
+    """
+    database = sqlite_path(uri)
+    if uri.startswith("file:") or ("://" not in uri and database is None):
+        raise UsageError(f"tracking URI {uri!r}: MLflow no longer keeps runs in files; use sqlite:///{uri}/mlflow.db")
+    quiet_mlflow()
+    with lock("prepare", uri):
+        if database:
+            _migrate(uri, database)
+        with _environment(_IMPATIENCE):
+            return experiment_id(experiment, artifact_root, uri)
+
+
+def experiment_id(name: str, artifact_root: Path | None = None, uri: str | None = None) -> str:
+    """Return the id of the experiment `name`, made where it is missing."""
+    uri = uri or tracking_uri()
+    mlflow_client = client(uri)
+    with explained(uri):
+        found = mlflow_client.get_experiment_by_name(name)
+        if found is None:
+            # The client of a local database reports a relative default location: ours is absolute.
+            location = (artifact_root / name).absolute().as_uri() if artifact_root else None
+            return str(_create(mlflow_client, name, location))
+    if found.lifecycle_stage == "deleted":
+        raise MetalearnError(
+            f"experiment {name!r} was deleted at {shown(uri)}: restore it there (mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}), or give another name"
+        )
+    return str(found.experiment_id)
+
+
+def _create(mlflow_client: Any, name: str, location: str | None) -> str:
+    """Create the experiment, unless another process has just done so."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(mlflow_client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        found = mlflow_client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _migrate(uri: str, database: Path) -> None:
+    """Bring a sqlite database to the schema of the installed MLflow; a new one is made by MLflow itself."""
+    database.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(database if database.exists() else database.parent, os.W_OK):
+        raise MetalearnError(f"tracking database {database}: no permission to write there")
+    if not database.exists() or database.stat().st_size == 0:
+        return
+    from mlflow.store.db import utils
+
+    with explained(uri):
+        engine = utils.create_sqlalchemy_engine(uri)
+        try:
+            if utils._get_schema_version(engine) != utils._get_latest_schema_revision():
+                utils._upgrade_db(engine)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            raise MetalearnError(
+                f"tracking database {database} cannot be brought to the schema of the installed MLflow: {text}"
+            ) from None
+        finally:
+            engine.dispose()
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set environment variables for the length of the block: MLflow reads these at each request."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
