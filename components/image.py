@@ -6,7 +6,7 @@ REPOSITORY = "metalearn-python"
 
 
 def default_image() -> str:
-    """Return the image's name; its tag holds the version and the digest of the core's sources, so it never means two things."""
+    """Return the image's name; its tag, version and digest of the core's sources, never means two things."""
     return f"{REPOSITORY}:{package_version()}-{source_digest()}"
 
 

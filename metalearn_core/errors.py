@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class MetalearnError(Exception):
-    """An expected failure: bad data, a damaged file, a service that does not answer. Shown as one line, exit status 1."""
+    """An expected failure: bad data, a damaged file, a service that is away. Shown as one line, exit status 1."""
 
     exit_status = 1
 

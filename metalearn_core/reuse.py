@@ -1,7 +1,8 @@
 """Results that are kept by what they were made from, verified before each use, and made once.
 
 A result is a folder. Its key holds everything that decides its content: inputs by digest, options, and the digest of
-the core's sources. KFP's cache is not used for this: its key knows neither the imported code nor what lies behind a path.
+the core's sources. KFP's cache is not used for this: its key knows neither the imported code nor what lies behind a
+path.
 """
 
 import shutil

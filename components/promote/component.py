@@ -48,7 +48,6 @@ def promote(
 
     with step("promote"):
         request = EvaluationRequest(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
-        promoted = promotion.promote(
+        return promotion.promote(
             Path(dataset_uri), dataset_digest, model_name, version, request, gate, Path(decision.path)
         )
-    return promoted

@@ -88,7 +88,7 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
 
 
 def _move(built: Path, folder: Path, manifest: Manifest) -> Path:
-    """Move a built dataset to its digest's place; the same dataset, built from elsewhere, may stand there and be whole."""
+    """Move a built dataset to its digest's place; the same one, built from elsewhere, may stand there and be whole."""
     from metalearn_core.data.dataset import verify_shards
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def select(evaluations: Sequence[Path]) -> Selection:
 
 
 def register(training: Path, evaluation: Path, model_name: str) -> "RegisteredVersion":
-    """Register the selected bundle as a version of `model_name`, with the alias `candidate`; idempotent by its digest."""
+    """Register the selected bundle as a version of `model_name`, alias `candidate`; idempotent by its digest."""
     from metalearn_core import registry
 
     record = read_json(training / TRAINING, "training")
@@ -60,7 +60,7 @@ def promote(
     gate: Mapping[str, Any],
     decision: Path,
 ) -> bool:
-    """Let the gate decide on a version, keep the decision in the file `decision`, and return whether it is the champion.
+    """Let the gate decide on a version, write the file `decision`, and return whether it is the champion now.
 
     A version that is the champion already is a success: nothing is evaluated, and nothing is counted as a look.
     """

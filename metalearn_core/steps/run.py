@@ -8,8 +8,8 @@ from typing import Any
 from metalearn_core import tracking
 from metalearn_core.data.manifest import SPLITS, Manifest
 from metalearn_core.errors import MetalearnError
-from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.data import read_dataset
+from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.training import EVALUATION, child_name, result_metrics
 from metalearn_core.storage import read_json
 

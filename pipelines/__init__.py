@@ -1,0 +1,1 @@
+"""The pipeline, where it runs, and the command line `metalearn`."""

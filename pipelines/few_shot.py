@@ -1,0 +1,216 @@
+"""The pipeline: from a source of labelled examples to a gated promotion."""
+
+from collections.abc import Callable
+from typing import Any
+
+from kfp import dsl
+
+from components.build_episodes.component import build_episodes
+from components.close_run.component import close_run
+from components.evaluate.component import evaluate
+from components.image import IMAGE
+from components.meta_train.component import meta_train
+from components.open_run.component import open_run
+from components.promote.component import promote
+from components.register.component import register
+from components.select_learner.component import select_learner
+from components.validate_episodes.component import validate_episodes
+from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
+
+NAME = "few-shot"
+DEFAULT_LEARNERS = [
+    '{"learner": "protonet", "options": {}, "backbone": "conv4", "backbone_options": {}}',
+    '{"learner": "maml", "options": {}, "backbone": "conv4", "backbone_options": {}}',
+    '{"learner": "transfer", "options": {}, "backbone": "conv4", "backbone_options": {}}',
+]
+TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
+
+
+def few_shot_pipeline(
+    *, image: str = IMAGE, parallelism: int = 0, tracking_uri: str | None = None, run_id_by_label: bool = True
+) -> Any:
+    """Return the pipeline for one engine.
+
+    Args:
+        image: in which every step runs.
+        parallelism: how many learners are trained at a time; 0: as many as the engine can.
+        tracking_uri: of the MLflow server, put into every step's environment; None: the environment has it.
+        run_id_by_label: each step reads its pipeline run's id from its pod's label, as on Kubernetes; otherwise the
+            environment has it.
+    """
+
+    def placed(task: dsl.PipelineTask) -> dsl.PipelineTask:
+        """Give a task what every step has. KFP's cache is off: the steps keep their results themselves, by content."""
+        task.set_container_image(image)
+        task.set_caching_options(False)
+        if tracking_uri:
+            task.set_env_variable(TRACKING_VARIABLE, tracking_uri)
+        if run_id_by_label:
+            from kfp import kubernetes
+
+            kubernetes.use_field_path_as_env(task, PIPELINE_RUN_VARIABLE, "metadata.labels['pipeline/runid']")
+        return task
+
+    return _define(placed, parallelism)
+
+
+def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism: int) -> Any:
+    @dsl.pipeline(
+        name=NAME,
+        description="Episode dataset, meta-training of several learners, evaluation, selection, registration, promotion.",
+    )
+    def few_shot(
+        source: str = "glyphs",
+        storage: str = "/tmp/metalearn",  # noqa: S108  an engine that shares no folder overrides it
+        learners: list[str] = DEFAULT_LEARNERS,  # noqa: B006  KFP reads it once
+        way: int = 5,
+        shot: int = 1,
+        query: int = 15,
+        train_way: int = 0,
+        train_shot: int = 0,
+        train_query: int = 0,
+        train_episodes: int = 0,
+        train_seconds: float = 35.0,
+        eval_episodes: int = 1000,
+        eval_seed: int = 0,
+        seed: int = 0,
+        image_size: int = 28,
+        color: str = "auto",
+        split_by: str = "auto",
+        split_file: str = "",
+        split_from: str = "",
+        ratios: list[float] = [0.7, 0.15, 0.15],  # noqa: B006
+        split_seed: int = 0,
+        rotations: str = "train",
+        min_examples: int = 1,
+        max_unreadable: float = 0.05,
+        experiment: str = "few-shot",
+        model_name: str = "few-shot",
+        gate: dict[str, Any] = {},  # noqa: B006
+        command: str = "",
+    ) -> None:
+        """Train several learners on one source, and promote the best when it beats the champion.
+
+        Args:
+            source: `glyphs`, a folder of images, or a Parquet file or folder.
+            storage: where datasets, results and checkpoints are kept.
+            learners: JSON of each learner: learner, options, backbone, backbone_options.
+            way: classes an evaluation episode.
+            shot: support examples a class.
+            query: query examples a class.
+            train_way: classes a training episode; 0: as each learner's recipe wants.
+            train_shot: likewise, support examples a class.
+            train_query: likewise, query examples a class.
+            train_episodes: the training budget of each learner in episodes; 0: train_seconds decides.
+            train_seconds: the training budget of each learner in seconds; 0: train_episodes decides.
+            eval_episodes: evaluation episodes on each of validation and test.
+            eval_seed: of the stream of evaluation episodes.
+            seed: of the initial weights and the stream of training episodes.
+            image_size: height and width of the stored images, in pixels.
+            color: `grey`, `rgb`, or `auto`.
+            split_by: `class`, `domain`, or `auto`.
+            split_file: CSV with the columns class and split; overrides split_by.
+            split_from: manifest of an older dataset, whose classes keep their splits.
+            ratios: shares of the classes for train, validation and test.
+            split_seed: which classes go where.
+            rotations: splits in which quarter turns are further classes: `train`, `all` or `none`.
+            min_examples: classes with fewer examples are left out.
+            max_unreadable: the largest share of unreadable files that is put up with.
+            experiment: MLflow experiment.
+            model_name: name of the registered model.
+            gate: rules of promotion, by the names of `GateRules`.
+            command: the command that reproduces the run, for the report.
+        """
+        shape = {"way": way, "shot": shot, "query": query}
+        train_shape = {"train_way": train_way, "train_shot": train_shot, "train_query": train_query}
+        episodes = {**shape, "eval_episodes": eval_episodes, "eval_seed": eval_seed}
+        opened = placed(
+            open_run(
+                experiment=experiment,
+                source=source,
+                learners=learners,
+                **shape,
+                train_episodes=train_episodes,
+                train_seconds=train_seconds,
+                eval_episodes=eval_episodes,
+                seed=seed,
+                model_name=model_name,
+            )
+        )
+        built = placed(
+            build_episodes(
+                source=source,
+                storage=storage,
+                image_size=image_size,
+                color=color,
+                split_by=split_by,
+                split_file=split_file,
+                split_from=split_from,
+                ratios=ratios,
+                split_seed=split_seed,
+                rotations=rotations,
+                min_examples=min_examples,
+                max_unreadable=max_unreadable,
+            )
+        ).after(opened)
+        dataset = {
+            "dataset_uri": built.outputs["dataset_uri"],
+            "dataset_digest": built.outputs["dataset_digest"],
+        }
+        validated = placed(validate_episodes(**dataset, **shape, **train_shape, storage=storage))
+        with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
+            trained = placed(
+                meta_train(
+                    **dataset,
+                    learner=learner,
+                    **shape,
+                    **train_shape,
+                    train_episodes=train_episodes,
+                    train_seconds=train_seconds,
+                    seed=seed,
+                    storage=storage,
+                )
+            ).after(validated)
+            evaluated = placed(
+                evaluate(**dataset, trained=trained.outputs["trained"], **episodes, storage=storage)
+            )
+        selected = placed(
+            select_learner(trained=dsl.Collected(trained.outputs["trained"]), evaluated=dsl.Collected(evaluated.outputs["evaluated"]))
+        )
+        registered = placed(
+            register(
+                model_name=model_name,
+                selected=selected.outputs["selected"],
+                evaluation=selected.outputs["evaluation"],
+            )
+        )
+        promoted = placed(
+            promote(**dataset, model_name=model_name, version=registered.output, **episodes, gate=gate)
+        )
+        placed(
+            close_run(
+                **dataset,
+                verdict=validated.outputs["verdict"],
+                evaluated=dsl.Collected(evaluated.outputs["evaluated"]),
+                decision=promoted.outputs["decision"],
+                way=way,
+                shot=shot,
+                command=command,
+            )
+        )
+
+    return few_shot
+
+
+def compile_pipeline(path: str, *, kubernetes_manifest: bool = False) -> None:
+    """Write the pipeline as YAML: KFP's intermediate representation, or Kubernetes objects of `pipelines.kubeflow.org`."""
+    from kfp.compiler import Compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    options = KubernetesManifestOptions(pipeline_name=NAME) if kubernetes_manifest else None
+    Compiler().compile(
+        few_shot_pipeline(),
+        path,
+        kubernetes_manifest_format=kubernetes_manifest,
+        kubernetes_manifest_options=options,
+    )
