@@ -1,1 +1,46 @@
-"""Networks that embed examples, written as pure functions of their weights."""
+"""Backbones by name: what embeds an example as a feature vector."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field
+
+from metalearn_core.backbones.contract import Backbone
+from metalearn_core.backbones.conv4 import Conv4
+from metalearn_core.backbones.mlp import MLP
+from metalearn_core.backbones.options import parse_options
+from metalearn_core.data.manifest import DatasetSpec, Record
+from metalearn_core.errors import UsageError, unknown
+
+BACKBONES: dict[str, type[Backbone]] = {"conv4": Conv4, "mlp": MLP}
+
+
+class BackboneSpec(Record):
+    """A backbone by name, with the options that differ from its defaults."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+def backbone_class(name: str) -> type[Backbone]:
+    """Return the backbone called `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in BACKBONES:
+        raise unknown("backbone", name, BACKBONES)
+    return BACKBONES[name]
+
+
+def make_backbone(name: str, spec: DatasetSpec, options: Mapping[str, Any]) -> Backbone:
+    """Return a backbone for the examples of `spec`, initialised by torch's global generator.
+
+    Raises:
+        UsageError: an unknown backbone or option, a bad value, or examples that the backbone does not take.
+    """
+    kind = backbone_class(name)
+    config = parse_options(kind.Config, options, name)
+    if spec.modality not in kind.modalities:
+        raise UsageError(f"{name} takes {' or '.join(kind.modalities)} examples, got {spec.modality}: try backbone=mlp")
+    return kind(spec, config)

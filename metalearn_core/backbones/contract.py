@@ -2,11 +2,24 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
+import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from metalearn_core.data.manifest import DatasetSpec
 
 Weights = Mapping[str, Tensor]
 Statistics = Mapping[str, Tensor]
+
+MOMENTUM = 0.1
+
+
+class BackboneConfig(BaseModel):
+    """The options of a backbone; each one's own `Config` declares them, with defaults and descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Backbone(nn.Module, ABC):
@@ -15,28 +28,75 @@ class Backbone(nn.Module, ABC):
     Its parameters are the shared (meta-)weights; its buffers, named like the statistics, the running statistics of
     its batch norms, which metric learners use when inductive.
 
+    Args:
+        spec: of the dataset whose examples it embeds.
+        config: of the backbone's own `Config` type.
+
     Attributes:
         feature_size: d, the size of a feature vector.
     """
 
+    Config: ClassVar[type[BackboneConfig]]
+    modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
     feature_size: int
 
+    def __init__(self, spec: DatasetSpec, config: BackboneConfig) -> None:
+        super().__init__()
+        self.spec, self.config = spec, config
+
     @abstractmethod
-    def embed(
-        self, weights: Weights, x: Tensor, statistics: Statistics | None = None
-    ) -> tuple[Tensor, Statistics]:
+    def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
+        """Do what `embed` says, for all groups at once."""
+
+    def embed(self, weights: Weights, x: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
         """Embed g groups of n examples each; a group is what a batch norm takes its statistics over.
+
+        On a CPU the groups run one after the other: grouped kernels are slower there than the plain ones in turn.
 
         Args:
             weights: by the names of `named_parameters()`. A weight may have a leading dimension g: each group its own.
             x: (g, n, *x) standardised examples.
-            statistics: batch-norm statistics to use; None: those of each group of x itself.
+            statistics: batch-norm statistics to use, each (g, channels) or (1, channels); None: those of each group
+                of x itself.
 
         Returns:
             features (g, n, d), and the statistics that were used: for each batch norm `<name>.mean` and `<name>.var`
             (biased), each (g, channels); differentiable.
         """
+        groups = x.shape[0]
+        if groups == 1:
+            return self.embed_groups(weights, x, statistics)
+        if statistics is not None and self._shared(weights) and all(len(value) == 1 for value in statistics.values()):
+            features, _ = self.embed_groups(weights, x.flatten(0, 1).unsqueeze(0), statistics)
+            used = {name: value.expand(groups, -1) for name, value in statistics.items()}
+            return features[0].unflatten(0, (groups, -1)), used
+        if x.device.type != "cpu":
+            return self.embed_groups(weights, x, statistics)
+        parts = [self._embed_one(weights, x, statistics, group) for group in range(groups)]
+        used = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
+        return torch.cat([part[0] for part in parts]), used
 
     def running_statistics(self) -> Statistics:
         """Return the running statistics, each (1, channels)."""
         return {name: buffer.unsqueeze(0) for name, buffer in self.named_buffers()}
+
+    @torch.no_grad()
+    def update_running_statistics(self, statistics: Statistics) -> None:
+        """Move the running statistics towards those of g groups (g, channels), one after the other, by MOMENTUM each."""
+        for name, buffer in self.named_buffers():
+            for value in statistics[name]:
+                buffer.lerp_(value.to(buffer.dtype), MOMENTUM)
+
+    def _shared(self, weights: Weights) -> bool:
+        return all(weights[name].dim() == parameter.dim() for name, parameter in self.named_parameters())
+
+    def _embed_one(
+        self, weights: Weights, x: Tensor, statistics: Statistics | None, group: int
+    ) -> tuple[Tensor, Statistics]:
+        own = {
+            name: weights[name][group] if weights[name].dim() > parameter.dim() else weights[name]
+            for name, parameter in self.named_parameters()
+        }
+        if statistics is not None:
+            statistics = {n: value if len(value) == 1 else value[group, None] for n, value in statistics.items()}
+        return self.embed_groups(own, x[group, None], statistics)

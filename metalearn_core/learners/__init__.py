@@ -1,1 +1,176 @@
-"""Meta-learning algorithms, one file each, grouped by family."""
+"""Learners by name, and how one is made from a description that travels as JSON."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from pydantic import Field
+
+from metalearn_core.backbones import BACKBONES, backbone_class, make_backbone
+from metalearn_core.backbones.options import parse_options
+from metalearn_core.data.manifest import DatasetSpec, Record
+from metalearn_core.errors import UsageError, unknown
+from metalearn_core.learners.contract import Learner
+from metalearn_core.learners.metric.protonet import ProtoNet
+from metalearn_core.learners.optimization.maml import MAML
+from metalearn_core.learners.transfer.classifier import Transfer
+
+LEARNERS: dict[str, type[Learner]] = {}
+LearnerType = TypeVar("LearnerType", bound=type[Learner])
+
+
+class LearnerSpec(Record):
+    """A learner with its backbone, by name, with the options that differ from the defaults."""
+
+    learner: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    backbone: str = "conv4"
+    backbone_options: dict[str, Any] = Field(default_factory=dict)
+
+
+def register(learner: LearnerType) -> LearnerType:
+    """Make a learner known by the name that it declares; a decorator of its class.
+
+    Raises:
+        UsageError: another class has that name already.
+    """
+    name = learner.info.name
+    if LEARNERS.setdefault(name, learner) is not learner:
+        raise UsageError(f"learner {name!r} is registered already, by {LEARNERS[name].__qualname__}")
+    return learner
+
+
+for _learner in (ProtoNet, MAML, Transfer):
+    register(_learner)
+
+
+def learner_class(name: str) -> type[Learner]:
+    """Return the learner called `name`.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in LEARNERS:
+        raise unknown("learner", name, LEARNERS)
+    return LEARNERS[name]
+
+
+def resolve_spec(spec: LearnerSpec) -> LearnerSpec:
+    """Return the spec with every option written out, defaults included: what a bundle and a checkpoint keep.
+
+    Raises:
+        UsageError: an unknown learner, backbone or option, or a bad value.
+    """
+    kind = learner_class(spec.learner)
+    config = parse_options(kind.Config, spec.options, spec.learner)
+    options = {**kind.backbone_defaults.get(spec.backbone, {}), **spec.backbone_options}
+    backbone = parse_options(backbone_class(spec.backbone).Config, options, spec.backbone)
+    return LearnerSpec(
+        learner=spec.learner,
+        options=config.model_dump(mode="json"),
+        backbone=spec.backbone,
+        backbone_options=backbone.model_dump(mode="json"),
+    )
+
+
+def parse_spec(learner: str, settings: Mapping[str, Any] | None = None) -> LearnerSpec:
+    """Return the spec of `learner` with `settings`, checked, and holding only what was set.
+
+    Args:
+        learner: its name.
+        settings: by option name: the learner's (`inner_steps`), `backbone` itself, or the backbone's
+            (`backbone.width`). Values may be strings.
+
+    Raises:
+        UsageError: an unknown learner, backbone or option, or a bad value.
+    """
+    kind = learner_class(learner)
+    rest = dict(settings or {})
+    backbone = str(rest.pop("backbone", "conv4"))
+    backbone_settings = {n.removeprefix("backbone."): v for n, v in rest.items() if n.startswith("backbone.")}
+    own = {name: value for name, value in rest.items() if not name.startswith("backbone.")}
+    config = parse_options(kind.Config, own, learner).model_dump(mode="json")
+    options = {**kind.backbone_defaults.get(backbone, {}), **backbone_settings}
+    backbone_config = parse_options(backbone_class(backbone).Config, options, backbone).model_dump(mode="json")
+    return LearnerSpec(
+        learner=learner,
+        options={name: config[name] for name in own},
+        backbone=backbone,
+        backbone_options={name: backbone_config[name] for name in backbone_settings},
+    )
+
+
+def parse_settings(learners: Iterable[str], settings: Iterable[str]) -> list[LearnerSpec]:
+    """Return the spec of each learner from settings as a command line gives them.
+
+    Args:
+        learners: names.
+        settings: `OPTION=VALUE` for every learner, or `LEARNER.OPTION=VALUE` for one; a backbone's option is
+            `backbone.width=32` or `maml.backbone.width=32`.
+
+    Raises:
+        UsageError: a setting that is no NAME=VALUE, that names a learner which is not among those asked for, or what
+            `parse_spec` refuses.
+    """
+    names = list(learners)
+    for name in names:
+        learner_class(name)
+    chosen: dict[str, dict[str, str]] = {name: {} for name in names}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"setting {setting!r}: wanted OPTION=VALUE or LEARNER.OPTION=VALUE, as maml.inner_steps=5")
+        owner, dot, option = key.strip().partition(".")
+        if not dot or owner == "backbone":
+            for own in chosen.values():
+                own[key.strip()] = value.strip()
+        elif owner in chosen:
+            chosen[owner][option] = value.strip()
+        elif owner in LEARNERS:
+            raise UsageError(f"setting {setting!r}: {owner} is not among the learners of this run ({', '.join(names)})")
+        else:
+            raise unknown("learner", owner, LEARNERS)
+    return [parse_spec(name, own) for name, own in chosen.items()]
+
+
+def make_learner(
+    spec: LearnerSpec,
+    dataset: DatasetSpec,
+    *,
+    way: int | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Learner:
+    """Return a new learner, its weights drawn by `seed`; torch's global generator is left as it was.
+
+    Args:
+        spec: what to make.
+        dataset: what it will learn from.
+        way: classes an episode; needed where the learner's way is fixed, and left out of account elsewhere.
+        seed: of the initial weights.
+        dtype: of weights and arithmetic.
+
+    Raises:
+        UsageError: an unknown name or option, a bad value, a missing way, examples of the wrong modality.
+    """
+    resolved = resolve_spec(spec)
+    kind = learner_class(spec.learner)
+    config = parse_options(kind.Config, resolved.options, spec.learner)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = make_backbone(resolved.backbone, dataset, resolved.backbone_options)
+        learner = kind(dataset, backbone, config, way if kind.info.fixed_way else None)
+    return learner.to(dtype)
+
+
+__all__ = [
+    "BACKBONES",
+    "LEARNERS",
+    "LearnerSpec",
+    "learner_class",
+    "make_learner",
+    "parse_settings",
+    "parse_spec",
+    "register",
+    "resolve_spec",
+]

@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn_core.backbones.contract import Backbone
+from metalearn_core.backbones.contract import Backbone, Statistics
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
@@ -45,6 +45,22 @@ class LearnerInfo:
     transductive: bool = False
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass over b training episodes (or over a batch of plain examples: b = 1) gave.
+
+    Attributes:
+        losses: (b,) outer losses, differentiable.
+        accuracies: (b,) shares of the queries that were classified right.
+        statistics: batch-norm statistics of each episode, each (b, channels), for the backbone's running averages;
+            empty where the learner has no use for those.
+    """
+
+    losses: Tensor
+    accuracies: Tensor
+    statistics: Statistics = field(default_factory=dict)
+
+
 class LearnerConfig(BaseModel):
     """The options that every learner has; each learner's own `Config` adds to them and sets its recipe's defaults."""
 
@@ -71,21 +87,31 @@ class Learner(nn.Module, ABC):
         config: of the learner's own `Config` type.
         way: classes an episode; needed where `info.fixed_way`, else None.
 
+    Attributes:
+        info: what the learner declares.
+        backbone_defaults: options of backbones, by backbone, in which the learner's recipe differs from their defaults.
+        batch_norm: the mode that `adapt` and `predict` work in; may be set to evaluate in the other one.
+
     Raises:
-        UsageError: the learner takes no examples of this modality, or its way is missing.
+        UsageError: the learner takes no examples of this modality, has no such batch-norm mode, or its way is missing.
     """
 
     info: ClassVar[LearnerInfo]
     Config: ClassVar[type[LearnerConfig]]
+    backbone_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     mean: Tensor
     std: Tensor
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: LearnerConfig, way: int | None = None) -> None:
         super().__init__()
         if spec.modality not in self.info.modalities:
-            raise UsageError(f"{self.info.name} takes {' or '.join(self.info.modalities)} examples, got {spec.modality}")
+            raise UsageError(
+                f"{self.info.name} takes {' or '.join(self.info.modalities)} examples, got {spec.modality}"
+            )
         if self.info.fixed_way and way is None:
             raise UsageError(f"{self.info.name} is built for a fixed number of classes: give its way")
+        if config.batch_norm == "transductive" and not self.info.transductive:
+            raise UsageError(f"{self.info.name}.batch_norm: got 'transductive', {self.info.name} is always inductive")
         self.spec, self.backbone, self.config, self.way = spec, backbone, config, way
         self.batch_norm: BatchNormMode = config.batch_norm
         broadcast = (-1,) + (1,) * (len(spec.example_shape) - 1)
@@ -93,11 +119,12 @@ class Learner(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(spec.std).reshape(broadcast), persistent=False)
 
     @classmethod
-    def train_shape(cls, shape: EpisodeShape) -> EpisodeShape:
+    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
         """Return the shape of training episodes that the recipe wants for evaluation episodes of `shape`.
 
         Where the dataset has fewer classes or examples than a recipe wants, the caller shrinks it (fixed way: never).
         """
+        del config
         return shape
 
     @abstractmethod
@@ -123,14 +150,13 @@ class Learner(nn.Module, ABC):
         state = self.adapt(episodes.support_x, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
         return self.predict(state, episodes.query_x, episodes.query_mask)
 
+    def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
+        """Return the outer losses of b training episodes: the mean cross-entropy over the unmasked queries of each."""
+        return query_outcome(self(episodes), episodes)
+
     def episode_losses(self, episodes: EpisodeBatch) -> Tensor:
-        """Return the outer loss of each episode (b,): the mean cross-entropy over its unmasked queries."""
-        logits = self(episodes)
-        losses = F.cross_entropy(logits.flatten(0, 1), episodes.query_y.flatten(), reduction="none")
-        losses = losses.view_as(episodes.query_y)
-        if episodes.query_mask is None:
-            return losses.mean(dim=1)
-        return (losses * episodes.query_mask).sum(dim=1) / episodes.query_mask.sum(dim=1)
+        """Return the outer loss of each episode (b,)."""
+        return self.train_episodes(episodes).losses
 
     def standardise(self, x: Tensor) -> Tensor:
         """Return examples (…, *x) as floats, by the mean and std of the training split; uint8 is divided by 255 first."""
@@ -138,12 +164,27 @@ class Learner(nn.Module, ABC):
         return (values - self.mean) / self.std
 
 
+def query_outcome(logits: Tensor, episodes: EpisodeBatch, statistics: Statistics | None = None) -> Outcome:
+    """Return mean cross-entropy and accuracy over the unmasked queries of each episode, from logits (b, q, way)."""
+    labels = episodes.query_y
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+    correct = (logits.detach().argmax(dim=-1) == labels).to(losses.dtype)
+    if episodes.query_mask is None:
+        return Outcome(losses.mean(dim=1), correct.mean(dim=1), statistics or {})
+    mask = episodes.query_mask.to(losses.dtype)
+    count = mask.sum(dim=1)
+    losses = torch.where(episodes.query_mask, losses, 0.0)
+    return Outcome(losses.sum(dim=1) / count, (correct * mask).sum(dim=1) / count, statistics or {})
+
+
+def membership(labels: Tensor, way: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return one-hot rows (b, s, way) of labels (b, s), zero where masked out."""
+    rows = F.one_hot(labels, way).to(dtype)
+    return rows if mask is None else rows * mask.unsqueeze(-1)
+
+
 class EmbeddingLearner(Learner):
     """A learner that embeds each example on its own when inductive, so that an image need be embedded only once."""
-
-    @abstractmethod
-    def embed(self, x: Tensor) -> Tensor:
-        """Return features (n, d) of examples (n, *x), each independent of the others (running batch-norm statistics)."""
 
     @abstractmethod
     def adapt_features(
@@ -154,3 +195,55 @@ class EmbeddingLearner(Learner):
     @abstractmethod
     def predict_features(self, state: State, query: Tensor) -> Tensor:
         """Like `predict`, from query features (b, q, d)."""
+
+    def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
+        """Embed the support sets, then adapt to their features."""
+        return self.adapt_features(
+            self._embed_episodes(support_x, support_mask), support_y, way=way, support_mask=support_mask
+        )
+
+    def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
+        """Embed the queries, then predict from their features."""
+        return self.predict_features(state, self._embed_episodes(query_x, query_mask))
+
+    def _embed_episodes(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Return features (b, n, d) of x (b, n, *x) in the batch-norm mode that is set; zeros where masked out."""
+        if self.batch_norm == "inductive":
+            features = self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            return features if mask is None else torch.where(mask.unsqueeze(-1), features, 0.0)
+        return self.embed_by_episode(x, mask)[0]
+
+    def embed_by_episode(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Statistics]:
+        """Embed each episode's examples under their own batch-norm statistics.
+
+        Args:
+            x: (b, n, *x).
+            mask: (b, n) bool; what is masked out has no part in the statistics, and features of zero.
+
+        Returns:
+            features (b, n, d), and the statistics, each (b, channels).
+        """
+        weights = dict(self.backbone.named_parameters())
+        if mask is None:
+            features, statistics = self.backbone.embed(weights, self.standardise(x))
+            return features.to(self.mean.dtype), statistics
+        rows, parts = [], []
+        for values, keep in zip(x, mask, strict=True):
+            kept, statistics = self.embed_by_episode(values[keep].unsqueeze(0))
+            rows.append(kept.new_zeros(len(keep), kept.shape[-1]).masked_scatter(keep.unsqueeze(-1), kept[0]))
+            parts.append(statistics)
+        return torch.stack(rows), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return features (n, d) of examples (n, *x), each independent of the others (running batch-norm statistics)."""
+        weights, running = dict(self.backbone.named_parameters()), self.backbone.running_statistics()
+        features, _ = self.backbone.embed(weights, self.standardise(x).unsqueeze(0), running)
+        return features[0].to(self.mean.dtype)
+
+
+class ExampleLearner(EmbeddingLearner):
+    """A learner that is trained on plain examples with the labels of the training classes."""
+
+    @abstractmethod
+    def train_examples(self, x: Tensor, y: Tensor) -> Outcome:
+        """Return the outcome (b = 1) of examples x (n, *x) with labels y (n,) among the training classes."""

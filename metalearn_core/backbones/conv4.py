@@ -1,0 +1,98 @@
+"""Four convolution blocks: the backbone of MAML (stride) and of Prototypical networks (max-pool) in their papers."""
+
+from typing import ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
+from metalearn_core.backbones.functional import convolve, fold_groups, normalise, unfold_groups
+from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.errors import UsageError
+
+
+class Conv4Config(BackboneConfig):
+    """The options of conv4."""
+
+    width: int = Field(64, ge=1, le=4096, description="channels of each block")
+    blocks: int = Field(4, ge=1, le=12, description="convolution blocks; each halves the image")
+    pooling: Literal["stride", "max"] = Field(
+        "max", description="how a block halves: convolution of stride 2 (rounds up), or max-pooling (rounds down)"
+    )
+
+
+class _Convolution(nn.Module):
+    """The weight of a 3×3 convolution, without a bias: the batch norm that follows has one."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+
+
+class _Norm(nn.Module):
+    """Scale and shift of a batch norm, and its running statistics."""
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("var", torch.ones(channels))
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = _Convolution(inputs, outputs)
+        self.norm = _Norm(outputs)
+
+
+class Conv4(Backbone):
+    """Blocks of 3×3 convolution, batch norm, ReLU (and 2×2 max-pool); the feature vector is the flattened last map.
+
+    Raises:
+        UsageError: the examples are no images, or the image is too small for so many max-pools.
+    """
+
+    Config: ClassVar[type[BackboneConfig]] = Conv4Config
+    modalities: ClassVar[tuple[str, ...]] = ("image",)
+    config: Conv4Config
+
+    def __init__(self, spec: DatasetSpec, config: Conv4Config) -> None:
+        super().__init__(spec, config)
+        channels, height, width = spec.example_shape
+        for _ in range(config.blocks):
+            height, width = (size // 2 if config.pooling == "max" else (size + 1) // 2 for size in (height, width))
+        if min(height, width) < 1:
+            raise UsageError(
+                f"conv4.blocks: {config.blocks} halvings leave nothing of an image of {spec.example_shape[1]}×"
+                f"{spec.example_shape[2]} pixels: use fewer blocks, larger images, or pooling=stride"
+            )
+        inputs = [channels] + [config.width] * (config.blocks - 1)
+        self.blocks = nn.ModuleList(_Block(size, config.width) for size in inputs)
+        self.feature_size = config.width * height * width
+
+    def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
+        """Embed g groups at once; see `embed`."""
+        groups = x.shape[0]
+        used: dict[str, Tensor] = {}
+        hidden = fold_groups(x)
+        pooled = self.config.pooling == "max"
+        for number in range(len(self.blocks)):
+            name = f"blocks.{number}"
+            hidden = convolve(hidden, weights[f"{name}.conv.weight"], groups, stride=1 if pooled else 2)
+            mean, var = f"{name}.norm.mean", f"{name}.norm.var"
+            given = None if statistics is None else (statistics[mean], statistics[var])
+            hidden, used[mean], used[var] = normalise(
+                hidden, weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"], given, groups
+            )
+            hidden = F.relu(hidden)
+            if pooled:
+                hidden = cast(Tensor, F.max_pool2d(hidden, 2))
+        return unfold_groups(hidden, groups), used

@@ -1,0 +1,106 @@
+"""The layers as pure functions of weights and x, for one group of examples or several, with weights shared or per group.
+
+A group is what a batch norm takes its statistics over: an episode. Activations are (n, g·c, h, w): with one group that
+is the ordinary layout, and the ordinary kernels run, in channels-last.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPSILON = 1e-5
+
+
+def fold_groups(x: Tensor) -> Tensor:
+    """Return x (g, n, c, h, w) as (n, g·c, h, w), channels-last."""
+    folded = x.squeeze(0) if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)
+    return folded.contiguous(memory_format=torch.channels_last)
+
+
+def unfold_groups(x: Tensor, groups: int) -> Tensor:
+    """Return x (n, g·c, h, w) as feature vectors (g, n, c·h·w)."""
+    return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(2)
+
+
+def convolve(x: Tensor, weight: Tensor, groups: int, stride: int) -> Tensor:
+    """Convolve x (n, g·c, h, w) with weight (o, c, k, k), or (g, o, c, k, k) for weights per group; padded to keep size.
+
+    Returns:
+        (n, g·o, h / stride, w / stride), sizes rounded up.
+    """
+    if weight.dim() == 4 and groups > 1:
+        weight = weight.expand(groups, *weight.shape)
+    if weight.dim() == 5:
+        weight = weight.flatten(0, 1)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Map x (g, n, i) by weight (o, i) and bias (o,), or (g, o, i) and (g, o) for weights per group; (g, n, o)."""
+    if weight.dim() == 2:
+        return F.linear(x, weight, bias)
+    if x.shape[0] == 1:
+        return F.linear(x, weight[0], bias[0])
+    return x @ weight.mT + bias.unsqueeze(1)
+
+
+def normalise(
+    x: Tensor, weight: Tensor, bias: Tensor, statistics: tuple[Tensor, Tensor] | None, groups: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch-normalise x (n, g·c, h, w), each group by itself.
+
+    Args:
+        x: activations.
+        weight, bias: scale and shift, (c,) or (g, c).
+        statistics: mean and biased variance to use, each (g, c) or (1, c); None: those of each group of x.
+        groups: g.
+
+    Returns:
+        the activations (n, g·c, h, w), and the mean and biased variance that were used, each (g, c), differentiable.
+    """
+    scale, shift = (value.expand(groups, -1).flatten() for value in (weight, bias))
+    if statistics is None:
+        x, mean, variance = _BatchNorm.apply(x, scale, shift)
+        return x, mean.unflatten(0, (groups, -1)), variance.unflatten(0, (groups, -1))
+    mean, variance = (value.expand(groups, -1) for value in statistics)
+    factor = scale * torch.rsqrt(variance.flatten() + EPSILON)
+    return _scale_channels(x, factor, shift - mean.flatten() * factor), mean, variance
+
+
+def _scale_channels(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
+    """Return x·factor + shift by channel: batch norm at mean 0 and variance 1, whose kernel sums both gradients fused."""
+    zero, one = torch.zeros_like(factor), torch.ones_like(factor)
+    return F.batch_norm(x, zero, one, factor, shift, training=False, eps=0.0)
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Batch norm by its own statistics, which are outputs with gradients too; differentiable any number of times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, EPSILON)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.set_materialize_grads(False)
+        return out, mean.clone(), (inverse.pow(-2) - EPSILON).clamp_min(0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight, mean, inverse = ctx.saved_tensors
+        out_gradient, mean_gradient, variance_gradient = gradients
+        x_gradient = weight_gradient = bias_gradient = None
+        if out_gradient is not None:
+            x_gradient, weight_gradient, bias_gradient = torch.ops.aten.native_batch_norm_backward(
+                out_gradient, x, weight, None, None, mean, inverse, True, EPSILON, [True, True, True]
+            )
+        count = x.numel() // x.shape[1]
+        if mean_gradient is not None:
+            through_mean = (mean_gradient / count).view(1, -1, 1, 1).expand_as(x).to(x.dtype)
+            x_gradient = through_mean if x_gradient is None else x_gradient + through_mean
+        if variance_gradient is not None:
+            centred = x - x.mean((0, 2, 3), keepdim=True)
+            through_variance = ((2 / count) * variance_gradient).view(1, -1, 1, 1).to(x.dtype) * centred
+            x_gradient = through_variance if x_gradient is None else x_gradient + through_variance
+        return x_gradient, weight_gradient, bias_gradient

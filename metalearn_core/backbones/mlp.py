@@ -1,0 +1,54 @@
+"""A multilayer perceptron, for feature vectors and for images taken as vectors."""
+
+import math
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import BeforeValidator, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
+from metalearn_core.backbones.functional import linear
+from metalearn_core.data.manifest import DatasetSpec
+
+
+def _split_sizes(value: Any) -> Any:
+    return [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class MLPConfig(BackboneConfig):
+    """The options of mlp."""
+
+    hidden: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_split_sizes), Field(min_length=1)
+    ] = Field((64, 64), description="sizes of the layers, for example 64,64; the last is the feature vector's")
+
+
+class _Linear(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+
+
+class MLP(Backbone):
+    """Linear layers, each followed by a ReLU. It has no batch norm, so both batch-norm modes are the same."""
+
+    Config: ClassVar[type[BackboneConfig]] = MLPConfig
+    config: MLPConfig
+
+    def __init__(self, spec: DatasetSpec, config: MLPConfig) -> None:
+        super().__init__(spec, config)
+        sizes = (math.prod(spec.example_shape), *config.hidden)
+        self.layers = nn.ModuleList(_Linear(inputs, outputs) for inputs, outputs in zip(sizes, sizes[1:], strict=False))
+        self.feature_size = sizes[-1]
+
+    def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
+        """Embed g groups at once; see `embed`."""
+        del statistics
+        hidden = x.flatten(2)
+        for number in range(len(self.layers)):
+            hidden = F.relu(linear(hidden, weights[f"layers.{number}.weight"], weights[f"layers.{number}.bias"]))
+        return hidden, {}
