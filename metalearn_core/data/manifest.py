@@ -101,6 +101,7 @@ class Manifest(Record):
     Attributes:
         digest: 32 hexadecimal digits over content and options alone; the dataset's name in MLflow.
         source: the source's location, for people; not part of the digest.
+        rasteriser: the version of what drew the examples, where the source draws them; part of the digest.
         options: with `auto` resolved to what was chosen.
         classes: sorted by split (train, validation, test), then name; `id` is the position.
         unreadable, left_out: what the source held and the dataset does not (paths; classes below min_examples).
@@ -109,6 +110,7 @@ class Manifest(Record):
     schema_version: int = SCHEMA_VERSION
     digest: str
     source: str
+    rasteriser: str = ""
     spec: DatasetSpec
     options: BuildOptions
     classes: tuple[ClassEntry, ...]

@@ -1,0 +1,69 @@
+"""Which quarter turns of a class are classes of their own: those that look like no other class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+QUARTER_TURNS = 4
+TOLERANCE = 2.0
+_ROUNDING = 1e-9
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """What the examples of C classes look like on average.
+
+    Attributes:
+        mean: (C, c, h, w) float64, may be memory-mapped.
+        noise: (C,) the squared distance of a class's mean from its expectation that sampling alone explains:
+            the trace of the covariance of its examples, divided by their number (0 for a single example).
+    """
+
+    mean: npt.NDArray[np.float64]
+    noise: npt.NDArray[np.float64]
+
+
+def distinct_rotations(means: ClassMeans, rotating: Sequence[bool]) -> list[tuple[int, ...]]:
+    """Return for each class the quarter turns that count as classes, 0 always among them.
+
+    A turned class is dropped where it coincides with any class that stays, of whatever split, turned or not: the
+    squared distance of their means is at most twice what sampling noise explains.
+    """
+    classes = len(rotating)
+    coinciding = _coincidences(means, rotating)
+    kept = [[0] for _ in range(classes)]
+    for i in range(classes):
+        if not rotating[i]:
+            continue
+        for turn in range(1, QUARTER_TURNS):
+            if not any((turn - other) % QUARTER_TURNS in turns for j, turns in coinciding[i].items() for other in kept[j]):
+                kept[i].append(turn)
+    return [tuple(turns) for turns in kept]
+
+
+def _coincidences(means: ClassMeans, rotating: Sequence[bool]) -> list[dict[int, set[int]]]:
+    """Return for each rotating class i the classes j and turns k for which class i, turned k times, coincides with j."""
+    classes = len(rotating)
+    found: list[dict[int, set[int]]] = [{} for _ in range(classes)]
+    flat = means.mean.reshape(classes, -1)
+    norms = np.concatenate([(flat[s] ** 2).sum(1) for s in _chunks(classes)])
+    for rows in _chunks(classes):
+        block = np.asarray(means.mean[rows])
+        for turn in range(QUARTER_TURNS):
+            turned = np.rot90(block, turn, axes=(-2, -1)).reshape(len(block), -1)
+            for columns in _chunks(classes):
+                squared = norms[rows, None] + norms[None, columns] - 2 * turned @ flat[columns].T
+                limit = TOLERANCE * (means.noise[rows, None] + means.noise[None, columns])
+                limit += _ROUNDING * (norms[rows, None] + norms[None, columns])
+                for i, j in zip(*np.nonzero(squared <= limit), strict=True):
+                    row, column = rows.start + int(i), columns.start + int(j)
+                    if rotating[row]:
+                        found[row].setdefault(column, set()).add(turn)
+    return found
+
+
+def _chunks(total: int) -> list[slice]:
+    return [slice(start, min(start + _CHUNK, total)) for start in range(0, total, _CHUNK)]

@@ -1,0 +1,86 @@
+"""What every source of labelled examples is, whatever it reads."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Color = Literal["grey", "rgb"]
+Example = npt.NDArray[Any]
+
+
+class UndecodableError(Exception):
+    """An example that cannot be read; its text is the reason, without the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One example, not yet decoded.
+
+    Attributes:
+        key: names it for people: printable, on one line, and the same on every machine.
+        place: where the source's loader finds it.
+    """
+
+    key: str
+    place: Any
+
+
+@dataclass(frozen=True)
+class SourceClass:
+    """One class of a source, with its examples not yet decoded; `name` and `domain` are printable."""
+
+    name: str
+    domain: str
+    items: Sequence[Item]
+
+
+class Loader(Protocol):
+    """Decodes one example; travels to the decoding workers, so its module must be quick to import."""
+
+    def __call__(self, item: Item) -> Example:
+        """Return the example: uint8 (c, h, w), or float32 (d,).
+
+        Raises:
+            UndecodableError: it cannot be read.
+        """
+
+
+class Source(ABC):
+    """Where labelled examples come from.
+
+    Attributes:
+        location: as the person gave it.
+        modality: of its examples.
+        default_split_by: what `auto` stands for; `auto` itself where the number of domains decides.
+        rasteriser: for a source that draws its examples, the version of what draws them; else empty.
+    """
+
+    location: str
+    modality: Literal["image", "vector"] = "image"
+    default_split_by: Literal["auto", "class", "domain"] = "auto"
+    rasteriser: str = ""
+
+    @abstractmethod
+    def classes(self, scratch: Path) -> list[SourceClass]:
+        """Return all classes, in any order; `scratch` is a folder for temporary files that lives as long as the build.
+
+        Raises:
+            MetalearnError: there is nothing to read, or it is not what the location promises.
+        """
+
+    @abstractmethod
+    def loader(self, image_size: int, color: Color) -> Loader:
+        """Return what decodes this source's items into images of `image_size` × `image_size` pixels."""
+
+    @abstractmethod
+    def is_grey(self, item: Item) -> bool:
+        """Whether an example is stored with a single channel; True where it cannot be read."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a cheap identity of the content: equal as long as nothing was added, removed or rewritten."""

@@ -1,0 +1,124 @@
+"""Decoded classes on their way to the shards: one scratch file, and what the build must know of each class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from metalearn_core.data.decode import Decoded
+from metalearn_core.errors import MetalearnError
+
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class SpooledClass:
+    """A decoded class; its examples are in the order of their hashes, so that file names and order do not matter.
+
+    Attributes:
+        offset: of its first byte in the spool.
+        sum, sum_of_squares: per channel or feature, of the values (uint8 divided by 255).
+        values_per_channel: how many values each sum is over.
+        noise: trace of the covariance of the (undivided) examples, over their number; 0 for a single example.
+    """
+
+    name: str
+    domain: str
+    keys: list[str]
+    hashes: list[bytes]
+    offset: int
+    sum: npt.NDArray[np.float64]
+    sum_of_squares: npt.NDArray[np.float64]
+    values_per_channel: int
+    noise: float
+
+    @property
+    def count(self) -> int:
+        """The number of examples."""
+        return len(self.keys)
+
+
+class ClassSpool:
+    """Appends decoded classes to a file, and their means to another."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.classes: list[SpooledClass] = []
+        self.example_shape: tuple[int, ...] = ()
+        self.dtype: Literal["uint8", "float32"] = "uint8"
+        self._path, self._means_path = scratch / "examples", scratch / "means"
+        self._file, self._means = self._path.open("wb"), self._means_path.open("wb")
+        self._mean_rows: dict[str, int] = {}
+
+    def add(self, name: str, domain: str, parts: Sequence[Decoded]) -> None:
+        """Append a class from its decoded chunks; a class without a readable example is noted, and empty."""
+        blocks = [part.examples for part in parts if part.examples is not None]
+        keys = [key for part in parts for key in part.keys]
+        hashes = [whole for part in parts for whole in part.hashes]
+        order = sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i]))
+        nothing = np.zeros(1)
+        if not blocks:
+            self.classes.append(SpooledClass(name, domain, [], [], self._file.tell(), nothing, nothing, 0, 0.0))
+            return
+        examples = np.concatenate(blocks)[order]
+        if not self.example_shape:
+            self.example_shape = examples.shape[1:]
+            self.dtype = "uint8" if examples.dtype == np.uint8 else "float32"
+        if examples.shape[1:] != self.example_shape:
+            raise MetalearnError(f"class {name}: examples of shape {examples.shape[1:]}, others {self.example_shape}")
+        offset = self._file.tell()
+        self._file.write(memoryview(examples).cast("B"))
+        mean, noise = _moments(examples)
+        self._mean_rows[name] = len(self._mean_rows)
+        self._means.write(mean.tobytes())
+        total, squares, count = _channel_sums(examples)
+        self.classes.append(
+            SpooledClass(
+                name, domain, [keys[i] for i in order], [hashes[i] for i in order], offset, total, squares, count, noise
+            )
+        )
+
+    def examples(self, found: SpooledClass) -> npt.NDArray[Any]:
+        """Return the examples (n, *x) of a class, mapped from the file."""
+        self._file.flush()
+        shape = (found.count, *self.example_shape)
+        return np.memmap(self._path, self.dtype, mode="r", offset=found.offset, shape=shape)
+
+    def means(self, classes: Sequence[SpooledClass]) -> npt.NDArray[np.float64]:
+        """Return the mean example of each class (C, *x) float64."""
+        self._means.flush()
+        shape = (len(self._mean_rows), *self.example_shape)
+        stored: npt.NDArray[np.float64] = np.memmap(self._means_path, np.float64, mode="r", shape=shape)
+        return stored[[self._mean_rows[found.name] for found in classes]]
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._means.close()
+
+
+def _moments(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], float]:
+    """Return the mean example, and the trace of the examples' covariance over their number."""
+    count = len(examples)
+    mean = sum((chunk.sum(0, dtype=np.float64) for chunk in _chunks(examples)), np.zeros(examples.shape[1:])) / count
+    spread = sum(float(((chunk - mean) ** 2).sum()) for chunk in _chunks(examples))
+    return mean, spread / (count - 1) / count if count > 1 else 0.0
+
+
+def _channel_sums(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
+    """Return sums and sums of squares over all but the second axis, and the number of values in each."""
+    scale = 255.0 if examples.dtype == np.uint8 else 1.0
+    axes = tuple(axis for axis in range(examples.ndim) if axis != 1)
+    width = examples.shape[1]
+    total, squares = np.zeros(width), np.zeros(width)
+    for chunk in _chunks(examples):
+        values = chunk / scale if chunk.dtype == np.uint8 else chunk.astype(np.float64)
+        total += values.sum(axes)
+        squares += (values**2).sum(axes)
+    return total, squares, examples.size // width
+
+
+def _chunks(examples: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    return [examples[start : start + _CHUNK] for start in range(0, len(examples), _CHUNK)]
