@@ -1,0 +1,248 @@
+"""The trained learner on disk: a description and its weights, checked by digest before anything is read from them."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+
+from metalearn_core.data.manifest import DatasetSpec, Record
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.storage import file_digest, new_folder, read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from metalearn_core.data.episodes import EpisodeShape
+    from metalearn_core.learners import LearnerSpec
+    from metalearn_core.learners.contract import Learner
+
+DESCRIPTION_NAME, WEIGHTS_NAME, SUMS_NAME = "bundle.json", "weights.safetensors", "bundle.sha256"
+FORMAT_VERSION = 1
+_CONTENT = (DESCRIPTION_NAME, WEIGHTS_NAME)
+_REGISTERED = re.compile(
+    r"(?:models:/)?(?P<name>[^/@:]+)@(?P<alias>[^/@:]+)|models:/(?P<name_>[^/@:]+)/(?P<version>[0-9]+)"
+)
+
+
+class EpisodeDefaults(Record):
+    """The shape of the episodes that the learner was selected for."""
+
+    way: int
+    shot: int
+    query: int
+
+
+class Lineage(Record):
+    """Where a model comes from.
+
+    Attributes:
+        dataset_digest, dataset_uri: the episode dataset that it was trained on, and where that was.
+        seed, episodes: of its training.
+        code_version: of the package, with the commit.
+        training_class_digests: content hashes of the training classes (`ClassEntry.digest`): what it has seen.
+        mlflow_run_id: of its training.
+    """
+
+    dataset_digest: str
+    dataset_uri: str = ""
+    seed: int = 0
+    episodes: int = 0
+    code_version: str = ""
+    training_class_digests: tuple[str, ...] = ()
+    mlflow_run_id: str | None = None
+
+
+class BundleDescription(Record):
+    """The content of `bundle.json`.
+
+    Attributes:
+        format_version: of the bundle; an older package refuses a newer one.
+        learner, options, backbone, backbone_options: what `make_learner` needs, every default written out.
+        way: of a learner of fixed way, else None.
+        input: what examples look like; the input contract.
+        preprocessing: the same in words: what happens to a picture before the network sees it.
+        episode: what it was selected for.
+        batch_norm: inductive or transductive: how it was trained to normalise queries.
+        lineage: where it comes from.
+    """
+
+    format_version: int = FORMAT_VERSION
+    learner: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    backbone: str
+    backbone_options: dict[str, Any] = Field(default_factory=dict)
+    way: int | None
+    input: DatasetSpec
+    preprocessing: str
+    episode: EpisodeDefaults
+    batch_norm: str
+    lineage: Lineage
+
+
+def save_bundle(
+    path: Path,
+    learner: "Learner",
+    spec: "LearnerSpec",
+    *,
+    episode: "EpisodeShape",
+    lineage: "Lineage | Mapping[str, Any]",
+) -> str:
+    """Write the bundle folder `path` whole, and return its digest. A bundle that is there already is replaced.
+
+    Args:
+        path: the folder.
+        learner: trained.
+        spec: what it was made from.
+        episode: the shape of the episodes that it is meant for.
+        lineage: a `Lineage`, or its fields.
+
+    Raises:
+        UsageError: there is something else at `path`, or a field of the lineage is unknown.
+    """
+    from safetensors.torch import save
+
+    from metalearn_core.learners import resolve_spec
+
+    description = BundleDescription(
+        **resolve_spec(spec).model_dump(),
+        way=learner.way,
+        input=learner.spec,
+        preprocessing=_preprocessing(learner.spec),
+        episode=EpisodeDefaults(way=episode.way, shot=episode.shot, query=episode.query),
+        batch_norm=learner.batch_norm,
+        lineage=_lineage(lineage),
+    )
+    if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= {*_CONTENT, SUMS_NAME}):
+        raise UsageError(f"bundle {path}: there is something else already: give another place")
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
+    with new_folder(path) as folder:
+        write_json(folder / DESCRIPTION_NAME, description.model_dump(mode="json"))
+        write_bytes(folder / WEIGHTS_NAME, save(weights))
+        lines = [f"{file_digest(folder / name)}  {name}\n" for name in _CONTENT]
+        write_bytes(folder / SUMS_NAME, "".join(lines).encode())
+        if path.exists():
+            shutil.rmtree(path)
+    return verify_bundle(path)
+
+
+def read_bundle(path: Path) -> BundleDescription:
+    """Read and check a bundle's description, without its weights; imports no torch.
+
+    Raises:
+        MetalearnError: there is no bundle, it is damaged, or it was written by a newer version.
+    """
+    verify_bundle(path)
+    return _read_description(path)
+
+
+def verify_bundle(path: Path) -> str:
+    """Check every byte of a bundle, and return its digest: the sha256 of `bundle.sha256`. Imports no torch.
+
+    Raises:
+        MetalearnError: a file is missing, damaged or does not belong there, or a newer version wrote the bundle.
+    """
+    if not path.is_dir():
+        raise MetalearnError(f"bundle: there is no folder {path}")
+    for name in (DESCRIPTION_NAME, WEIGHTS_NAME, SUMS_NAME):
+        if not (path / name).is_file():
+            raise MetalearnError(f"bundle {path}: {name} is missing")
+    content = read_json(path / DESCRIPTION_NAME, "bundle")
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise MetalearnError(
+            f"bundle {path}: has format version {version}, this version of metalearn reads up to {FORMAT_VERSION}: "
+            "upgrade it"
+        )
+    if strange := sorted(entry.name for entry in path.iterdir() if entry.name not in {*_CONTENT, SUMS_NAME}):
+        raise MetalearnError(f"bundle {path}: holds {strange[0]!r}, which is no part of a bundle: it is not loaded")
+    sums = (path / SUMS_NAME).read_bytes()
+    expected = "".join(f"{file_digest(path / name)}  {name}\n" for name in _CONTENT).encode()
+    if sums != expected:
+        damaged = [line.split()[-1] for line in expected.decode().splitlines() if line.encode() not in sums]
+        raise MetalearnError(f"bundle {path}: {damaged[0] if damaged else SUMS_NAME} is damaged, its sha256 is wrong")
+    return hashlib.sha256(sums).hexdigest()
+
+
+def load_bundle(path: Path) -> "tuple[Learner, BundleDescription]":
+    """Make the learner of a bundle again, with its weights, in evaluation mode on the CPU.
+
+    Raises:
+        MetalearnError: what `verify_bundle` raises, or the weights are not those of the learner that is described.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    from metalearn_core.learners import LearnerSpec, make_learner
+
+    description = read_bundle(path)
+    spec = LearnerSpec(**{name: getattr(description, name) for name in LearnerSpec.model_fields})
+    try:
+        learner = make_learner(spec, description.input, way=description.way)
+        weights = load((path / WEIGHTS_NAME).read_bytes())
+        first = next((tensor for tensor in weights.values() if tensor.is_floating_point()), None)
+        if first is not None:
+            learner.to(first.dtype)
+        learner.load_state_dict(weights, strict=True)
+    except UsageError as error:
+        raise MetalearnError(f"bundle {path}: {DESCRIPTION_NAME}: {error}") from None
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise MetalearnError(f"bundle {path}: {WEIGHTS_NAME} does not fit its {spec.learner}: {reason}") from None
+    return learner.eval(), description
+
+
+def _read_description(path: Path) -> BundleDescription:
+    try:
+        return BundleDescription.model_validate(read_json(path / DESCRIPTION_NAME, "bundle"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or DESCRIPTION_NAME
+        raise MetalearnError(f"bundle {path}: {DESCRIPTION_NAME}: {field}: {first['msg'].lower()}") from None
+
+
+def _lineage(lineage: Lineage | Mapping[str, Any]) -> Lineage:
+    if isinstance(lineage, Lineage):
+        return lineage
+    try:
+        return Lineage.model_validate(dict(lineage))
+    except ValidationError as error:
+        from metalearn_core.errors import invalid
+
+        raise invalid("lineage", error, Lineage) from None
+
+
+def _preprocessing(spec: DatasetSpec) -> str:
+    if spec.modality == "vector":
+        return f"vectors of {spec.example_shape[0]} numbers, standardised by mean and std"
+    channels, height, width = spec.example_shape
+    color = "grey" if channels == 1 else "rgb"
+    return (
+        f"upright by its EXIF orientation, transparency on white, {color}, resized to {width} × {height} pixels "
+        "(bicubic), divided by 255, standardised by mean and std"
+    )
+
+
+def resolve_model(address: str | Path) -> Path:
+    """Return the bundle folder of a model, from MLflow's registry where the address names one there.
+
+    Args:
+        address: a bundle's folder; `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION` of the registry that
+            MLFLOW_TRACKING_URI points to (fetched into a temporary folder that this process removes at its end).
+
+    Raises:
+        MetalearnError: there is no such folder, name, alias or version; the line names those that exist.
+    """
+    text = str(address)
+    if Path(text).is_dir():
+        return Path(text)
+    if registered := _REGISTERED.fullmatch(text):
+        from metalearn_core.bundle_fetch import fetch_bundle
+
+        return fetch_bundle(registered["name"] or registered["name_"], registered["alias"], registered["version"])
+    if "://" in text:
+        raise MetalearnError(f"model {text}: addresses of this kind are not supported yet: give a bundle's folder")
+    raise MetalearnError(
+        f"model {text!r}: there is no such folder; wanted a bundle's folder, NAME@ALIAS or models:/NAME/VERSION"
+    )

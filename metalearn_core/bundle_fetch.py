@@ -1,0 +1,75 @@
+"""Bundles of registered models: from a name with an alias or a version to a folder on this machine."""
+
+import atexit
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from metalearn_core.bundle import DESCRIPTION_NAME
+from metalearn_core.errors import MetalearnError, unknown
+from metalearn_core.tracking_server import client, explained, is_missing, quiet_mlflow, shown, tracking_uri
+
+
+def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
+    """Fetch the bundle of a registered version, by its alias or its number, and return its folder.
+
+    The folder is temporary: it goes when the process ends.
+
+    Raises:
+        MetalearnError: no such model, alias or version (the line names those that exist), a server that does not
+            answer, or a version that holds no bundle.
+    """
+    mlflow_client = client()
+    number = version or _version_of(mlflow_client, name, alias or "")
+    mlflow = quiet_mlflow()
+    target = Path(tempfile.mkdtemp(prefix="metalearn-"))
+    atexit.register(shutil.rmtree, target, ignore_errors=True)
+    with explained():
+        try:
+            mlflow_client.get_model_version(name, number)
+        except mlflow.exceptions.MlflowException as error:
+            if not is_missing(error):
+                raise
+            raise _no_such_version(mlflow_client, name, number) from None
+        uri = f"models:/{name}/{number}"
+        folder = Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(target), tracking_uri=tracking_uri(), registry_uri=tracking_uri()
+            )
+        )
+    found = sorted(folder.rglob(DESCRIPTION_NAME))
+    if not found:
+        raise MetalearnError(f"model {uri}: holds no {DESCRIPTION_NAME}: it was not registered by metalearn")
+    return found[0].parent
+
+
+def _version_of(mlflow_client: Any, name: str, alias: str) -> str:
+    with explained():
+        aliases = _registered(mlflow_client, name).aliases
+    if alias not in aliases:
+        there_are = ", ".join(f"{one} (version {aliases[one]})" for one in sorted(aliases)) or "none"
+        raise MetalearnError(f"model {name!r} has no alias {alias!r}; there are: {there_are}")
+    return str(aliases[alias])
+
+
+def _no_such_version(mlflow_client: Any, name: str, number: str) -> MetalearnError:
+    _registered(mlflow_client, name)
+    versions = sorted(int(one.version) for one in mlflow_client.search_model_versions(f"name = '{name}'"))
+    there_are = ", ".join(str(one) for one in versions) or "none"
+    return MetalearnError(f"model {name!r} has no version {number}; there are: {there_are}")
+
+
+def _registered(mlflow_client: Any, name: str) -> Any:
+    """Return the registered model, or raise the error that names the models that there are."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow_client.get_registered_model(name)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        known = [model.name for model in mlflow_client.search_registered_models()]
+        if known:
+            raise unknown("model", name, known) from None
+        raise MetalearnError(f"unknown model {name!r}: nothing is registered at {shown(tracking_uri())}") from None
