@@ -1,9 +1,9 @@
-"""From a source to an episode dataset: decode on every core, split, find the rotations, write shards, then the manifest."""
+"""From a source to an episode dataset: decode on every core, split, find the rotations, write shards and manifest."""
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,7 @@ from metalearn_core.storage import text_digest, write_json
 
 __all__ = ["build_dataset", "read_split_file"]
 
+DEFAULT_OPTIONS = BuildOptions()
 CHUNK = 64
 FEW = 500
 COLOR_SAMPLES = 64
@@ -45,7 +46,7 @@ _EVENT_SECONDS = 0.2
 def build_dataset(
     source: str,
     out: Path,
-    options: BuildOptions = BuildOptions(),
+    options: BuildOptions = DEFAULT_OPTIONS,
     *,
     workers: int | None = None,
     split_from: Path | None = None,
@@ -114,7 +115,7 @@ def _earlier_splits(split_from: Path | None) -> dict[str, Split]:
 def _require_classes(source: str, names: Sequence[str]) -> None:
     if len(names) == 1:
         raise MetalearnError(f"source {source!r}: one class only ({names[0]!r}), expected a folder for each of several")
-    for one, other in zip(names, names[1:], strict=False):
+    for one, other in itertools.pairwise(names):
         if one == other:
             raise MetalearnError(f"source {source!r}: two classes are named {one!r}")
 
@@ -277,8 +278,8 @@ def _spec(spool: ClassSpool, kept: Sequence[SpooledClass], entries: Sequence[Cla
     """Describe the dataset; mean and std are those of the training split (of everything, where that is empty)."""
     train = [found for found, entry in zip(kept, entries, strict=True) if entry.split == "train"] or list(kept)
     count = sum(found.values_per_channel for found in train)
-    mean = sum(found.sum for found in train) / count
-    variance = sum(found.sum_of_squares for found in train) / count - mean**2
+    mean = np.sum([found.sum for found in train], axis=0) / count
+    variance = np.sum([found.sum_of_squares for found in train], axis=0) / count - mean**2
     std = np.sqrt(np.maximum(variance, 0))
     dtype: Literal["uint8", "float32"] = spool.dtype
     return DatasetSpec(
@@ -303,5 +304,3 @@ def _digest(spec: DatasetSpec, options: BuildOptions, rasteriser: str, entries: 
         ],
     }
     return text_digest(content)[:32]
-
-

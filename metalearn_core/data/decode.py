@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metalearn_core.data.sources.contract import Color, Example, Item, Loader, UndecodableError
 
@@ -61,14 +61,19 @@ def decode_image(file: Path | str | bytes | BinaryIO, image_size: int, color: Co
     """
     try:
         with _open(file) as image:
-            image.draft(None, (2 * image_size, 2 * image_size))
-            pixels = _flatten(ImageOps.exif_transpose(image), color)
-            if pixels.size != (image_size, image_size):
-                pixels = pixels.resize((image_size, image_size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            return standard_image(image, image_size, color)
     except UndecodableError:
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
         raise UndecodableError(_reason(error)) from None
+
+
+def standard_image(image: Image.Image, image_size: int, color: Color) -> Example:
+    """Return an opened image as uint8 (c, image_size, image_size), upright, on white where it is transparent."""
+    image.draft(None, (2 * image_size, 2 * image_size))
+    pixels = _flatten(ImageOps.exif_transpose(image), color)
+    if pixels.size != (image_size, image_size):
+        pixels = pixels.resize((image_size, image_size), Image.Resampling.BICUBIC, reducing_gap=3.0)
     array = np.asarray(pixels)
     return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -112,7 +117,7 @@ def _flatten(image: Image.Image, color: Color) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "not an image, or of a format that is not supported"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()

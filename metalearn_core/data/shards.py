@@ -134,7 +134,9 @@ def examples_digest(hashes: Sequence[bytes]) -> str:
     return hashlib.sha256(b"".join(hashes)).hexdigest()[:32]
 
 
-def _together(file: Any, groups: Sequence[int], example_bytes: int, limit: int = 64 * 1024 * 1024) -> Iterator[list[int]]:
+def _together(
+    file: Any, groups: Sequence[int], example_bytes: int, limit: int = 64 * 1024 * 1024
+) -> Iterator[list[int]]:
     """Yield row groups by batches of about `limit` bytes: reading one by one is slow, and all at once is large."""
     batch: list[int] = []
     size = 0

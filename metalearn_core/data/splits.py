@@ -53,7 +53,9 @@ def assign_from_file(names: Sequence[str], rows: Sequence[tuple[str, Split]]) ->
     """
     given = dict(rows)
     if strangers := sorted(set(given) - set(names)):
-        raise UsageError(f"split file: the source has no {_count(strangers)}; its classes are named like {min(names)!r}")
+        raise UsageError(
+            f"split file: the source has no {_count(strangers)}; its classes are named like {min(names)!r}"
+        )
     if missing := sorted(set(names) - set(given)):
         raise UsageError(f"split file: no row for {_count(missing)}: every class of the source needs one")
     return {name: given[name] for name in names}
@@ -105,7 +107,7 @@ def _by_class(names: Sequence[str], options: BuildOptions, kept: Assignment) -> 
 
 
 def _by_domain(domain_of: Mapping[str, str], options: BuildOptions, kept: Assignment) -> Assignment:
-    """Give whole domains to the splits so that the shares of classes come near the ratios.
+    """Give whole domains to the splits so that the shares of classes, and of domains, come near the ratios.
 
     Of several seeded orders in which the domains are dealt out, the one that comes nearest is taken.
     """
@@ -122,15 +124,19 @@ def _by_domain(domain_of: Mapping[str, str], options: BuildOptions, kept: Assign
             f"split by domain: {len(sizes)} domains ({', '.join(sorted(sizes)[:_SHOWN])}), "
             f"expected at least {len(wanted)}, one for each split: split by class"
         )
-    target = _shares(len(domain_of), options.ratios)
-    best: tuple[int, dict[str, Split]] | None = None
+    target, target_domains = _shares(len(domain_of), options.ratios), _shares(len(sizes), options.ratios)
+    best: tuple[float, dict[str, Split]] | None = None
     for attempt in range(_ORDERS_TRIED):
         order = sorted(free, key=_keyed(options.split_seed, f"{attempt}/"))
         dealt = _deal(order, sizes, target, settled, empty)
-        filled = Counter({split: 0 for split in SPLITS})
+        classes, domains = Counter[Split](), Counter(dealt.values())
         for domain, split in dealt.items():
-            filled[split] += sizes[domain]
-        distance = sum(abs(filled[split] - target[split]) for split in SPLITS)
+            classes[split] += sizes[domain]
+        distance = sum(
+            abs(classes[split] - target[split]) / len(domain_of)
+            + abs(domains[split] - target_domains[split]) / len(sizes)
+            for split in SPLITS
+        )
         if best is None or distance < best[0]:
             best = (distance, dealt)
     assert best is not None

@@ -69,7 +69,7 @@ class ClassSpool:
         if examples.shape[1:] != self.example_shape:
             raise MetalearnError(f"class {name}: examples of shape {examples.shape[1:]}, others {self.example_shape}")
         offset = self._file.tell()
-        self._file.write(memoryview(examples).cast("B"))
+        self._file.write(np.ascontiguousarray(examples).data)
         mean, noise = _moments(examples)
         self._mean_rows[name] = len(self._mean_rows)
         self._means.write(mean.tobytes())

@@ -15,7 +15,7 @@ def open_source(location: str) -> Source:
         MetalearnError: there is nothing at the location, or nothing that could be a source.
     """
     if location == GLYPHS:
-        from metalearn_core.data.sources.glyphs import GlyphSource  # noqa: PLC0415
+        from metalearn_core.data.sources.glyphs import GlyphSource
 
         return GlyphSource()
     if "://" in location:
@@ -29,10 +29,10 @@ def open_source(location: str) -> Source:
             "or Parquet"
         )
     if path.is_file() or _holds_parquet(path):
-        from metalearn_core.data.sources.table import TableSource  # noqa: PLC0415
+        from metalearn_core.data.sources.table import TableSource
 
         return TableSource(location, path)
-    from metalearn_core.data.sources.folder import FolderSource  # noqa: PLC0415
+    from metalearn_core.data.sources.folder import FolderSource
 
     return FolderSource(location, path)
 

@@ -46,7 +46,7 @@ class FolderSource(Source):
         self.location = location
         self.path = path
 
-    def classes(self, scratch: Path) -> list[SourceClass]:  # noqa: ARG002
+    def classes(self, scratch: Path) -> list[SourceClass]:
         """Return a class for every folder that directly holds images, named by its path from the root."""
         folders = _walk(str(self.path))
         root, *below = folders
@@ -143,7 +143,9 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _list(parts: tuple[str, ...], path: str) -> _Folder:
-    images, folders, links = [], [], []
+    images: list[str] = []
+    folders: list[str] = []
+    links: list[str] = []
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name in _IGNORED:
@@ -151,7 +153,7 @@ def _list(parts: tuple[str, ...], path: str) -> _Folder:
             if entry.is_dir():
                 (links if entry.is_symlink() else folders).append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and (  # noqa: PTH122
-                entry.is_file() or entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
+                entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
             ):
                 images.append(entry.name)
     return _Folder(parts, path, images, folders, links)

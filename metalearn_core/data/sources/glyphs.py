@@ -55,7 +55,7 @@ class GlyphSource(Source):
     default_split_by = "domain"
     rasteriser = RASTERISER
 
-    def classes(self, scratch: Path) -> list[SourceClass]:  # noqa: ARG002
+    def classes(self, scratch: Path) -> list[SourceClass]:
         """Return a class for each letter, or group of look-alikes, named by its first character."""
         fonts = _fonts()
         letters = [(script, letter) for script in SCRIPTS for letter in _letters(script, fonts[REFERENCE][1])]
@@ -66,15 +66,15 @@ class GlyphSource(Source):
         """Return what draws letters."""
         return GlyphLoader(image_size, color)
 
-    def is_grey(self, item: Item) -> bool:  # noqa: ARG002
+    def is_grey(self, item: Item) -> bool:
         """Letters are grey."""
         return True
 
     def fingerprint(self) -> str:
         """Name the versions of everything that draws."""
-        import matplotlib  # noqa: PLC0415
-        import PIL  # noqa: PLC0415
-        from PIL import features  # noqa: PLC0415
+        import matplotlib
+        import PIL
+        from PIL import features
 
         freetype = features.version("freetype2")
         return f"{RASTERISER} pillow {PIL.__version__} freetype {freetype} matplotlib {matplotlib.__version__}"
@@ -82,8 +82,8 @@ class GlyphSource(Source):
 
 def _fonts() -> dict[str, tuple[str, frozenset[int]]]:
     """Return each font's file, and the code points that it has a glyph for."""
-    import matplotlib  # noqa: PLC0415
-    from matplotlib.ft2font import FT2Font  # noqa: PLC0415
+    import matplotlib
+    from matplotlib.ft2font import FT2Font
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     paths = {name: str(folder / f"{name}.ttf") for name in FONTS}

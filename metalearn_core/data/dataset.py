@@ -1,0 +1,171 @@
+"""An episode dataset, opened: verified, and its examples as one tensor, in memory or mapped from a cache."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from metalearn_core.data.manifest import DatasetSpec, Manifest, read_manifest
+from metalearn_core.data.shards import read_column, read_examples, verify_shard
+from metalearn_core.errors import MetalearnError
+from metalearn_core.storage import new_folder, write_bytes
+
+DEFAULT_CACHE = "~/.cache/metalearn"
+_TORCH_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
+
+
+class EpisodeDataset:
+    """The examples of an episode dataset, in the order of the manifest's classes.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it says about itself.
+        examples: (N, *x) in the dataset's dtype; read only.
+        class_offset: (C,) int64, the first row of each class.
+        class_count: (C,) int64, the rows of each class.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, examples: Tensor) -> None:
+        self.folder, self.manifest, self.examples = folder, manifest, examples
+        self.class_count = torch.tensor([entry.count for entry in manifest.classes])
+        self.class_offset = self.class_count.cumsum(0) - self.class_count
+        self._moved: dict[torch.device, Tensor] = {}
+
+    @classmethod
+    def open(
+        cls, uri: str | Path, *, cache: Path | None = None, max_memory_bytes: int | None = None
+    ) -> "EpisodeDataset":
+        """Open the dataset in a folder; every shard is compared with its sha256.
+
+        Args:
+            uri: the dataset's folder.
+            cache: where a dataset that does not fit in memory is unpacked, once a machine (default ~/.cache/metalearn).
+            max_memory_bytes: the largest dataset to hold in memory; by default half of what is available.
+
+        Raises:
+            MetalearnError: it is missing, damaged, or of a newer schema.
+        """
+        if "://" in str(uri):
+            raise MetalearnError(f"episode dataset {uri}: addresses are not supported yet: give a folder")
+        folder = Path(uri).expanduser()
+        manifest = read_manifest(folder)
+        if max_memory_bytes is None:
+            max_memory_bytes = psutil.virtual_memory().available // 2
+        if _byte_count(manifest) <= max_memory_bytes:
+            _verify(folder, manifest)
+            return cls(folder, manifest, _read_whole(folder, manifest))
+        store = (cache or Path(DEFAULT_CACHE)).expanduser()
+        _verify_once(folder, manifest, store)
+        return cls(folder, manifest, _map(folder, manifest, store))
+
+    @property
+    def digest(self) -> str:
+        """The dataset's name: 32 hexadecimal digits over content and options."""
+        return self.manifest.digest
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """What a learner must know of it."""
+        return self.manifest.spec
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the examples on a device; they are copied there once."""
+        if device == self.examples.device:
+            return self.examples
+        if device not in self._moved:
+            self._moved[device] = self.examples.to(device)
+        return self._moved[device]
+
+    def example_ids(self, rows: Iterable[int]) -> list[str]:
+        """Return the source's key for each row."""
+        return [self._keys[int(row)] for row in rows]
+
+    def example_hashes(self, rows: Iterable[int]) -> list[bytes]:
+        """Return the content hash of each row: the first 16 bytes of the sha256 of its values."""
+        return [self._hashes[int(row)] for row in rows]
+
+    @cached_property
+    def _keys(self) -> list[str]:
+        return [key for shard in self.manifest.shards for key in read_column(self.folder / shard.path, "id")]
+
+    @cached_property
+    def _hashes(self) -> list[bytes]:
+        return [value for shard in self.manifest.shards for value in read_column(self.folder / shard.path, "hash")]
+
+
+def _byte_count(manifest: Manifest) -> int:
+    spec = manifest.spec
+    examples = sum(entry.count for entry in manifest.classes)
+    return examples * int(np.prod(spec.example_shape)) * np.dtype(spec.dtype).itemsize
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    for shard in manifest.shards:
+        verify_shard(folder, shard)
+
+
+def _shape(manifest: Manifest) -> tuple[int, ...]:
+    return (sum(entry.count for entry in manifest.classes), *manifest.spec.example_shape)
+
+
+def _read_whole(folder: Path, manifest: Manifest) -> Tensor:
+    examples = torch.empty(_shape(manifest), dtype=_TORCH_DTYPES[manifest.spec.dtype])
+    _fill(folder, manifest, examples.numpy())
+    return examples
+
+
+def _fill(folder: Path, manifest: Manifest, target: "np.ndarray[Any, Any]") -> None:
+    row = 0
+    for shard in manifest.shards:
+        for block in read_examples(folder / shard.path, manifest.spec.example_shape, manifest.spec.dtype):
+            target[row : row + len(block)] = block
+            row += len(block)
+    if row != len(target):
+        raise MetalearnError(f"episode dataset: {folder} has {row} examples, its manifest {len(target)}")
+
+
+def _map(folder: Path, manifest: Manifest, store: Path) -> Tensor:
+    """Map the unpacked examples from the machine's cache, which the first to come fills."""
+    path, size = store / manifest.digest / "examples", _byte_count(manifest)
+    if path.exists() and path.stat().st_size != size:
+        shutil.rmtree(path.parent)
+    if not path.exists():
+        with new_folder(path.parent) as folder_in_work:
+            target = np.memmap(folder_in_work / path.name, manifest.spec.dtype, mode="w+", shape=_shape(manifest))
+            _fill(folder, manifest, target)
+            target.flush()
+            del target
+    dtype = _TORCH_DTYPES[manifest.spec.dtype]
+    elements = size // np.dtype(manifest.spec.dtype).itemsize
+    return torch.from_file(str(path), shared=False, size=elements, dtype=dtype).view(_shape(manifest))
+
+
+def _verify_once(folder: Path, manifest: Manifest, store: Path) -> None:
+    """Verify shards, unless these very files (size, times) were verified on this machine before."""
+    note = store / f"{manifest.digest}.verified"
+    state = {
+        str((folder / shard.path).resolve()): [shard.sha256, *_stamp(folder / shard.path)] for shard in manifest.shards
+    }
+    try:
+        if json.loads(note.read_text()) == state:
+            return
+    except (OSError, ValueError):
+        pass
+    _verify(folder, manifest)
+    write_bytes(note, json.dumps(state).encode())
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return ()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
