@@ -69,7 +69,7 @@ class Backbone(nn.Module, ABC):
         if statistics is not None and self._shared(weights) and all(len(value) == 1 for value in statistics.values()):
             features, _ = self.embed_groups(weights, x.flatten(0, 1).unsqueeze(0), statistics)
             used = {name: value.expand(groups, -1) for name, value in statistics.items()}
-            return features[0].unflatten(0, (groups, -1)), used
+            return features.view(groups, -1, self.feature_size), used
         if x.device.type != "cpu":
             return self.embed_groups(weights, x, statistics)
         parts = [self._embed_one(weights, x, statistics, group) for group in range(groups)]
@@ -82,7 +82,7 @@ class Backbone(nn.Module, ABC):
 
     @torch.no_grad()
     def update_running_statistics(self, statistics: Statistics) -> None:
-        """Move the running statistics towards those of g groups (g, channels), one after the other, by MOMENTUM each."""
+        """Move the running statistics towards those of g groups (g, channels), each in turn, by MOMENTUM."""
         for name, buffer in self.named_buffers():
             for value in statistics[name]:
                 buffer.lerp_(value.to(buffer.dtype), MOMENTUM)

@@ -1,6 +1,6 @@
 """Four convolution blocks: the backbone of MAML (stride) and of Prototypical networks (max-pool) in their papers."""
 
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -94,5 +94,5 @@ class Conv4(Backbone):
             )
             hidden = F.relu(hidden)
             if pooled:
-                hidden = cast(Tensor, F.max_pool2d(hidden, 2))
+                hidden = F.max_pool2d(hidden, 2)
         return unfold_groups(hidden, groups), used

@@ -1,4 +1,4 @@
-"""The layers as pure functions of weights and x, for one group of examples or several, with weights shared or per group.
+"""The layers as pure functions of weights and x, for one group of examples or several, weights shared or per group.
 
 A group is what a batch norm takes its statistics over: an episode. Activations are (n, g·c, h, w): with one group that
 is the ordinary layout, and the ordinary kernels run, in channels-last.
@@ -21,11 +21,12 @@ def fold_groups(x: Tensor) -> Tensor:
 
 def unfold_groups(x: Tensor, groups: int) -> Tensor:
     """Return x (n, g·c, h, w) as feature vectors (g, n, c·h·w)."""
-    return x.unflatten(1, (groups, -1)).transpose(0, 1).flatten(2)
+    examples, channels, height, width = x.shape
+    return x.view(examples, groups, channels // groups, height, width).transpose(0, 1).flatten(2)
 
 
 def convolve(x: Tensor, weight: Tensor, groups: int, stride: int) -> Tensor:
-    """Convolve x (n, g·c, h, w) with weight (o, c, k, k), or (g, o, c, k, k) for weights per group; padded to keep size.
+    """Convolve x (n, g·c, h, w) with weight (o, c, k, k), or (g, o, c, k, k) for weights per group; padded.
 
     Returns:
         (n, g·o, h / stride, w / stride), sizes rounded up.
@@ -63,15 +64,15 @@ def normalise(
     """
     scale, shift = (value.expand(groups, -1).flatten() for value in (weight, bias))
     if statistics is None:
-        x, mean, variance = _BatchNorm.apply(x, scale, shift)
-        return x, mean.unflatten(0, (groups, -1)), variance.unflatten(0, (groups, -1))
+        x, mean, variance = _BatchNorm.apply(x, scale, shift)  # type: ignore[no-untyped-call]
+        return x, mean.view(groups, -1), variance.view(groups, -1)
     mean, variance = (value.expand(groups, -1) for value in statistics)
     factor = scale * torch.rsqrt(variance.flatten() + EPSILON)
     return _scale_channels(x, factor, shift - mean.flatten() * factor), mean, variance
 
 
 def _scale_channels(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-    """Return x·factor + shift by channel: batch norm at mean 0 and variance 1, whose kernel sums both gradients fused."""
+    """Return x·factor + shift by channel: batch norm at mean 0 and variance 1, a fused kernel with fused gradients."""
     zero, one = torch.zeros_like(factor), torch.ones_like(factor)
     return F.batch_norm(x, zero, one, factor, shift, training=False, eps=0.0)
 

@@ -1,6 +1,7 @@
 """A multilayer perceptron, for feature vectors and for images taken as vectors."""
 
 import math
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -42,7 +43,7 @@ class MLP(Backbone):
     def __init__(self, spec: DatasetSpec, config: MLPConfig) -> None:
         super().__init__(spec, config)
         sizes = (math.prod(spec.example_shape), *config.hidden)
-        self.layers = nn.ModuleList(_Linear(inputs, outputs) for inputs, outputs in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(_Linear(inputs, outputs) for inputs, outputs in pairwise(sizes))
         self.feature_size = sizes[-1]
 
     def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:

@@ -159,7 +159,7 @@ class Learner(nn.Module, ABC):
         return self.train_episodes(episodes).losses
 
     def standardise(self, x: Tensor) -> Tensor:
-        """Return examples (…, *x) as floats, by the mean and std of the training split; uint8 is divided by 255 first."""
+        """Return examples (…, *x) as floats, by mean and std of the training split; uint8 is divided by 255 first."""
         values = x if x.is_floating_point() else x.to(self.mean.dtype) / 255
         return (values - self.mean) / self.std
 
@@ -209,7 +209,7 @@ class EmbeddingLearner(Learner):
     def _embed_episodes(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return features (b, n, d) of x (b, n, *x) in the batch-norm mode that is set; zeros where masked out."""
         if self.batch_norm == "inductive":
-            features = self.embed(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+            features = self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1)
             return features if mask is None else torch.where(mask.unsqueeze(-1), features, 0.0)
         return self.embed_by_episode(x, mask)[0]
 
@@ -235,7 +235,7 @@ class EmbeddingLearner(Learner):
         return torch.stack(rows), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def embed(self, x: Tensor) -> Tensor:
-        """Return features (n, d) of examples (n, *x), each independent of the others (running batch-norm statistics)."""
+        """Return features (n, d) of examples (n, *x), each by itself, under the running batch-norm statistics."""
         weights, running = dict(self.backbone.named_parameters()), self.backbone.running_statistics()
         features, _ = self.backbone.embed(weights, self.standardise(x).unsqueeze(0), running)
         return features[0].to(self.mean.dtype)

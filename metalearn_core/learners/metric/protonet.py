@@ -88,6 +88,7 @@ class ProtoNet(EmbeddingLearner):
         ]
         unmasked = episodes.support_mask is None and episodes.query_mask is None
         features, statistics = self.embed_by_episode(x, None if unmasked else torch.cat(masks, dim=1))
-        support, query = features.split([episodes.support_x.shape[1], episodes.query_x.shape[1]], dim=1)
+        size = episodes.support_x.shape[1]
+        support, query = features[:, :size], features[:, size:]
         state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
         return self.predict_features(state, query), {name: value.detach() for name, value in statistics.items()}

@@ -32,9 +32,9 @@ class MAMLConfig(LearnerConfig):
 class MAML(Learner):
     """Model-agnostic meta-learning (Finn, Abbeel, Levine 2017), with a linear head on the backbone.
 
-    θ′ᵢ = θ − α ∇θ L(θ; support set i), several times over (section 2.2, algorithm 1); the outer loss is L(θ′ᵢ; queries i),
-    and its gradient flows through the inner steps. The head starts at zero, so that no class is preferred; it is
-    meta-learned like the rest.
+    θ′ᵢ = θ − α ∇θ L(θ; support set i), several times over (section 2.2, algorithm 1). The outer loss is
+    L(θ′ᵢ; queries i), and its gradient flows through the inner steps. The head starts at zero, so that no class is
+    preferred; it is meta-learned like the rest.
 
     When inductive, in training too, queries are normalised by the support set's batch-norm statistics under θ′ᵢ; when
     transductive (as in the paper) they normalise one another.

@@ -1,0 +1,157 @@
+"""Outer gradients of a batch of episodes: one task a thread, summed in the order of the tasks."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from metalearn_core.backbones.contract import Statistics
+from metalearn_core.data.manifest import Record
+from metalearn_core.learners.contract import EmbeddingLearner, Learner, Outcome
+from metalearn_core.training.plan import TrainingPlan
+
+Result = TypeVar("Result")
+
+
+class EngineChoices(Record):
+    """What changes the last bits of a result: chosen when a run starts, and kept when it goes on.
+
+    Attributes:
+        threads: tasks side by side, or threads inside an operation where there is one task at a time.
+        precision: of the convolutions; statistics, distances and losses are always fp32.
+    """
+
+    threads: int
+    precision: str
+
+    @classmethod
+    def choose(cls, plan: TrainingPlan, learner: Learner) -> "EngineChoices":
+        """Return the choices for this machine.
+
+        MAML stays in fp32 by default: its inner gradients, of a few examples, lose more in bf16 than its small
+        convolutions gain.
+        """
+        precision: str = plan.precision
+        if precision == "auto":
+            native = isinstance(learner, EmbeddingLearner) and _native_bf16()
+            precision = "bf16" if native else "fp32"
+        return cls(threads=plan.threads or len(os.sched_getaffinity(0)), precision=precision)
+
+
+def _native_bf16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The outer gradient of a batch of episodes.
+
+    Attributes:
+        gradients: one a parameter, in the order of `parameters()`; means over the episodes.
+        loss, accuracy: means over the episodes.
+        statistics: batch-norm statistics, each (episodes, channels), in order.
+    """
+
+    gradients: tuple[Tensor, ...]
+    loss: float
+    accuracy: float
+    statistics: Statistics
+
+
+class Engine:
+    """Runs tasks on threads. As a context manager it sets torch's threads, and puts them back.
+
+    Args:
+        choices: of threads and precision.
+    """
+
+    def __init__(self, choices: EngineChoices) -> None:
+        self.choices = choices
+        self._pool: ThreadPoolExecutor | None = None
+        self._threads_before = torch.get_num_threads()
+
+    def __enter__(self) -> "Engine":
+        self._threads_before = torch.get_num_threads()
+        self._pool = ThreadPoolExecutor(
+            self.choices.threads, thread_name_prefix="task", initializer=torch.set_num_threads, initargs=(1,)
+        )
+        torch.set_num_threads(self.choices.threads)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        torch.set_num_threads(self._threads_before)
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Run the convolutions and matrix products of a block in the precision that was chosen."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.choices.precision == "bf16"):
+            yield
+
+    def map(self, task: Callable[[int], Result], count: int, between: Callable[[], None] | None = None) -> list[Result]:
+        """Return task(0) … task(count − 1), side by side, each on one thread of torch.
+
+        `between` is called in the calling thread whenever a result has come; it may raise, to stop.
+        """
+        assert self._pool is not None, "an Engine works inside its with block"
+        futures = [self._pool.submit(task, number) for number in range(count)]
+        results = []
+        try:
+            for future in futures:
+                results.append(future.result())
+                if between is not None:
+                    between()
+            return results  # noqa: TRY300
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+    def gradient(self, learner: Learner, outcome: Callable[[int], Outcome], tasks: int) -> Gradient:
+        """Return the mean gradient over the tasks' losses.
+
+        One task alone uses the threads inside its operations; several run side by side, a thread each, so that the
+        result does not depend on the number of threads.
+
+        Args:
+            learner: whose parameters.
+            outcome: gives the outcome of one task, by its number.
+            tasks: how many.
+        """
+        parameters = list(learner.parameters())
+
+        def run(number: int) -> tuple[tuple[Tensor, ...], Outcome]:
+            with self.precision():
+                result = outcome(number)
+                loss = result.losses.sum()
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
+            return gradients, detached
+
+        results = [run(0)] if tasks == 1 else self.map(run, tasks)
+        return _mean(results)
+
+
+def _mean(results: Sequence[tuple[tuple[Tensor, ...], Outcome]]) -> Gradient:
+    outcomes = [outcome for _, outcome in results]
+    losses = torch.cat([outcome.losses for outcome in outcomes])
+    sums = list(results[0][0])
+    for gradients, _ in results[1:]:
+        sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
+    statistics = {
+        name: torch.cat([outcome.statistics[name] for outcome in outcomes]) for name in outcomes[0].statistics
+    }
+    accuracies = torch.cat([outcome.accuracies for outcome in outcomes])
+    return Gradient(
+        gradients=tuple(total / len(losses) for total in sums),
+        loss=losses.mean().item(),
+        accuracy=accuracies.mean().item(),
+        statistics=statistics,
+    )

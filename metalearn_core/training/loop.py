@@ -1,0 +1,331 @@
+"""Meta-training: outer steps over a stream of episodes, validation, early stopping, and checkpoints to go on from."""
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import Tensor
+
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
+from metalearn_core.errors import MetalearnError
+from metalearn_core.evaluation.statistics import t_interval
+from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
+from metalearn_core.learners.contract import ExampleLearner, Learner
+from metalearn_core.training.checkpoint import Checkpoints, Progress
+from metalearn_core.training.engine import Engine, EngineChoices, Gradient
+from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
+from metalearn_core.training.report import OnMetrics, Reporter
+from metalearn_core.training.schedule import learning_rate
+from metalearn_core.training.state import pack, unpack
+from metalearn_core.training.validation import validate
+
+VALIDATION_SEED = 1_000_003
+VALIDATION_SHARE = 0.15
+STOPPED_BY_SIGTERM = 143
+
+
+class TrainingStoppedError(MetalearnError):
+    """The process was asked to end; the checkpoint has all that was done."""
+
+    exit_status = STOPPED_BY_SIGTERM
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training run ended with.
+
+    Attributes:
+        learner: with the best weights, in eval mode.
+        history: a record a validation: episodes, seconds, and the metrics.
+        seconds: time spent, over all attempts.
+        episodes: training episodes done.
+        best_validation: the best validation accuracy; NaN where there was no validation.
+        train_shape: of training episodes; None where the learner trains on plain examples.
+    """
+
+    learner: Learner
+    history: list[dict[str, float]]
+    seconds: float
+    episodes: int
+    best_validation: float
+    train_shape: EpisodeShape | None
+
+
+def fit(
+    spec: LearnerSpec,
+    dataset: EpisodeDataset,
+    plan: TrainingPlan,
+    *,
+    checkpoint_dir: Path | None = None,
+    restart: bool = False,
+    on_metrics: OnMetrics | None = None,
+) -> FitResult:
+    """Meta-train a learner, or go on where an earlier run in `checkpoint_dir` stopped.
+
+    A run of so many episodes, killed at any moment and called again with the same arguments, ends with the same
+    weights, byte by byte, on the same type of machine and version of torch.
+
+    Args:
+        spec: the learner.
+        dataset: whose training split is learned from, and whose validation split chooses the weights.
+        plan: budget, shapes, seed.
+        checkpoint_dir: for this run alone; of two runs with the same one the second waits. None: no checkpoints.
+        restart: discard the checkpoints that are there.
+        on_metrics: called now and then with metrics by name, and the training episodes so far.
+
+    Raises:
+        UsageError: the shape does not fit the dataset, or an option is wrong; found before training starts.
+        MetalearnError: the loss is not finite; or the checkpoint is of another run, or damaged beyond use.
+        TrainingStoppedError: SIGTERM arrived; a checkpoint was written.
+    """
+    run = _Run(resolve_spec(spec), dataset, plan, on_metrics)
+    if checkpoint_dir is None:
+        return run.train(None)
+    checkpoints = Checkpoints(checkpoint_dir, spec.learner)
+    with checkpoints.lock():
+        if restart:
+            checkpoints.discard()
+        run.resume(checkpoints)
+        return run.train(checkpoints)
+
+
+class _Run:
+    """One training run: its fixed parts, and its state, which is what a checkpoint holds."""
+
+    def __init__(
+        self, spec: LearnerSpec, dataset: EpisodeDataset, plan: TrainingPlan, on_metrics: OnMetrics | None
+    ) -> None:
+        self.spec, self.dataset, self.plan = spec, dataset, plan
+        self.learner = make_learner(spec, dataset.spec, way=plan.way, seed=plan.seed)
+        self.config = self.learner.config
+        self.train_shape = training_shape(spec, plan, dataset)
+        self.stream = self._stream()
+        self.validation = None
+        if plan.validations:
+            self.validation = EpisodeSampler(dataset, "validation", plan.shape, seed=VALIDATION_SEED)
+        self.optimiser = torch.optim.AdamW(
+            self.learner.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        self.progress = Progress(
+            fingerprint=fingerprint(spec, plan, dataset.digest), engine=EngineChoices.choose(plan, self.learner)
+        )
+        self.best = self._weights()
+        self.clock = _Clock(0.0)
+        self.reporter = Reporter(spec.learner, on_metrics)
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Take up the newest checkpoint, where there is one."""
+        found = checkpoints.load(self.progress.fingerprint)
+        if found is not None:
+            self.progress, tensors = found
+            self.best = unpack(tensors, self.learner, self.optimiser)
+
+    def train(self, checkpoints: Checkpoints | None) -> FitResult:
+        """Train until the budget is spent."""
+        if self.progress.finished:
+            return self._result()
+        self.clock = _Clock(self.progress.seconds)
+        saved = time.monotonic()
+        self.learner.train()
+        with Engine(self.progress.engine) as engine, sigterm_flag() as stop:
+            try:
+                while self._advance(engine, stop):
+                    if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
+                        self._save(checkpoints)
+                        saved = time.monotonic()
+            except _StopRequested:
+                raise self._stopped(checkpoints) from None
+        if not self.plan.validations:
+            self.best = self._weights()
+        self._update(finished=True)
+        if checkpoints is not None:
+            self._save(checkpoints)
+        return self._result()
+
+    def _advance(self, engine: Engine, stop: threading.Event) -> bool:
+        """Take one outer step, or run the validation episodes where it is time to; False when all is done."""
+        if stop.is_set():
+            raise _StopRequested
+        spent = self._spent()
+        if self._validation_due(spent):
+            self._validate(engine, stop)
+        elif spent:
+            return False
+        else:
+            self._step(engine)
+        return True
+
+    # The budget.
+
+    def _spent(self) -> bool:
+        if self.plan.patience is not None and self.progress.since_best >= self.plan.patience:
+            return True
+        return self._share() >= 1
+
+    def _share(self) -> float:
+        """Return the share of the budget that is used; in seconds, the last validation's are kept in reserve."""
+        if self.plan.episodes is not None:
+            return self.progress.episodes / self.plan.episodes
+        assert self.plan.seconds is not None
+        reserve = min(self.progress.last_validation_seconds, self.plan.seconds / 2)
+        return self.clock.seconds() / (self.plan.seconds - reserve)
+
+    def _validation_due(self, spent: bool) -> bool:
+        if self.validation is None or self.progress.validated_at == self.progress.episodes:
+            return False
+        if spent:
+            return True
+        scheduled = math.floor(self._share() * self.plan.validations)
+        affordable = self.plan.seconds is None or (
+            self.progress.validation_seconds <= VALIDATION_SHARE * self.clock.seconds()
+        )
+        return scheduled > self.progress.validations and affordable
+
+    # One outer step.
+
+    def _stream(self) -> EpisodeSampler | ExampleSampler:
+        if self.train_shape is not None:
+            return EpisodeSampler(self.dataset, "train", self.train_shape, seed=self.plan.seed)
+        batch_size = self.spec.options["batch_size"]
+        return ExampleSampler(self.dataset, "train", seed=self.plan.seed, batch_size=batch_size)
+
+    def _gradient(self, engine: Engine) -> tuple[Gradient, int]:
+        """Return the gradient over the next episodes of the stream, and how many they are."""
+        first, learner = self.progress.episodes, self.learner
+        if isinstance(self.stream, ExampleSampler):
+            assert isinstance(learner, ExampleLearner)
+            x, y = self.stream.batch(first)
+            return engine.gradient(learner, lambda _: learner.train_examples(x, y), 1), 1
+        left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - first
+        count = min(self.config.meta_batch, left)
+        batch = self.stream.batch(first, count)
+        return engine.gradient(learner, lambda task: learner.train_episodes(batch[task : task + 1]), count), count
+
+    def _step(self, engine: Engine) -> None:
+        rate = learning_rate(self.config.learning_rate, self.config.schedule, self._share())
+        gradient, episodes = self._gradient(engine)
+        norm = torch.nn.utils.get_total_norm(gradient.gradients).item()
+        if not (math.isfinite(gradient.loss) and math.isfinite(norm)):
+            raise self._diverged(gradient.loss, norm, rate)
+        clip = self.config.gradient_clip
+        scale = 1.0 if clip is None or norm <= clip else clip / norm
+        for parameter, value in zip(self.learner.parameters(), gradient.gradients, strict=True):
+            parameter.grad = value * scale if scale < 1 else value
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        if gradient.statistics:
+            self.learner.backbone.update_running_statistics(gradient.statistics)
+        self._update(episodes=self.progress.episodes + episodes, step=self.progress.step + 1)
+        self.reporter.step(gradient.loss, gradient.accuracy, rate, episodes)
+        self.reporter.report(self.progress.episodes, self.clock.seconds(), self._share())
+
+    def _diverged(self, loss: float, norm: float, rate: float) -> MetalearnError:
+        name = self.spec.learner
+        other = f", {name}.inner_lr" if "inner_lr" in self.spec.options else ""
+        return MetalearnError(
+            f"{name}: training diverged at step {self.progress.step + 1} (episode {self.progress.episodes}): "
+            f"loss {loss}, gradient norm {norm}, learning rate {rate:.3g}: try a smaller {name}.learning_rate"
+            f"{other}, {name}.gradient_clip=10, or precision fp32"
+        )
+
+    # Validation.
+
+    def _validate(self, engine: Engine, stop: threading.Event) -> None:
+        def pause() -> None:
+            if stop.is_set():
+                raise _StopRequested
+
+        assert self.validation is not None
+        started = time.monotonic()
+        accuracies = validate(self.learner, self.validation, self.plan.validation_episodes, engine, pause)
+        interval = t_interval(accuracies.numpy())
+        spent, before = time.monotonic() - started, self.progress
+        better = before.best is None or interval.mean > before.best
+        if better or interval.mean == before.best:
+            self.best = self._weights()
+        metrics = {"validation/accuracy": interval.mean, "validation/ci95": interval.half_width}
+        seconds = self.clock.seconds()
+        record = {"episodes": float(before.episodes), "seconds": seconds, **self.reporter.recent(), **metrics}
+        self._update(
+            validation_seconds=before.validation_seconds + spent,
+            last_validation_seconds=spent,
+            validations=max(before.validations, math.floor(self._share() * self.plan.validations)),
+            validated_at=before.episodes,
+            since_best=0 if better else before.since_best + 1,
+            best=interval.mean if better else before.best,
+            history=(*before.history, record),
+        )
+        self.reporter.report(before.episodes, seconds, self._share(), metrics)
+
+    # State.
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.learner.state_dict().items()}
+
+    def _update(self, **values: object) -> None:
+        self.progress = self.progress.model_copy(update=values)
+
+    def _save(self, checkpoints: Checkpoints) -> None:
+        self._update(seconds=self.clock.seconds())
+        checkpoints.save(self.progress, pack(self.learner, self.optimiser, self.best))
+
+    def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
+        done = f"{self.spec.learner}: stopped by SIGTERM after {self.progress.episodes} training episodes"
+        if checkpoints is None:
+            return TrainingStoppedError(f"{done}; without a checkpoint folder they are lost")
+        self._save(checkpoints)
+        return TrainingStoppedError(f"{done}: the same command goes on from {checkpoints.folder}")
+
+    def _result(self) -> FitResult:
+        self.learner.load_state_dict(self.best)
+        best = self.progress.best
+        return FitResult(
+            learner=self.learner.eval(),
+            history=[dict(record) for record in self.progress.history],
+            seconds=self.clock.seconds() if not self.progress.finished else self.progress.seconds,
+            episodes=self.progress.episodes,
+            best_validation=math.nan if best is None else best,
+            train_shape=self.train_shape,
+        )
+
+
+class _Clock:
+    """Seconds spent, those of earlier attempts included."""
+
+    def __init__(self, before: float) -> None:
+        self._before, self._started = before, time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+
+class _StopRequested(Exception):  # noqa: N818
+    """Leaves validation or the loop when SIGTERM has come."""
+
+
+@contextlib.contextmanager
+def sigterm_flag() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets instead of ending the process; in another thread than the main one, never."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+
+    def set_flag(_number: int, _frame: FrameType | None) -> None:
+        flag.set()
+
+    before = signal.signal(signal.SIGTERM, set_flag)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, before)

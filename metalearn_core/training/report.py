@@ -1,0 +1,71 @@
+"""What a training run tells those who watch: progress events, and metrics for a tracking server."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+from metalearn_core import events
+
+OnMetrics = Callable[[dict[str, float], int], None]
+
+REPORT_SECONDS = 0.25
+REPORTS = 100
+
+
+class Reporter:
+    """Averages over outer steps, and passes them on: at most four times a second, and a hundred times over the budget.
+
+    Args:
+        learner: as events name it.
+        on_metrics: called with metrics by name, and the training episodes so far.
+    """
+
+    def __init__(self, learner: str, on_metrics: OnMetrics | None) -> None:
+        self._learner, self._on_metrics = learner, on_metrics
+        self._sums = [0.0, 0.0]
+        self._steps = 0
+        self._episodes = 0
+        self._rate = math.nan
+        self._last_time = time.monotonic()
+        self._last_share = -1
+        self._last_metrics: dict[str, float] = {}
+
+    def step(self, loss: float, accuracy: float, rate: float, episodes: int) -> None:
+        """Count one outer step."""
+        self._sums = [self._sums[0] + loss, self._sums[1] + accuracy]
+        self._steps += 1
+        self._episodes += episodes
+        self._rate = rate
+
+    def recent(self) -> dict[str, float]:
+        """Return the mean loss and accuracy of training since the last report."""
+        if self._steps:
+            names = ("train/loss", "train/accuracy")
+            self._last_metrics = {name: total / self._steps for name, total in zip(names, self._sums, strict=True)}
+        return self._last_metrics
+
+    def report(
+        self, episodes: int, seconds: float, share: float, validation: Mapping[str, float] | None = None
+    ) -> None:
+        """Pass on what has come together: always with a validation's metrics, else when it is time.
+
+        Args:
+            episodes: training episodes so far.
+            seconds: spent so far.
+            share: of the budget that is used, 0 to 1.
+            validation: its metrics, when there was one.
+        """
+        now = time.monotonic()
+        if validation is None and now - self._last_time < REPORT_SECONDS:
+            return
+        metrics = {**self.recent(), **(validation or {}), "seconds": seconds, "learning_rate": self._rate}
+        metrics["episodes_per_second"] = self._episodes / max(now - self._last_time, 1e-9)
+        text = f"episode {episodes}, loss {metrics.get('train/loss', math.nan):.3f}"
+        if validation is not None:
+            text += f", validation {validation['validation/accuracy']:.1%}"
+        events.emit("progress", self._learner, done=min(share, 1.0), total=1.0, text=text)
+        due = math.floor(share * REPORTS) > self._last_share
+        if self._on_metrics is not None and (due or validation is not None):
+            self._on_metrics({name: value for name, value in metrics.items() if math.isfinite(value)}, episodes)
+            self._last_share = math.floor(share * REPORTS)
+        self._sums, self._steps, self._episodes, self._last_time = [0.0, 0.0], 0, 0, now
