@@ -15,7 +15,7 @@ _HOMES = {
     "compare": "evaluation.compare",
     "evaluate": "evaluation.evaluate",
     "fit": "training.loop",
-    "load_model": "bundle",
+    "load_model": "model",
 }
 
 __all__ = sorted(_HOMES)

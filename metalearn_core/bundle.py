@@ -161,7 +161,8 @@ def verify_bundle(path: Path) -> str:
     expected = "".join(f"{file_digest(path / name)}  {name}\n" for name in _CONTENT).encode()
     if sums != expected:
         damaged = [line.split()[-1] for line in expected.decode().splitlines() if line.encode() not in sums]
-        raise MetalearnError(f"bundle {path}: {damaged[0] if damaged else SUMS_NAME} is damaged, its sha256 is wrong")
+        what = f"{damaged[0]} is not what {SUMS_NAME} says" if damaged else f"{SUMS_NAME} is not as it was written"
+        raise MetalearnError(f"bundle {path}: {what}: it is damaged")
     return hashlib.sha256(sums).hexdigest()
 
 

@@ -1,0 +1,129 @@
+"""A trained model in people's hands: a few labelled examples in, labels and probabilities of others out."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from metalearn_core.bundle import BundleDescription, load_bundle, resolve_model
+from metalearn_core.errors import UsageError
+from metalearn_core.examples import to_examples
+from metalearn_core.learners.contract import Learner, State
+
+QUERIES_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier says of q queries.
+
+    Attributes:
+        labels: the most probable label of each, as it was given for the support set.
+        probabilities: (q, way) float64; a row sums to 1.
+        classes: the labels of the columns, in the order in which they first appear in the support set.
+    """
+
+    labels: list[Hashable]
+    probabilities: npt.NDArray[np.float64]
+    classes: list[Hashable]
+
+
+class Classifier:
+    """A learner that has seen a support set; made by `Model.adapt`."""
+
+    def __init__(self, model: "Model", state: State, classes: list[Hashable]) -> None:
+        self._model, self._state, self.classes = model, state, classes
+
+    @torch.no_grad()
+    def predict(self, query_x: Any) -> Prediction:
+        """Classify queries.
+
+        Args:
+            query_x: q examples, in any form that `Model.adapt` takes.
+
+        Raises:
+            UsageError: what `examples.to_examples` raises.
+        """
+        learner = self._model.learner
+        x = self._model.tensor(query_x, "query_x")
+        chunks = [learner.predict(self._state, part.unsqueeze(0))[0] for part in torch.split(x, QUERIES_AT_ONCE)]
+        probabilities = torch.cat(chunks).double().softmax(dim=-1).cpu().numpy()
+        return Prediction(
+            [self.classes[column] for column in probabilities.argmax(axis=1)], probabilities, self.classes
+        )
+
+
+class Model:
+    """A trained learner with its description; made by `load_model`. Queries never influence one another's answers."""
+
+    def __init__(self, learner: Learner, description: BundleDescription) -> None:
+        self.learner, self.description = learner.eval(), description
+        self.learner.batch_norm = "inductive"
+
+    @torch.no_grad()
+    def adapt(self, support_x: Any, support_y: Sequence[Hashable]) -> Classifier:
+        """Use a support set; the classifier can then be asked as often as needed.
+
+        Args:
+            support_x: s examples: an array of images (s, c, h, w), (s, h, w) or (s, h, w, c), uint8 or floats in
+                0 … 1; or a sequence of arrays, PIL images or file paths; for vectors an array (s, d).
+            support_y: s labels, anything hashable; classes may have different numbers of examples.
+
+        Raises:
+            UsageError: another number of labels than examples, fewer than two classes, another number of classes than
+                a learner of fixed way was trained for, or what `examples.to_examples` raises.
+        """
+        x = self.tensor(support_x, "support_x")
+        labels = [label.item() if isinstance(label, np.generic) else label for label in _listed(support_y)]
+        if len(labels) != len(x):
+            raise UsageError(f"support_y: expected a label for each of the {len(x)} examples, got {len(labels)}")
+        try:
+            classes = list(dict.fromkeys(labels))
+        except TypeError:
+            raise UsageError("support_y: expected labels that can be hashed, such as text or numbers") from None
+        self._check_way(len(classes))
+        number = {label: column for column, label in enumerate(classes)}
+        y = torch.tensor([number[label] for label in labels], device=x.device)
+        state = self.learner.adapt(x.unsqueeze(0), y.unsqueeze(0), way=len(classes))
+        return Classifier(self, state, classes)
+
+    def predict(self, support_x: Any, support_y: Sequence[Hashable], query_x: Any) -> Prediction:
+        """Use a support set and classify queries: `adapt`, then `Classifier.predict`; same arguments and errors."""
+        self.tensor(query_x, "query_x")  # before the work of adapting
+        return self.adapt(support_x, support_y).predict(query_x)
+
+    def tensor(self, values: Any, name: str) -> torch.Tensor:
+        """Return examples as the learner takes them, on its device."""
+        examples = torch.from_numpy(to_examples(values, self.description.input, name))
+        if examples.is_floating_point():
+            examples = examples.to(self.learner.mean.dtype)
+        return examples.to(self.learner.mean.device)
+
+    def _check_way(self, way: int) -> None:
+        fixed = self.description.way
+        if fixed is not None and way != fixed:
+            raise UsageError(
+                f"support_y: {self.description.learner} was trained for exactly {fixed} classes, got {way}: "
+                "train it for that way, or use a learner of any way, such as protonet"
+            )
+        if way < 2:
+            raise UsageError(f"support_y: expected at least 2 classes, got {way}")
+
+
+def load_model(address: str | Path) -> Model:
+    """Load a model: a bundle's folder, `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        MetalearnError: it does not exist, is damaged, or was written by a newer version.
+    """
+    return Model(*load_bundle(resolve_model(address)))
+
+
+def _listed(labels: Any) -> list[Any]:
+    if isinstance(labels, str):
+        raise UsageError("support_y: expected a sequence of labels, got a single str")
+    return list(labels.tolist() if hasattr(labels, "tolist") else labels)

@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metalearn_core.bundle import save_bundle
+from metalearn_core.data.decode import decode_image
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.errors import UsageError
+from metalearn_core.learners import LearnerSpec, make_learner
+from metalearn_core.model import load_model
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.integers(0, 256, (9, 1, 28, 28), dtype=np.uint8)
+QUERY = RANDOM.integers(0, 256, (4, 1, 28, 28), dtype=np.uint8)
+LABELS = ["cat", "dog", "cat", "eel", "dog", "cat", "cat", "eel", "cat"]
+
+
+def spec(channels=1):
+    return DatasetSpec(
+        modality="image",
+        example_shape=(channels, 28, 28),
+        dtype="uint8",
+        mean=(0.4,) * channels,
+        std=(0.3,) * channels,
+        train_classes=20,
+    )
+
+
+def model(folder, learner="protonet", channels=1, way=5, dataset=None):
+    dataset = dataset or spec(channels)
+    backbone = "mlp" if dataset.modality == "vector" else "conv4"
+    description = LearnerSpec(learner=learner, backbone=backbone)
+    made = make_learner(description, dataset, way=way)
+    save_bundle(folder, made, description, episode=EpisodeShape(5, 1, 5), lineage={"dataset_digest": "d"})
+    return load_model(folder)
+
+
+@pytest.fixture(scope="module")
+def protonet(tmp_path_factory):
+    return model(tmp_path_factory.mktemp("model") / "b")
+
+
+@pytest.fixture(scope="module")
+def colour(tmp_path_factory):
+    return model(tmp_path_factory.mktemp("model") / "b", channels=3)
+
+
+def test_prediction_is_the_nearest_mean_of_the_learners_own_features(protonet):
+    with torch.no_grad():
+        features = protonet.learner.embed(torch.from_numpy(np.concatenate([X, QUERY]))).double().numpy()
+    classes = ["cat", "dog", "eel"]
+    labels = np.array(LABELS)
+    means = np.stack([features[:9][labels == name].mean(axis=0) for name in classes])
+    distances = ((features[9:, None] - means) ** 2).sum(axis=-1)
+    likelihood = np.exp(-(distances - distances.min(axis=1, keepdims=True)))
+    prediction = protonet.predict(X, LABELS, QUERY)
+    assert prediction.classes == classes
+    assert prediction.labels == [classes[column] for column in distances.argmin(axis=1)]
+    np.testing.assert_allclose(
+        prediction.probabilities, likelihood / likelihood.sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-6
+    )
+    np.testing.assert_allclose(prediction.probabilities.sum(axis=1), 1, rtol=1e-12)
+
+
+def test_support_examples_are_recognised(protonet):
+    assert protonet.predict(X[:3], [("a", 1), None, 7], X[:3]).labels == [("a", 1), None, 7]
+
+
+def test_every_form_of_the_same_images_gives_the_same_answer(protonet, tmp_path):
+    paths = []
+    for number, image in enumerate(X):
+        paths.append(tmp_path / f"{number}.png")
+        Image.fromarray(image[0]).save(paths[-1])
+    forms = {
+        "without channels": X[:, 0],
+        "channels last": X.transpose(0, 2, 3, 1),
+        "floats": X.astype(np.float64) / 255,
+        "whole numbers": X.astype(np.int64),
+        "tensor": torch.from_numpy(X),
+        "list of arrays": list(X[:, 0]),
+        "pictures": [Image.fromarray(image[0]) for image in X],
+        "paths": paths,
+        "paths as text": [str(path) for path in paths],
+        "mixed": [paths[0], Image.fromarray(X[1, 0]), *X[2:]],
+    }
+    expected = protonet.predict(X, LABELS, QUERY)
+    for form, support in forms.items():
+        found = protonet.predict(support, LABELS, QUERY)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5, err_msg=form)
+
+
+def test_files_become_the_pixels_that_the_build_stores(protonet, colour, tmp_path):
+    path = tmp_path / "picture.jpg"
+    pixels = RANDOM.integers(0, 256, (90, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, quality=95)
+    np.testing.assert_array_equal(colour.tensor([path], "x")[0], decode_image(path, 28, "rgb"))
+    np.testing.assert_array_equal(protonet.tensor([path], "x")[0], decode_image(path, 28, "grey"))
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(colour.tensor([opened], "x")[0], decode_image(path, 28, "rgb"))
+
+
+def test_arrays_of_another_size_and_colour_are_treated_like_their_pictures(protonet, colour, tmp_path):
+    pixels = RANDOM.integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image).save(path)
+    for one in (protonet, colour):
+        expected = one.tensor(paths, "x")
+        for array in (pixels, pixels.transpose(0, 3, 1, 2), pixels / 255, list(pixels)):
+            np.testing.assert_array_equal(one.tensor(array, "x"), expected)
+
+
+def test_queries_do_not_influence_one_another(protonet, tmp_path):
+    for one, labels in ((protonet, LABELS), (model(tmp_path / "b", "maml", way=3), LABELS)):
+        classifier = one.adapt(X, labels)
+        together = classifier.predict(QUERY).probabilities
+        alone = np.concatenate([classifier.predict(QUERY[i : i + 1]).probabilities for i in range(4)])
+        np.testing.assert_allclose(alone, together, atol=1e-5)
+
+
+def test_a_learner_of_fixed_way_says_which(tmp_path):
+    maml = model(tmp_path / "b", "maml", way=5)
+    with pytest.raises(UsageError, match="maml was trained for exactly 5 classes, got 3"):
+        maml.adapt(X, LABELS)
+
+
+def test_vectors_are_taken_as_they_are(tmp_path):
+    dataset = DatasetSpec(
+        modality="vector", example_shape=(6,), dtype="float32", mean=(0.0,) * 6, std=(1.0,) * 6, train_classes=9
+    )
+    one = model(tmp_path / "b", dataset=dataset)
+    x = RANDOM.normal(size=(5, 6)) * 10
+    assert one.predict(x, [1, 2, 3, 4, 5], x).labels == [1, 2, 3, 4, 5]
+    with pytest.raises(UsageError, match=r"query_x: expected \(n, 6\), got \(5, 7\)"):
+        one.predict(x, [1, 2, 3, 4, 5], np.zeros((5, 7)))
+
+
+def with_nan():
+    values = X.astype(np.float32) / 255
+    values[4, 0, 3, 3] = np.nan
+    return values
+
+
+@pytest.mark.parametrize(
+    ("support", "labels", "query", "words"),
+    [
+        (with_nan(), LABELS, QUERY, "support_x: .*NaN or infinity in example 4"),
+        (X, LABELS[:-1], QUERY, "support_y: expected a label for each of the 9 examples, got 8"),
+        (X, ["cat"] * 9, QUERY, "support_y: expected at least 2 classes, got 1"),
+        (X, [["cat"]] * 9, QUERY, "support_y: .*hashed"),
+        (X, "abcdefghi", QUERY, "support_y: .*sequence of labels"),
+        (X, LABELS, QUERY[0, 0, 0], "query_x: expected"),
+        (X, LABELS, X[:, :, None], r"query_x: expected .* got \(9, 1, 1, 28, 28\)"),
+        (X, LABELS, RANDOM.random((2, 5, 28, 28)), r"query_x: .*\(2, 5, 28, 28\)"),
+        (X, LABELS, QUERY.astype(np.float32), "query_x: .*got values from"),
+        (X, LABELS, QUERY.astype(np.int64) * 3, "query_x: expected whole numbers in 0 … 255"),
+        (X, LABELS, QUERY[:0], "query_x: expected at least one example"),
+        (X, LABELS, [], "query_x: expected at least one example"),
+        (X, LABELS, ["nowhere.png"], r"query_x\[0\]: there is no file nowhere.png"),
+        (X, LABELS, "nowhere.png", "query_x: expected a sequence of examples, got a single str"),
+        (X, LABELS, [object()], r"query_x\[0\]: expected numbers"),
+        (X, LABELS, np.zeros((2, 0, 28)), "query_x: expected images with pixels"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_argument(protonet, support, labels, query, words):
+    with pytest.raises(UsageError, match=words) as error:
+        protonet.predict(support, labels, query)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_image_is_named(protonet, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("not an image")
+    with pytest.raises(UsageError, match=r"query_x\[0\]: .*notes\.png cannot be read"):
+        protonet.predict(X, LABELS, [path])
