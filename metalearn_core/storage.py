@@ -14,7 +14,7 @@ from metalearn_core.errors import MetalearnError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a process started after a crash, sees the old content or the new, never a part."""
+    """Write a file so that a reader, also after a crash, sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

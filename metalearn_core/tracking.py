@@ -36,6 +36,7 @@ __all__ = [
     "LearnerResult",
     "MetricBuffer",
     "RunSummary",
+    "child_runs",
     "find_parent_run",
     "list_runs",
     "log_artifact",
@@ -174,6 +175,14 @@ def start_child(
         run_id = str(run.info.run_id)
         _log_params(run_id, params or {})
     return run_id
+
+
+def child_runs(parent_id: str) -> tuple[str, ...]:
+    """Return the ids of the learners' runs below the run of a pipeline run."""
+    mlflow_client = client()
+    with explained():
+        experiment = mlflow_client.get_run(parent_id).info.experiment_id
+        return tuple(str(child.info.run_id) for child in _children(mlflow_client, [experiment], parent_id))
 
 
 def tag_run(run_id: str, tags: Mapping[str, str]) -> None:

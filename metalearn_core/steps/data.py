@@ -26,6 +26,20 @@ def read_dataset(folder: Path, digest: str) -> Manifest:
     return manifest
 
 
+def verify_dataset(folder: Path) -> Manifest:
+    """Check every shard of a dataset by its sha256, and return its manifest.
+
+    Raises:
+        MetalearnError: something is missing or damaged.
+    """
+    from metalearn_core.data.shards import verify_shard
+
+    manifest = read_manifest(folder)
+    for shard in manifest.shards:
+        verify_shard(folder, shard)
+    return manifest
+
+
 def build_options(split_file: str, **options: Any) -> BuildOptions:
     """Return the options of a build, a split file's content among them.
 
@@ -58,7 +72,6 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
         the dataset's folder and its manifest.
     """
     from metalearn_core.data.build import build_dataset
-    from metalearn_core.data.dataset import verify_shards
     from metalearn_core.data.sources import open_source
 
     key = {"fingerprint": open_source(source).fingerprint(), "options": options.model_dump(mode="json")}
@@ -71,8 +84,7 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
         if record.exists():
             folder = storage / "datasets" / read_json(record, "kept build")["digest"]
             try:
-                manifest = read_manifest(folder)
-                verify_shards(folder, manifest)
+                manifest = verify_dataset(folder)
             except MetalearnError as error:
                 emit("warning", "build", text=f"{error}; it is built again")
                 shutil.rmtree(folder, ignore_errors=True)
@@ -89,13 +101,11 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
 
 def _move(built: Path, folder: Path, manifest: Manifest) -> Path:
     """Move a built dataset to its digest's place; the same one, built from elsewhere, may stand there and be whole."""
-    from metalearn_core.data.dataset import verify_shards
-
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{manifest.digest}.lock")):
         if folder.exists():
             try:
-                verify_shards(folder, read_manifest(folder))
+                verify_dataset(folder)
             except MetalearnError:
                 shutil.rmtree(folder)
             else:

@@ -83,10 +83,10 @@ def close_run(
     tracking.log_dataset(run_id, manifest, str(dataset), context="meta-learning")
     tracking.log_artifact(run_id, report)
     for page in sorted(quality.glob("quality.*")):
-        tracking.log_artifact(run_id, page, folder="data quality")
+        tracking.log_artifact(run_id, page, folder="data-quality")
     chosen = next(record for record in records if record["training"]["bundle_digest"] == verdict["bundle_digest"])
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
-    tracking.set_tags(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
+    tracking.tag_run(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
     tracking.set_outcome(run_id, "FINISHED")
     return summary
 

@@ -2,13 +2,14 @@
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from metalearn_core.data.manifest import Record, Split
-from metalearn_core.errors import MetalearnError
+from metalearn_core.data.manifest import Record, Split, read_manifest
+from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.reuse import kept, result_digest
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
@@ -16,7 +17,8 @@ from metalearn_core.storage import read_json, write_json
 from metalearn_core.version import git_commit, package_version
 
 if TYPE_CHECKING:
-    from metalearn_core.training.loop import TrainingPlan
+    from metalearn_core.training.plan import TrainingPlan
+    from metalearn_core.training.report import OnMetrics
 
 BUNDLE = "bundle"
 TRAINING = "training.json"
@@ -63,7 +65,7 @@ def child_name(item: Mapping[str, Any], shape: str) -> str:
 def train_learner(
     dataset: Path, dataset_digest: str, item: Mapping[str, Any], request: TrainingRequest, storage: Path
 ) -> Path:
-    """Meta-train one learner, or find its finished training; a training that was cut off goes on from its checkpoint.
+    """Meta-train one learner as a step, or find its finished training; one that was cut off goes on.
 
     Args:
         dataset: the episode dataset's folder.
@@ -80,17 +82,58 @@ def train_learner(
     checkpoints = storage / "checkpoints" / result_digest("training", key)
 
     def make(folder: Path) -> None:
-        _train(dataset, item, request, checkpoints, folder)
+        from metalearn_core import tracking
+
+        run_id = _child_run(item, request, digest)
+        try:
+            with tracking.MetricBuffer(run_id) as buffer:
+                record = _train(dataset, item, request, checkpoints, folder / BUNDLE, run_id, buffer.log)
+        except Exception as error:
+            with suppress(MetalearnError):
+                tracking.set_outcome(run_id, "FAILED", one_line(error))
+            raise
+        write_json(folder / TRAINING, record)
 
     folder, _ = kept(storage / "results", "training", key, make)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return folder
 
 
+def train_bundle(
+    dataset: Path,
+    item: Mapping[str, Any],
+    request: TrainingRequest,
+    bundle: Path,
+    *,
+    checkpoints: Path,
+    restart: bool = False,
+) -> dict[str, Any]:
+    """Meta-train one learner outside a pipeline, write its bundle, and return the record of the training.
+
+    Args:
+        dataset: the episode dataset's folder.
+        item: the JSON form of a `LearnerSpec`.
+        request: shapes, budget and seed.
+        bundle: the folder to write.
+        checkpoints: where each training's checkpoints have a folder of their own, by what it is.
+        restart: begin anew, whatever checkpoint is there.
+    """
+    key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
+    folder = checkpoints / result_digest("training", key)
+    return _train(dataset, item, request, folder, bundle, None, None, restart=restart)
+
+
 def _train(
-    dataset_folder: Path, item: Mapping[str, Any], request: TrainingRequest, checkpoints: Path, folder: Path
-) -> None:
-    from metalearn_core import tracking
+    dataset_folder: Path,
+    item: Mapping[str, Any],
+    request: TrainingRequest,
+    checkpoints: Path,
+    bundle: Path,
+    run_id: str | None,
+    on_metrics: "OnMetrics | None",
+    *,
+    restart: bool = False,
+) -> dict[str, Any]:
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.episodes import EpisodeShape
@@ -99,46 +142,41 @@ def _train(
 
     spec = LearnerSpec.model_validate(item)
     dataset = EpisodeDataset.open(dataset_folder)
-    plan = _plan(request)
-    run_id = _child_run(item, request, dataset.digest)
-    with tracking.MetricBuffer(run_id) as buffer:
-        result = fit(spec, dataset, plan, checkpoint_dir=checkpoints, on_metrics=buffer.log)
-    train_classes = [entry.digest for entry in dataset.manifest.of_split("train")]
-    bundle_digest = save_bundle(
-        folder / BUNDLE,
+    result = fit(
+        spec, dataset, _plan(request), checkpoint_dir=checkpoints, restart=restart, on_metrics=on_metrics
+    )
+    digest = save_bundle(
+        bundle,
         result.learner,
         spec,
         episode=EpisodeShape(request.way, request.shot, request.query),
         lineage={
             "dataset_digest": dataset.digest,
-            "dataset_uri": str(dataset_folder),
+            "dataset_uri": str(dataset_folder.resolve()),
             "seed": request.seed,
             "episodes": result.episodes,
             "code_version": f"{package_version()}+{git_commit()}",
-            "training_class_digests": train_classes,
+            "training_class_digests": [entry.digest for entry in dataset.manifest.of_split("train")],
             "mlflow_run_id": run_id,
         },
     )
-    write_json(
-        folder / TRAINING,
-        {
-            "learner": spec.learner,
-            "item": spec.model_dump(mode="json"),
-            "request": request.model_dump(),
-            "run_id": run_id,
-            "bundle_digest": bundle_digest,
-            "train_seconds": result.seconds,
-            "train_episodes": result.episodes,
-            "train_shape": str(result.train_shape),
-            "best_validation": result.best_validation,
-            "parameters": sum(parameter.numel() for parameter in result.learner.parameters()),
-            "history": result.history,
-        },
-    )
+    return {
+        "learner": spec.learner,
+        "item": spec.model_dump(mode="json"),
+        "request": request.model_dump(),
+        "run_id": run_id,
+        "bundle_digest": digest,
+        "train_seconds": result.seconds,
+        "train_episodes": result.episodes,
+        "train_shape": str(result.train_shape) if result.train_shape else "plain examples",
+        "best_validation": result.best_validation,
+        "parameters": sum(parameter.numel() for parameter in result.learner.parameters()),
+        "history": result.history,
+    }
 
 
 def _plan(request: TrainingRequest) -> "TrainingPlan":
-    from metalearn_core.training.loop import TrainingPlan
+    from metalearn_core.training.plan import TrainingPlan
 
     return TrainingPlan(
         way=request.way,
@@ -204,6 +242,7 @@ def evaluate_learner(
             evaluation = evaluate(learner, opened, Protocol(split=split, **request.model_dump()))
             results[split] = evaluation.model_dump(mode="json")
         tracking.log_metrics(record["run_id"], result_metrics(record, results))
+        tracking.set_outcome(record["run_id"], "FINISHED")
         write_json(folder / EVALUATION, {"training": record, **results})
 
     folder, _ = kept(storage / "results", "evaluation", key, make)

@@ -1,0 +1,171 @@
+"""The verbs `dataset build`, `dataset show` and `dataset validate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.command_line.options import (
+    DEFAULT_WORKDIR,
+    ColorOption,
+    ImageSizeOption,
+    JsonOption,
+    MaxUnreadableOption,
+    MinExamplesOption,
+    QueryOption,
+    RatiosOption,
+    RotationsOption,
+    ShotOption,
+    SplitByOption,
+    SplitFileOption,
+    SplitFromOption,
+    SplitSeedOption,
+    WayOption,
+    WorkdirOption,
+    answers,
+    given,
+    notices,
+    parse_ratios,
+    print_json,
+    print_table,
+    workdir_at,
+)
+
+app = typer.Typer(help="Build, show and validate episode datasets.", no_args_is_help=True)
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Add the verbs, below `dataset`."""
+    app.command(epilog="Example:  metalearn dataset build path/to/images my-episodes")(build)
+    app.command(epilog="Example:  metalearn dataset show my-episodes")(show)
+    app.command(epilog="Example:  metalearn dataset validate my-episodes --way 5 --shot 1")(validate)
+    parent.add_typer(app, name="dataset")
+
+
+def build(
+    source: Annotated[str, typer.Argument(help="`glyphs`, a folder of images, or Parquet.")],
+    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    image_size: ImageSizeOption = None,
+    color: ColorOption = None,
+    split_by: SplitByOption = None,
+    split_file: SplitFileOption = None,
+    split_from: SplitFromOption = None,
+    ratios: RatiosOption = None,
+    split_seed: SplitSeedOption = None,
+    rotations: RotationsOption = None,
+    min_examples: MinExamplesOption = None,
+    max_unreadable: MaxUnreadableOption = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Decoding processes.", show_default="the cores")
+    ] = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Build an episode dataset from labelled examples."""
+    from metalearn_core.data.build import build_dataset
+    from metalearn_core.steps.data import build_options
+    from metalearn_core.steps.run import dataset_summary
+    from pipelines.command_line.watch import watching
+
+    options = build_options(
+        split_file or "",
+        **given(
+            image_size=image_size,
+            color=color,
+            split_by=split_by,
+            ratios=parse_ratios(ratios),
+            split_seed=split_seed,
+            rotations=rotations,
+            min_examples=min_examples,
+            max_unreadable=max_unreadable,
+        ),
+    )
+    with watching(notices):
+        manifest = build_dataset(
+            source, out, options, workers=workers, split_from=Path(split_from) if split_from else None
+        )
+    summary = {**dataset_summary(out, manifest), "unreadable": len(manifest.unreadable)}
+    if json:
+        print_json(summary)
+    else:
+        _print(out)
+
+
+def show(
+    dataset: Annotated[Path, typer.Argument(help="An episode dataset.")],
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Show what an episode dataset holds."""
+    from metalearn_core.data.manifest import read_manifest
+
+    if json:
+        typer.echo(read_manifest(dataset).model_dump_json(indent=2))
+    else:
+        _print(dataset)
+
+
+def _print(folder: Path) -> None:
+    from metalearn_core.data.manifest import SPLITS, read_manifest
+
+    manifest = read_manifest(folder)
+    shape = " × ".join(str(size) for size in manifest.spec.example_shape)
+    answers.print(f"dataset {manifest.digest} of {manifest.source}", soft_wrap=True, markup=False)
+    answers.print(f"{manifest.spec.modality}s {shape}, {manifest.spec.dtype}; split by {manifest.options.split_by}\n")
+    rows = []
+    for split in SPLITS:
+        classes = manifest.of_split(split)
+        counts = [entry.count for entry in classes]
+        rows.append(
+            [
+                split,
+                str(len(classes)),
+                str(sum(len(entry.rotations) for entry in classes)),
+                str(len({entry.domain for entry in classes})),
+                f"{sum(counts):,}",
+                f"{min(counts)}–{max(counts)}" if counts else "–",
+            ]
+        )
+    print_table(["split ", "classes", "with rotations", "domains", "examples", "a class"], rows)
+    for entry in manifest.unreadable[:5]:
+        answers.print(f"unreadable: {entry.path}: {entry.reason}", soft_wrap=True, markup=False)
+    if len(manifest.unreadable) > 5:
+        answers.print(f"and {len(manifest.unreadable) - 5} more unreadable files (--json shows all)")
+
+
+def validate(
+    dataset: Annotated[Path, typer.Argument(help="An episode dataset.")],
+    way: WayOption = None,
+    shot: ShotOption = None,
+    query: QueryOption = None,
+    page: Annotated[Path | None, typer.Option("--page", help="Folder for the page and suite.")] = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Judge an episode dataset with Great Expectations; exit status 1 where a check that must pass does not."""
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.episodes import EpisodeShape
+    from metalearn_core.data.manifest import SPLITS
+    from metalearn_core.data.quality import validate_dataset, write_quality
+    from pipelines.command_line.watch import watching
+
+    shape = EpisodeShape(way or 5, shot or 1, query or 15)
+    opened = EpisodeDataset.open(dataset)
+    with watching(notices):
+        report = validate_dataset(opened, dict.fromkeys(SPLITS, shape))
+    if page:
+        write_quality(report, opened.manifest, page)
+    if json:
+        print_json(report.model_dump(mode="json", exclude={"suite"}))
+    else:
+        rows = [
+            [
+                "passed" if check.passed else ("failed" if check.blocking else "warning"),
+                check.name,
+                str(check.observed),
+                str(check.expected),
+            ]
+            for check in report.checks
+        ]
+        print_table(["", "check ", "found ", "wanted "], rows)
+    raise typer.Exit(0 if report.passed else 1)

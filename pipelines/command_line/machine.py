@@ -1,0 +1,58 @@
+"""The verbs about this machine: `ui` and `doctor`."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from pipelines.command_line.options import (
+    DEFAULT_WORKDIR,
+    JsonOption,
+    WorkdirOption,
+    answers,
+    notices,
+    print_json,
+    print_table,
+    workdir_at,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(epilog="Example:  metalearn ui --port 5001")(ui)
+    app.command(epilog="Example:  metalearn doctor")(doctor)
+
+
+def ui(
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On this machine.")] = 5000,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Open MLflow's page on the runs and models of the work directory; ends with Ctrl-C."""
+    directory = workdir_at(workdir)
+    uri = directory.open_tracking()
+    address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    if json:
+        print_json({"address": address, "tracking_uri": uri})
+    if uri.startswith("http"):
+        notices.print(f"tracking is at {address}")
+        return
+    notices.print(f"MLflow's page: {address}  (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command += ["--artifacts-destination", str(directory.artifacts), "--serve-artifacts"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes that nothing here uses
+    os.execv(sys.executable, command)
+
+
+def doctor(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:
+    """Check this machine: versions, devices, space, the tracking store; exit status 1 where something is wrong."""
+    from pipelines.diagnosis import diagnose
+
+    findings = diagnose(workdir_at(workdir))
+    if json:
+        print_json({"ok": all(f.ok for f in findings), "findings": [f.__dict__ for f in findings]})
+    else:
+        print_table(["", "check ", "found "], [["ok" if f.ok else "BAD", f.check, f.found] for f in findings])
+    raise typer.Exit(0 if all(f.ok for f in findings) else 1)

@@ -1,0 +1,53 @@
+"""Assemble the verbs, and turn every expected error into one line and an exit status."""
+
+import os
+import sys
+import traceback
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from metalearn_core.errors import MetalearnError, one_line
+from pipelines.command_line import datasets, machine, models, registered, runs
+
+DEBUG_VARIABLE = "METALEARN_DEBUG"
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="metalearn",
+    help="Few-shot meta-learning: from labelled data to a promoted model, here and on Kubeflow.",
+    epilog="First steps:  metalearn run  ·  metalearn run path/to/images  ·  metalearn ui",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verbs in (runs, datasets, models, registered, machine):
+    verbs.add_to(app)
+
+
+def main() -> None:
+    """Run one verb: exit status 0 for done, 1 for failed, 2 for wrong use; an expected error is one line."""
+    try:
+        status = app(standalone_mode=False)
+    except TyperException as error:
+        message = error.format_message()
+        sys.exit(_report(message, error.exit_code) if message else error.exit_code)  # without one, help was shown
+    except (Abort, KeyboardInterrupt):
+        sys.exit(_report("interrupted: the same command goes on where this one stopped", _INTERRUPTED))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        expected = isinstance(error, (MetalearnError, OSError))
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        hint = "" if expected else f" (this is a bug; {DEBUG_VARIABLE}=1 shows where)"
+        sys.exit(_report(one_line(error) + hint, getattr(error, "exit_status", 1)))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _report(text: str, status: int) -> int:
+    sys.stderr.write(f"error: {' '.join(text.split())}\n")
+    return status

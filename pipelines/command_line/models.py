@@ -1,0 +1,284 @@
+"""The verbs around one model: `learners`, `train`, `evaluate`, `predict`, `compare`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.command_line.options import (
+    DEFAULT_WORKDIR,
+    BackboneOption,
+    JsonOption,
+    QueryOption,
+    SetOption,
+    ShotOption,
+    TrainQueryOption,
+    TrainShotOption,
+    TrainWayOption,
+    WayOption,
+    WorkdirOption,
+    answers,
+    notices,
+    percent,
+    print_json,
+    print_table,
+    workdir_at,
+)
+
+ModelArgument = Annotated[str, typer.Argument(help="A bundle, models:/name@alias, or name@alias.")]
+DatasetArgument = Annotated[Path, typer.Argument(help="An episode dataset.")]
+SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")]
+_SHOWN_PROBABILITIES = 3
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(epilog="Example:  metalearn learners --json")(learners)
+    app.command(epilog="Example:  metalearn train my-episodes --learner maml -o my-model --seconds 60")(train)
+    app.command(epilog="Example:  metalearn evaluate my-model my-episodes --way 5 --shot 1")(evaluate)
+    app.command(epilog="Example:  metalearn predict few-shot@champion --support labelled/ --query unlabelled/")(predict)
+    app.command(epilog="Example:  metalearn compare few-shot@champion few-shot@candidate my-episodes")(compare)
+
+
+def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:
+    """List the learners: family, paper, and their options with defaults."""
+    from metalearn_core.learners import LEARNERS
+
+    listed = [_description(learner) for _, learner in sorted(LEARNERS.items())]
+    if json:
+        print_json(listed)
+        return
+    for entry in listed:
+        answers.print(f"[bold]{entry['name']}[/]  {entry['family']}", soft_wrap=True)
+        answers.print(f"  {entry['paper']}", markup=False)
+        for name, option in entry["options"].items():
+            answers.print(f"    {name} = {option['default']}  {option['description']}", markup=False)
+        answers.print()
+
+
+def _description(learner: Any) -> dict[str, Any]:
+    info = learner.info
+    options = {
+        name: {"default": field.default, "description": field.description or ""}
+        for name, field in learner.Config.model_fields.items()
+    }
+    return {
+        "name": info.name,
+        "family": info.family,
+        "paper": info.paper,
+        "transductive": info.transductive,
+        "options": options,
+    }
+
+
+def train(
+    dataset: DatasetArgument,
+    learner: Annotated[str, typer.Option("--learner", help="One that `metalearn learners` lists.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle.")],
+    backbone: BackboneOption = None,
+    way: WayOption = None,
+    shot: ShotOption = None,
+    query: QueryOption = None,
+    train_way: TrainWayOption = None,
+    train_shot: TrainShotOption = None,
+    train_query: TrainQueryOption = None,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", min=1, help="Training episodes (tasks).", show_default=False)
+    ] = None,
+    seconds: Annotated[float | None, typer.Option("--seconds", help="The budget in seconds.", show_default="35")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of weights and episodes.")] = 0,
+    set_: SetOption = None,
+    checkpoint_dir: Annotated[
+        Path | None,
+        typer.Option("--checkpoint-dir", help="Where checkpoints are kept.", show_default="in the work directory"),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from a checkpoint.")] = False,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Meta-train one learner; a training that was cut off goes on from its checkpoint."""
+    from metalearn_core.steps.training import TrainingRequest, train_bundle
+    from pipelines.command_line.watch import watching
+    from pipelines.config import learner_items, read_config, training_request
+
+    config = read_config(
+        None,
+        {
+            "learners": [learner],
+            **({"backbone": backbone} if backbone else {}),
+            **{
+                name: value
+                for name, value in {
+                    "way": way,
+                    "shot": shot,
+                    "query": query,
+                    "train_way": train_way,
+                    "train_shot": train_shot,
+                    "train_query": train_query,
+                    "train_episodes": episodes,
+                    "train_seconds": seconds,
+                }.items()
+                if value is not None
+            },
+            "seed": seed,
+        },
+        set_ or [],
+        [],
+    )
+    items = learner_items(config)
+    request: TrainingRequest = training_request(config)
+    with watching(notices):
+        record = train_bundle(
+            dataset,
+            items[0],
+            request,
+            output,
+            checkpoints=checkpoint_dir or workdir_at(workdir).path / "checkpoints",
+            restart=restart,
+        )
+    if json:
+        print_json(record)
+        return
+    answers.print(
+        f"{learner}: {record['train_episodes']:,} episodes of {record['train_shape']} in {record['train_seconds']:.0f} s, "
+        f"validation accuracy {percent(record['best_validation'])} %",
+        soft_wrap=True,
+    )
+    answers.print(f"bundle: {output}", soft_wrap=True, markup=False)
+
+
+def evaluate(
+    model: ModelArgument,
+    dataset: DatasetArgument,
+    split: SplitOption = "test",
+    way: WayOption = None,
+    shot: ShotOption = None,
+    query: QueryOption = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
+    seed: SeedOption = 0,
+    batch_norm: Annotated[str, typer.Option("--batch-norm", help="inductive or transductive.")] = "inductive",
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Evaluate a model on seeded episodes: accuracy with intervals, overall and by domain."""
+    from metalearn_core.bundle import load_bundle, resolve_model
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.evaluation import evaluate as evaluation
+    from metalearn_core.steps.training import evaluation_result
+    from pipelines.command_line.watch import watching
+
+    workdir_at(workdir).select_tracking()
+    path = resolve_model(model)
+    learner, description = load_bundle(path)
+    defaults = description.episode
+    protocol = evaluation.make_protocol(
+        split=split,
+        way=way or defaults.way,
+        shot=shot or defaults.shot,
+        query=query or defaults.query,
+        episodes=episodes,
+        seed=seed,
+        batch_norm=batch_norm,
+    )
+    with watching(notices):
+        result = evaluation.evaluate(learner, EpisodeDataset.open(dataset), protocol)
+    if json:
+        print_json(evaluation_result(description, result, path))
+        return
+    answers.print(
+        f"{description.learner}: {protocol.way}-way {protocol.shot}-shot, {protocol.query} queries a class, "
+        f"{protocol.episodes} {protocol.split} episodes, seed {protocol.seed}, {protocol.batch_norm}",
+        soft_wrap=True,
+    )
+    answers.print(f"accuracy {percent(result.accuracy, result.ci95)} % (these classes)", soft_wrap=True)
+    if result.ci95_classes is not None:
+        answers.print(f"         {percent(result.accuracy, result.ci95_classes)} % (new classes)", soft_wrap=True)
+    rows = [
+        [domain, percent(figures.accuracy, figures.ci95) if figures else "–"]
+        for domain, figures in sorted(result.by_domain.items())
+    ]
+    if rows:
+        answers.print()
+        print_table(["within domain ", "accuracy, %"], rows)
+
+
+def predict(
+    model: ModelArgument,
+    support: Annotated[Path, typer.Option("--support", help="A folder of labelled images: a folder a class.")],
+    query: Annotated[Path, typer.Option("--query", help="An image, or a folder of images at any depth.")],
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Predict the class of each query image from a few labelled ones."""
+    from metalearn_core.model import load_model
+    from pipelines.folders import image_files, labelled_images
+
+    files, labels = labelled_images(support)
+    queries = image_files(query)
+    workdir_at(workdir).select_tracking()
+    prediction = load_model(model).predict(files, labels, queries)
+    predictions = [
+        {
+            "file": str(file),
+            "label": label,
+            "probabilities": {name: float(p) for name, p in zip(prediction.classes, row, strict=True)},
+        }
+        for file, label, row in zip(queries, prediction.labels, prediction.probabilities, strict=True)
+    ]
+    if json:
+        print_json({"predictions": predictions})
+        return
+    rows = []
+    for entry in predictions:
+        best = sorted(entry["probabilities"].items(), key=lambda item: -item[1])[:_SHOWN_PROBABILITIES]
+        rows.append([entry["file"], entry["label"], ", ".join(f"{name} {100 * p:.0f} %" for name, p in best)])
+    print_table(["file ", "label ", "probabilities "], rows)
+
+
+def compare(
+    model_a: Annotated[str, typer.Argument(help="A bundle, models:/name@alias, or name@alias.")],
+    model_b: Annotated[str, typer.Argument(help="Likewise.")],
+    dataset: Annotated[
+        Path | None, typer.Argument(help="An episode dataset.", show_default="the one that model A was trained on")
+    ] = None,
+    split: SplitOption = "test",
+    way: WayOption = None,
+    shot: ShotOption = None,
+    query: QueryOption = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
+    seed: SeedOption = 0,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Compare two models on the same episodes: the difference with its interval."""
+    from metalearn_core.bundle import read_bundle, resolve_model
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.evaluation.compare import compare_bundles
+    from metalearn_core.evaluation.evaluate import make_protocol
+    from pipelines.command_line.watch import watching
+
+    workdir_at(workdir).select_tracking()
+    paths = resolve_model(model_a), resolve_model(model_b)
+    description = read_bundle(paths[0])
+    defaults = description.episode
+    protocol = make_protocol(
+        split=split,
+        way=way or defaults.way,
+        shot=shot or defaults.shot,
+        query=query or defaults.query,
+        episodes=episodes,
+        seed=seed,
+        batch_norm="inductive",
+    )
+    opened = EpisodeDataset.open(dataset or Path(str(description.lineage.get("dataset_uri", ""))))
+    with watching(notices):
+        comparison = compare_bundles(*paths, opened, protocol)
+    if json:
+        print_json(comparison.model_dump(mode="json"))
+        return
+    print_table(
+        ["model ", "accuracy, %"],
+        [[model_a, percent(comparison.accuracy_a)], [model_b, percent(comparison.accuracy_b)]],
+    )
+    answers.print(f"\n{comparison.conclusion}", soft_wrap=True, markup=False)

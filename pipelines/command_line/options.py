@@ -1,0 +1,129 @@
+"""Options that several verbs share, and where a verb's answer goes: tables or one JSON object on standard output."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.workdir import DEFAULT, Workdir
+
+WorkdirOption = Annotated[
+    Path,
+    typer.Option(
+        "--workdir",
+        envvar="METALEARN_HOME",
+        help="Where the tracking database, datasets, results and logs are kept.",
+        file_okay=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to standard error.")]
+WayOption = Annotated[int | None, typer.Option("--way", help="Classes an episode.", show_default="5")]
+ShotOption = Annotated[int | None, typer.Option("--shot", help="Support examples a class.", show_default="1")]
+QueryOption = Annotated[int | None, typer.Option("--query", help="Query examples a class.", show_default="15")]
+TrainWayOption = Annotated[
+    int | None, typer.Option("--train-way", help="Classes a training episode.", show_default="the recipe's")
+]
+TrainShotOption = Annotated[
+    int | None, typer.Option("--train-shot", help="Its support examples a class.", show_default="the recipe's")
+]
+TrainQueryOption = Annotated[
+    int | None, typer.Option("--train-query", help="Its query examples a class.", show_default="the recipe's")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A learner's, backbone's or the gate's option, as maml.inner_steps=5; repeatable."),
+]
+BackboneOption = Annotated[
+    str | None, typer.Option("--backbone", help="Network that embeds examples.", show_default="conv4")
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option("--image-size", help="Height and width of stored images, pixels.", show_default="28")
+]
+ColorOption = Annotated[str | None, typer.Option("--color", help="auto, grey or rgb.", show_default="auto")]
+SplitByOption = Annotated[
+    str | None, typer.Option("--split-by", help="What goes whole to a split: class or domain.", show_default="auto")
+]
+SplitFileOption = Annotated[
+    str | None, typer.Option("--split-file", help="CSV with the columns class and split.", show_default=False)
+]
+RatiosOption = Annotated[
+    str | None,
+    typer.Option("--ratios", help="Shares of train, validation, test.", show_default="0.7,0.15,0.15"),
+]
+SplitSeedOption = Annotated[
+    int | None, typer.Option("--split-seed", help="Which classes go where.", show_default="0")
+]
+RotationsOption = Annotated[
+    str | None,
+    typer.Option("--rotations", help="Splits whose quarter turns are classes: train, all, none.", show_default="train"),
+]
+SplitFromOption = Annotated[
+    str | None,
+    typer.Option("--split-from", help="Manifest whose classes keep their splits.", show_default=False),
+]
+MinExamplesOption = Annotated[
+    int | None, typer.Option("--min-examples", help="Leave out classes with fewer examples.", show_default="1")
+]
+MaxUnreadableOption = Annotated[
+    float | None,
+    typer.Option("--max-unreadable", help="Largest share of unreadable files put up with.", show_default="0.05"),
+]
+
+DEFAULT_WORKDIR = DEFAULT
+answers = Console(highlight=False)
+notices = Console(stderr=True, highlight=False)
+
+
+def workdir_at(path: Path) -> Workdir:
+    """Return the work directory at a path, made absolute: the steps run elsewhere."""
+    return Workdir(path.expanduser().resolve())
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that were given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def parse_ratios(text: str | None) -> tuple[float, ...] | None:
+    """Return the shares of the splits from `0.7,0.15,0.15`.
+
+    Raises:
+        UsageError: they are not three numbers.
+    """
+    from metalearn_core.errors import UsageError
+
+    if text is None:
+        return None
+    try:
+        shares = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        shares = ()
+    if len(shares) != 3:
+        raise UsageError(f"--ratios: expected three shares as 0.7,0.15,0.15, got {text!r}")
+    return shares
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object on standard output."""
+    typer.echo(json.dumps(value, indent=2, default=str))
+
+
+def print_table(columns: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
+    """Print a table on standard output; columns whose name ends with a space are text, the others figures."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        is_text = column.endswith(" ")
+        table.add_column(column.strip(), justify="left" if is_text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    answers.print(table)
+
+
+def percent(value: float | None, half_width: float | None = None) -> str:
+    """Return a fraction in percent, with its half-width where there is one."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else "")

@@ -1,0 +1,118 @@
+"""The verbs of the registry: `models`, `promote`, `rollback`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipelines.command_line.options import (
+    DEFAULT_WORKDIR,
+    JsonOption,
+    QueryOption,
+    SetOption,
+    ShotOption,
+    WayOption,
+    WorkdirOption,
+    answers,
+    notices,
+    percent,
+    print_json,
+    print_table,
+    workdir_at,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(epilog="Example:  metalearn models")(models)
+    app.command(epilog="Example:  metalearn promote few-shot@candidate --set gate.min_accuracy=0.9")(promote)
+    app.command(epilog="Example:  metalearn rollback few-shot")(rollback)
+
+
+def models(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:
+    """List registered models: versions, aliases, accuracy."""
+    from dataclasses import asdict
+
+    from metalearn_core import registry
+
+    workdir_at(workdir).open_tracking()
+    listed = registry.models()
+    if json:
+        print_json({"models": [asdict(entry) for entry in listed]})
+        return
+    if not listed:
+        answers.print("no model is registered yet; `metalearn run` registers one")
+        return
+    rows = [
+        [
+            entry.name,
+            str(entry.version),
+            ", ".join(entry.aliases) or "–",
+            entry.learner or "–",
+            percent(entry.accuracy),
+            entry.created.astimezone().strftime("%Y-%m-%d %H:%M"),
+        ]
+        for entry in listed
+    ]
+    print_table(["model ", "version", "aliases ", "learner ", "test, %", "registered "], rows)
+
+
+def promote(
+    model: Annotated[str, typer.Argument(help="name@alias, models:/name@alias or models:/name/version.")],
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="Test classes come from it.", show_default="the model's own")
+    ] = None,
+    way: WayOption = None,
+    shot: ShotOption = None,
+    query: QueryOption = None,
+    episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
+    seed: Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")] = 0,
+    set_: SetOption = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Let the gate compare a model with the champion, and promote it where its rules allow; exit status 1 where not."""
+    from metalearn_core.steps.promotion import promote_version
+    from pipelines.command_line.watch import watching
+    from pipelines.config import check_gate, read_config
+
+    config = read_config(None, {}, set_ or [], [])
+    check_gate(config)
+    workdir_at(workdir).open_tracking()
+    with watching(notices):
+        outcome = promote_version(
+            model,
+            dataset=dataset,
+            way=way,
+            shot=shot,
+            query=query,
+            episodes=episodes,
+            seed=seed,
+            gate=config.gate,
+        )
+    if json:
+        print_json(outcome.model_dump(mode="json"))
+    else:
+        answers.print(
+            f"models:/{outcome.model_name}/{outcome.version} is {'promoted' if outcome.promoted else 'not promoted'}:"
+        )
+        for reason in outcome.reasons:
+            answers.print(f"  - {reason}", soft_wrap=True, markup=False)
+    raise typer.Exit(0 if outcome.promoted else 1)
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Make the previous champion the champion again, after checking that its bundle is whole."""
+    from metalearn_core import registry
+
+    workdir_at(workdir).open_tracking()
+    outcome = registry.rollback(name)
+    if json:
+        print_json(outcome.model_dump(mode="json"))
+    else:
+        for reason in outcome.reasons:
+            answers.print(reason, soft_wrap=True, markup=False)

@@ -1,0 +1,244 @@
+"""The verbs of the pipeline: `run`, `compile` and `runs`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.command_line.options import (
+    DEFAULT_WORKDIR,
+    BackboneOption,
+    ColorOption,
+    ImageSizeOption,
+    JsonOption,
+    MaxUnreadableOption,
+    MinExamplesOption,
+    QueryOption,
+    RatiosOption,
+    RotationsOption,
+    SetOption,
+    ShotOption,
+    SplitByOption,
+    SplitFileOption,
+    SplitFromOption,
+    SplitSeedOption,
+    TrainQueryOption,
+    TrainShotOption,
+    TrainWayOption,
+    WayOption,
+    WorkdirOption,
+    answers,
+    given,
+    notices,
+    parse_ratios,
+    percent,
+    print_json,
+    print_table,
+    workdir_at,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command(epilog="Example:  metalearn run path/to/images --learner protonet --way 5 --shot 5")(run)
+    app.command("compile", epilog="Example:  metalearn compile -o few_shot.yaml")(compile_)
+    app.command(epilog="Example:  metalearn runs --limit 5")(runs)
+
+
+def run(
+    source: Annotated[
+        str | None, typer.Argument(help="`glyphs`, a folder of images, or Parquet.", show_default="glyphs")
+    ] = None,
+    learner: Annotated[
+        list[str] | None,
+        typer.Option("--learner", help="Repeat it to compare.", show_default="protonet, maml, transfer"),
+    ] = None,
+    backbone: BackboneOption = None,
+    way: WayOption = None,
+    shot: ShotOption = None,
+    query: QueryOption = None,
+    train_way: TrainWayOption = None,
+    train_shot: TrainShotOption = None,
+    train_query: TrainQueryOption = None,
+    train_episodes: Annotated[
+        int | None, typer.Option("--train-episodes", help="Training budget of each learner.", show_default=False)
+    ] = None,
+    train_seconds: Annotated[
+        float | None, typer.Option("--train-seconds", help="The same in seconds.", show_default="35")
+    ] = None,
+    eval_episodes: Annotated[
+        int | None, typer.Option("--eval-episodes", help="Test (and validation) episodes.", show_default="1000")
+    ] = None,
+    model_name: Annotated[
+        str | None, typer.Option("--model-name", help="Name of the registered model.", show_default="few-shot")
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", help="MLflow experiment.", show_default="few-shot")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of training.", show_default="0")] = None,
+    set_: SetOption = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option("--sweep", help="Values to try, as maml.inner_lr=0.1,0.4; repeatable.")
+    ] = None,
+    sweep_samples: Annotated[
+        int | None, typer.Option("--sweep-samples", help="Draw so many points of the sweep.", show_default="all")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML with these options, as way: 5.", show_default=False)
+    ] = None,
+    image_size: ImageSizeOption = None,
+    color: ColorOption = None,
+    split_by: SplitByOption = None,
+    split_file: SplitFileOption = None,
+    split_from: SplitFromOption = None,
+    ratios: RatiosOption = None,
+    split_seed: SplitSeedOption = None,
+    rotations: RotationsOption = None,
+    min_examples: MinExamplesOption = None,
+    max_unreadable: MaxUnreadableOption = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Run the whole pipeline here: build, validate, meta-train, evaluate, select, register, promote."""
+    from pipelines import config as configuration
+    from pipelines.command_line.watch import Watcher
+    from pipelines.launch import run_pipeline
+
+    settings = configuration.read_config(
+        config,
+        given(
+            source=source,
+            learners=learner or None,
+            backbone=backbone,
+            way=way,
+            shot=shot,
+            query=query,
+            train_way=train_way,
+            train_shot=train_shot,
+            train_query=train_query,
+            train_episodes=train_episodes,
+            train_seconds=train_seconds,
+            eval_episodes=eval_episodes,
+            model_name=model_name,
+            experiment=experiment,
+            seed=seed,
+            sweep_samples=sweep_samples,
+            image_size=image_size,
+            color=color,
+            split_by=split_by,
+            split_file=split_file,
+            split_from=split_from,
+            ratios=parse_ratios(ratios),
+            split_seed=split_seed,
+            rotations=rotations,
+            min_examples=min_examples,
+            max_unreadable=max_unreadable,
+        ),
+        set_ or [],
+        sweep or [],
+    )
+    configuration.check_source(settings)
+    configuration.check_gate(settings)
+    items = configuration.learner_items(settings)
+    directory = workdir_at(workdir)
+    uri = directory.select_tracking()
+    arguments = configuration.pipeline_arguments(settings, items, directory.path, _command())
+    watcher = Watcher(notices, quiet=False)
+    summary = {**run_pipeline(arguments, directory, watcher), "workdir": str(directory.path), "tracking_uri": uri}
+    if json:
+        print_json(summary)
+    else:
+        _print_summary(summary)
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["metalearn", *sys.argv[1:]])
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    from metalearn_core.steps.training import child_name
+
+    dataset, results = summary["dataset"], summary["results"]
+    splits = ", ".join(f"{count} {split}" for split, count in dataset["splits"].items())
+    answers.print()
+    answers.print(f"dataset {dataset['digest']}: {dataset['examples']:,} examples, classes {splits}", soft_wrap=True)
+    first = results[0]
+    title = (
+        f"{first['way']}-way {first['shot']}-shot, {first['query']} queries a class, "
+        f"{first['episodes']} {first['split']} episodes, {first['batch_norm']}; accuracy in % ± 95 % interval"
+    )
+    answers.print(f"{title}\n", soft_wrap=True)
+    rows = [
+        [
+            ("* " if result["learner"] == summary["selected"]["learner"] else "  ") + child_name(result, ""),
+            percent(result["accuracy"], result["ci95"]),
+            percent(result["validation_accuracy"]),
+            f"{result['train_seconds']:.0f}",
+        ]
+        for result in results
+    ]
+    print_table(["  learner ", "test", "validation", "train s"], rows)
+    promotion, selected = summary["promotion"], summary["selected"]
+    verdict = "promoted" if promotion["promoted"] else "not promoted"
+    answers.print(f"\n* selected on validation; {selected['model']} is {verdict}:")
+    for reason in promotion["reasons"]:
+        answers.print(f"  - {reason}", soft_wrap=True, markup=False)
+    answers.print("\nlook at it:  metalearn ui", markup=False)
+
+
+def compile_(
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("few_shot.yaml"),
+    kubernetes_manifest: Annotated[
+        bool, typer.Option("--kubernetes-manifest", help="Kubernetes objects instead of KFP's own form.")
+    ] = False,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Write the pipeline as YAML that a Kubeflow cluster takes."""
+    from metalearn_core.errors import UsageError
+
+    if output.suffix not in {".yaml", ".yml"}:
+        raise UsageError(f"--output: expected a name that ends in .yaml, got {output}")
+    from pipelines.few_shot import compile_pipeline
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    compile_pipeline(str(output), kubernetes_manifest=kubernetes_manifest)
+    if json:
+        print_json({"file": str(output)})
+    else:
+        answers.print(f"wrote {output}", markup=False, soft_wrap=True)
+
+
+def runs(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 10,
+    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "few-shot",
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """List pipeline runs, newest first, with what each learner reached."""
+    from dataclasses import asdict
+
+    from metalearn_core import tracking
+
+    workdir_at(workdir).open_tracking()
+    listed = tracking.list_runs(limit, experiment)
+    if json:
+        print_json({"runs": [asdict(entry) for entry in listed]})
+        return
+    if not listed:
+        answers.print("there are no runs yet; `metalearn run` makes one")
+        return
+    rows = [
+        [
+            entry.start.astimezone().strftime("%m-%d %H:%M"),
+            entry.status.lower(),
+            entry.name,
+            "\n".join(f"{result.learner} {percent(result.accuracy, result.ci95)}" for result in entry.results)
+            or entry.reason,
+        ]
+        for entry in listed
+    ]
+    print_table(["start ", "status ", "run ", "test accuracy, % "], rows)

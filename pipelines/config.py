@@ -1,0 +1,251 @@
+"""What a run is asked for: options of the command line over a file over the defaults, checked before any work."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from metalearn_core.errors import MetalearnError, UsageError, invalid, unknown
+
+if TYPE_CHECKING:
+    from metalearn_core.steps.training import TrainingRequest
+
+DEFAULT_TRAIN_SECONDS = 35.0
+BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
+
+
+class RunConfig(BaseModel):
+    """Everything that decides what a pipeline run does; a configuration file has these names as its keys.
+
+    Attributes:
+        source: `glyphs`, a folder of images, or a Parquet file or folder.
+        learners: by name; each is trained with `settings[name]`, and once for each point of a sweep over its options.
+        backbone: that every learner is built around.
+        settings: options by learner, or for every backbone: `{"maml": {"inner_steps": 5}, "backbone": {"width": 32}}`.
+        sweep: values to try by learner and option: `{"maml": {"inner_lr": [0.1, 0.4]}}`.
+        sweep_samples: how many points of each learner's grid are drawn; None: all.
+        way, shot, query: of evaluation episodes; `train_…`: of training episodes, None: as the recipe wants.
+        train_episodes, train_seconds: the training budget of each learner, one of the two.
+        eval_episodes, eval_seed: evaluation episodes of each split, and the seed of their stream.
+        seed: of the initial weights and the stream of training episodes; of a sweep's drawing too.
+        gate: rules of promotion, by the names of `GateRules`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = "glyphs"
+    learners: tuple[str, ...] = Field(("protonet", "maml", "transfer"), min_length=1)
+    backbone: str = "conv4"
+    settings: dict[str, dict[str, Any]] = {}
+    sweep: dict[str, dict[str, list[Any]]] = {}
+    sweep_samples: int | None = Field(None, ge=1)
+    way: int = Field(5, ge=2)
+    shot: int = Field(1, ge=1)
+    query: int = Field(15, ge=1)
+    train_way: int | None = Field(None, ge=2)
+    train_shot: int | None = Field(None, ge=1)
+    train_query: int | None = Field(None, ge=1)
+    train_episodes: int | None = Field(None, ge=1)
+    train_seconds: float | None = Field(None, gt=0)
+    eval_episodes: int = Field(1000, ge=2)
+    eval_seed: int = 0
+    seed: int = 0
+    image_size: int = Field(28, ge=8, le=1024)
+    color: Literal["auto", "grey", "rgb"] = "auto"
+    split_by: Literal["auto", "class", "domain"] = "auto"
+    split_file: str = ""
+    split_from: str = ""
+    ratios: tuple[float, float, float] = (0.7, 0.15, 0.15)
+    split_seed: int = 0
+    rotations: Literal["train", "all", "none"] = "train"
+    min_examples: int = Field(1, ge=1)
+    max_unreadable: float = Field(0.05, ge=0, le=1)
+    experiment: str = "few-shot"
+    model_name: str = "few-shot"
+    gate: dict[str, Any] = {}
+
+
+def read_config(file: Path | None, given: Mapping[str, Any], assignments: Sequence[str], sweeps: Sequence[str]) -> RunConfig:
+    """Return the configuration of a run.
+
+    Args:
+        file: YAML with names of `RunConfig`; None: no file.
+        given: options from the command line that were given (not None).
+        assignments: `maml.inner_steps=5`, `backbone.width=32`, `gate.min_accuracy=0.8`.
+        sweeps: `maml.inner_lr=0.1,0.4`.
+
+    Raises:
+        UsageError: an unknown name, a value that it cannot have, or both kinds of budget.
+    """
+    values: dict[str, Any] = {**(_read_yaml(file) if file else {}), **given}
+    settings = {name: dict(options) for name, options in _mapping(values, "settings").items()}
+    gate = dict(_mapping(values, "gate"))
+    for text in assignments:
+        owner, option, value = _assignment(text, "--set")
+        if owner == "gate":
+            gate[option] = value
+        else:
+            settings.setdefault(owner, {})[option] = value
+    sweep = {name: dict(options) for name, options in _mapping(values, "sweep").items()}
+    for text in sweeps:
+        owner, option, value = _assignment(text, "--sweep")
+        sweep.setdefault(owner, {})[option] = [_scalar(part) for part in str(value).split(",")]
+    try:
+        config = RunConfig.model_validate({**values, "settings": settings, "gate": gate, "sweep": sweep})
+    except ValidationError as error:
+        raise invalid("option", error, RunConfig) from None
+    if config.train_episodes and config.train_seconds:
+        raise UsageError("train_episodes and train_seconds are both given: the training budget is one of the two")
+    if not config.train_episodes and not config.train_seconds:
+        config = config.model_copy(update={"train_seconds": DEFAULT_TRAIN_SECONDS})
+    return config
+
+
+def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = values.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise UsageError(f"option {name}: expected names with values below it, got {value!r}")
+    return value
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UsageError(f"--config {file}: {(error.strerror or str(error)).lower()}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file}: it is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {file}: expected option names with values, got {type(content).__name__}")
+    return content
+
+
+def _assignment(text: str, option: str) -> tuple[str, str, Any]:
+    name, equals, value = text.partition("=")
+    owner, dot, key = name.strip().partition(".")
+    if not (equals and dot and owner and key):
+        raise UsageError(f"{option} {text!r}: expected owner.option=value, as in maml.inner_steps=5")
+    return owner, key, _scalar(value) if option == "--set" else value
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def learner_items(config: RunConfig) -> list[str]:
+    """Return the learners of a run as the pipeline's loop takes them: JSON of each `LearnerSpec`, sweeps unrolled.
+
+    Raises:
+        UsageError: an unknown learner, backbone or option, or a value that it cannot have.
+    """
+    from metalearn_core.learners import parse_spec
+
+    _check_owners(config)
+    shared = {f"backbone.{name}": value for name, value in config.settings.get(BACKBONE, {}).items()}
+    items = []
+    for learner in dict.fromkeys(config.learners):
+        for point in _grid(config, learner):
+            own = {**shared, **config.settings.get(learner, {}), **point}
+            spec = parse_spec(learner, {"backbone": config.backbone, **own})
+            items.append(spec.model_dump_json())
+    return list(dict.fromkeys(items))
+
+
+def _check_owners(config: RunConfig) -> None:
+    """Refuse options for what the run does not use: most likely a misspelled name."""
+    from metalearn_core.learners import LEARNERS
+
+    for learner in config.learners:
+        if learner not in LEARNERS:
+            raise unknown("learner", learner, LEARNERS)
+    for name in [*config.settings, *config.sweep]:
+        if name in LEARNERS and name not in config.learners:
+            raise UsageError(f"options are set for {name}, which this run does not train: give --learner {name} too")
+        if name not in {*config.learners, BACKBONE}:
+            raise unknown("owner of options", name, [*config.learners, BACKBONE, "gate"])
+
+
+def _grid(config: RunConfig, learner: str) -> list[dict[str, Any]]:
+    """Return the points of a learner's sweep, in a fixed order; one empty point where there is no sweep."""
+    space = config.sweep.get(learner)
+    if not space:
+        return [{}]
+    from sklearn.model_selection import ParameterGrid, ParameterSampler
+
+    grid = ParameterGrid(space)
+    if config.sweep_samples is None or config.sweep_samples >= len(grid):
+        return list(grid)
+    return list(ParameterSampler(space, config.sweep_samples, random_state=config.seed))
+
+
+def training_request(config: RunConfig) -> "TrainingRequest":
+    """Return what the learners of a run are trained for."""
+    from metalearn_core.steps.training import TrainingRequest
+
+    return TrainingRequest(
+        way=config.way,
+        shot=config.shot,
+        query=config.query,
+        train_way=config.train_way or 0,
+        train_shot=config.train_shot or 0,
+        train_query=config.train_query or 0,
+        episodes=config.train_episodes or 0,
+        seconds=config.train_seconds or 0,
+        seed=config.seed,
+    )
+
+
+def check_gate(config: RunConfig) -> None:
+    """Refuse rules of promotion that the gate does not know.
+
+    Raises:
+        UsageError: an unknown rule, or a value that it cannot have.
+    """
+    from metalearn_core.gate import GateRules
+
+    try:
+        GateRules.model_validate(config.gate)
+    except ValidationError as error:
+        raise invalid("gate rule", error, GateRules) from None
+
+
+def check_source(config: RunConfig) -> None:
+    """Refuse a source or a file of options that is not there, before any step starts.
+
+    Raises:
+        MetalearnError: it is not there.
+    """
+    from metalearn_core.data.sources import open_source
+
+    open_source(config.source)
+    for option in ("split_file", "split_from"):
+        path = getattr(config, option)
+        if path and not Path(path).is_file():
+            raise MetalearnError(f"{option.replace('_', '-')}: there is no file {path}")
+
+
+def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: Path, command: str) -> dict[str, Any]:
+    """Return the pipeline's inputs, by the names that the KFP page shows."""
+    values = config.model_dump(
+        mode="json", exclude={"learners", "backbone", "settings", "sweep", "sweep_samples"}
+    )
+    optional = {name: value or 0 for name, value in values.items() if name.startswith("train_")}
+    optional["train_seconds"] = float(optional["train_seconds"])
+    absolute = {
+        name: str(Path(values[name]).resolve()) if values[name] else "" for name in ("split_file", "split_from")
+    }
+    source = values["source"] if values["source"] == "glyphs" else str(Path(values["source"]).resolve())
+    return {
+        **values,
+        **optional,
+        **absolute,
+        "source": source,
+        "learners": list(items),
+        "storage": str(storage.resolve()),
+        "command": command,
+    }

@@ -1,0 +1,67 @@
+"""What `metalearn doctor` looks at: each check apart, each telling what it found."""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from metalearn_core.errors import MetalearnError, one_line
+from pipelines.workdir import Workdir
+
+_PACKAGES = ("torch", "kfp", "mlflow", "great-expectations", "pyarrow", "pillow", "numpy")
+_LEAST_FREE_GB = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: whether all is well, what was looked at, and what was found."""
+
+    ok: bool
+    check: str
+    found: str
+
+
+def diagnose(workdir: Workdir) -> list[Finding]:
+    """Run all checks; none raises."""
+    checks: dict[str, Callable[[], str]] = {
+        "python": _python,
+        **{name: lambda name=name: version(name) for name in _PACKAGES},  # type: ignore[misc]
+        "compute": _compute,
+        "work directory": lambda: _workdir(workdir),
+        "tracking": workdir.open_tracking,
+    }
+    findings = []
+    for name, check in checks.items():
+        try:
+            findings.append(Finding(True, name, check()))
+        except (MetalearnError, OSError, PackageNotFoundError, ImportError) as error:
+            findings.append(Finding(False, name, one_line(error)))
+    return findings
+
+
+def _python() -> str:
+    found = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info < (3, 11):
+        raise MetalearnError(f"{found}, wanted 3.11 or newer")
+    return found
+
+
+def _compute() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return ", ".join(torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count()))
+    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+
+
+def _workdir(workdir: Workdir) -> str:
+    workdir.path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=workdir.path):
+        pass
+    free = shutil.disk_usage(workdir.path).free / 1e9
+    if free < _LEAST_FREE_GB:
+        raise MetalearnError(f"{workdir.path}: {free:.1f} GB free, wanted {_LEAST_FREE_GB} or more")
+    return f"{workdir.path}, {free:.0f} GB free"
