@@ -19,7 +19,7 @@ REPORT_NAME, SUITE_NAME, PAGE_NAME = "quality.json", "suite.json", "quality.html
 TEMPLATE = Path(__file__).with_name("quality.html.j2")
 
 _NAMED = 5
-_KEYS = {"classes": ["split", "domain", "name"], "splits": ["split"], "dataset": ["dataset"]}
+_KEYS = {"classes": ["split", "name"], "splits": ["split"], "dataset": ["dataset"]}
 
 
 class Check(Record):
@@ -177,7 +177,7 @@ def _observed(rule: Rule, rows: list[dict[str, Any]], total: int) -> str:
 
 
 def _place(rule: Rule, row: Mapping[str, Any]) -> str:
-    return "/".join(str(row[column]) for column in _KEYS[rule.table] if row[column])
+    return "/".join(str(row[column]) for column in _KEYS[rule.table])
 
 
 def _number(value: float) -> str:

@@ -108,16 +108,19 @@ def _moments(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], float
 
 
 def _channel_sums(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
-    """Return sums and sums of squares over all but the second axis, and the number of values in each."""
-    scale = 255.0 if examples.dtype == np.uint8 else 1.0
+    """Return sums and sums of squares over all but the second axis, and the number of values in each.
+
+    Those of bytes are added up as integers, so that they are exact on every machine.
+    """
+    kind, scale = (np.int64, 255) if examples.dtype == np.uint8 else (np.float64, 1)
     axes = tuple(axis for axis in range(examples.ndim) if axis != 1)
     width = examples.shape[1]
-    total, squares = np.zeros(width), np.zeros(width)
+    total, squares = np.zeros(width, kind), np.zeros(width, kind)
     for chunk in _chunks(examples):
-        values = chunk / scale if chunk.dtype == np.uint8 else chunk.astype(np.float64)
+        values = chunk.astype(kind)
         total += values.sum(axes)
         squares += (values**2).sum(axes)
-    return total, squares, examples.size // width
+    return total / scale, squares / scale**2, examples.size // width
 
 
 def _chunks(examples: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:

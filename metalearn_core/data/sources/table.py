@@ -1,0 +1,164 @@
+"""Parquet with a row an example: encoded images or feature vectors, with label columns, in any order of rows."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from metalearn_core.data.decode import is_grey_image
+from metalearn_core.data.sources.contract import Color, Item, Loader, Source, SourceClass
+from metalearn_core.data.sources.folder import DEFAULT_DOMAIN, readable
+from metalearn_core.data.sources.spill import FeatureLoader, Place, SpilledImageLoader, read_spilled
+from metalearn_core.errors import MetalearnError
+
+LABEL_COLUMNS = ("class", "label")
+_BATCH_ROWS = 256
+
+
+class TableSource(Source):
+    """A Parquet file, or a folder of them.
+
+    Columns: `image` (bytes of an encoded image, or a struct with `bytes`) or `features` (a list of numbers);
+    `class` or `label` (text or whole numbers); if there, `domain` and `id`. Class names that Hugging Face keeps in the
+    schema are used for whole-numbered labels. The encoded examples are copied to a scratch file, so rows may come in
+    any order and memory holds an index alone.
+
+    Raises:
+        MetalearnError: a file is no Parquet, or lacks a column.
+    """
+
+    def __init__(self, location: str, path: Path) -> None:
+        self.location = location
+        self.files = [path] if path.is_file() else sorted(_parquet_files(path))
+        schemas = [_read_schema(file) for file in self.files]
+        for file, schema in zip(self.files, schemas, strict=True):
+            _require_columns(file, schema)
+        self.modality = "image" if "image" in schemas[0].names else "vector"
+        self._names = _label_names(schemas[0])
+        self._spill = Path()
+        self._features = 0
+
+    def classes(self, scratch: Path) -> list[SourceClass]:
+        """Return a class for each label; with a domain column, one for each pair of domain and label."""
+        self._spill = scratch / "rows"
+        items: dict[tuple[str, str], list[Item]] = defaultdict(list)
+        with self._spill.open("wb") as spill:
+            for file in self.files:
+                for name, domain, item in self._rows(file, spill):
+                    items[name, domain].append(item)
+        if not items:
+            raise MetalearnError(f"source {self.location!r}: has no rows")
+        return [SourceClass(name, domain, found) for (name, domain), found in items.items()]
+
+    def loader(self, image_size: int, color: Color) -> Loader:
+        """Return what decodes rows."""
+        if self.modality == "vector":
+            return FeatureLoader(str(self._spill), self._features)
+        return SpilledImageLoader(str(self._spill), image_size, color)
+
+    def is_grey(self, item: Item) -> bool:
+        """Look at an image's header."""
+        return item.place is None or is_grey_image(read_spilled(str(self._spill), item.place))
+
+    def fingerprint(self) -> str:
+        """Digest the paths, sizes and times of the files."""
+        states = [
+            (str(file), (status := file.stat()).st_size, status.st_mtime_ns, status.st_ctime_ns) for file in self.files
+        ]
+        return hashlib.sha256(repr(states).encode()).hexdigest()
+
+    def _rows(self, file: Path, spill: BinaryIO) -> Iterator[tuple[str, str, Item]]:
+        """Copy the examples of a file to the spill; yield class, domain and item of each row."""
+        value = "image" if self.modality == "image" else "features"
+        row = 0
+        try:
+            with pq.ParquetFile(file) as table:
+                label = _label_column(table.schema_arrow)
+                wanted = [name for name in (value, label, "domain", "id") if name in table.schema_arrow.names]
+                for batch in table.iter_batches(_BATCH_ROWS, columns=wanted):
+                    columns = {name: batch.column(name) for name in wanted}
+                    for position in range(batch.num_rows):
+                        yield self._row(file, row, {n: column[position] for n, column in columns.items()}, label, spill)
+                        row += 1
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise MetalearnError(f"source {file}: is damaged near row {row}: {str(error).splitlines()[0]}") from None
+
+    def _row(self, file: Path, row: int, cells: dict[str, Any], label: str, spill: BinaryIO) -> tuple[str, str, Item]:
+        given = cells[label].as_py()
+        if given is None:
+            raise MetalearnError(f"source {file}: row {row} has no {label}")
+        name = readable(self._names.get(given, str(given)))
+        domain = cells["domain"].as_py() if "domain" in cells else None
+        key = cells["id"].as_py() if "id" in cells else None
+        readable_key = readable(f"{file.name}#{row}" if key is None else str(key))
+        content = self._features_of(cells["features"]) if "features" in cells else _image_bytes(cells["image"])
+        item = Item(readable_key, None if content is None else _append(spill, content))
+        if domain is None:
+            return name, DEFAULT_DOMAIN, item
+        return f"{readable(str(domain))}/{name}", readable(str(domain)), item
+
+    def _features_of(self, cell: Any) -> bytes | None:
+        if not cell.is_valid:
+            return None
+        values = cell.values.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+        self._features = self._features or len(values)
+        content: bytes = values.tobytes()
+        return content
+
+
+def _parquet_files(folder: Path) -> list[Path]:
+    return [file for file in folder.iterdir() if file.suffix.lower() == ".parquet" and not file.name.startswith(".")]
+
+
+def _read_schema(file: Path) -> Any:
+    try:
+        return pq.read_schema(file)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise MetalearnError(f"source {file}: is no Parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _require_columns(file: Path, schema: Any) -> None:
+    found = ", ".join(schema.names)
+    if not {"image", "features"} & set(schema.names):
+        raise MetalearnError(f"source {file}: no column 'image' or 'features': found {found}")
+    if not set(LABEL_COLUMNS) & set(schema.names):
+        raise MetalearnError(f"source {file}: no column 'class' or 'label': found {found}")
+    if "image" in schema.names:
+        kind = schema.field("image").type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            raise MetalearnError(f"source {file}: column 'image' is {kind}, expected the bytes of encoded images")
+    elif not hasattr(kind := schema.field("features").type, "value_type"):
+        raise MetalearnError(f"source {file}: column 'features' is {kind}, expected lists of numbers")
+
+
+def _label_column(schema: Any) -> str:
+    return next(name for name in LABEL_COLUMNS if name in schema.names)
+
+
+def _label_names(schema: Any) -> dict[int, str]:
+    """Return the class names that Hugging Face's `ClassLabel` keeps in the schema."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return dict(enumerate(features[_label_column(schema)]["names"]))
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _image_bytes(cell: Any) -> bytes | None:
+    content: Any = cell.as_py()
+    if isinstance(content, dict):
+        content = content.get("bytes")
+    return content if content is None else bytes(content)
+
+
+def _append(spill: BinaryIO, content: bytes) -> Place:
+    offset = spill.tell()
+    spill.write(content)
+    return offset, len(content)
