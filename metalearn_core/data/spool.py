@@ -112,10 +112,12 @@ def _channel_sums(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], 
 
     Those of bytes are added up as integers, so that they are exact on every machine.
     """
-    kind, scale = (np.int64, 255) if examples.dtype == np.uint8 else (np.float64, 1)
+    kind: type[np.int64 | np.float64] = np.int64 if examples.dtype == np.uint8 else np.float64
+    scale = 255 if examples.dtype == np.uint8 else 1
     axes = tuple(axis for axis in range(examples.ndim) if axis != 1)
     width = examples.shape[1]
-    total, squares = np.zeros(width, kind), np.zeros(width, kind)
+    total: npt.NDArray[Any] = np.zeros(width, kind)
+    squares: npt.NDArray[Any] = np.zeros(width, kind)
     for chunk in _chunks(examples):
         values = chunk.astype(kind)
         total += values.sum(axes)

@@ -42,7 +42,7 @@ class FeatureLoader:
             raise UndecodableError("has no features")
         values = np.frombuffer(_read(self.path, item.place), np.float32)
         if len(values) != self.size:
-            raise UndecodableError(f"{len(values)} features, the first row has {self.size}")
+            raise UndecodableError(f"{len(values)} features, most rows have {self.size}")
         if not np.isfinite(values).all():
             raise UndecodableError("has features that are missing or not finite")
         return values

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,7 +41,7 @@ class TableSource(Source):
         self.modality = "image" if "image" in schemas[0].names else "vector"
         self._names = _label_names(schemas[0])
         self._spill = Path()
-        self._features = 0
+        self._sizes: Counter[int] = Counter()
 
     def classes(self, scratch: Path) -> list[SourceClass]:
         """Return a class for each label; with a domain column, one for each pair of domain and label."""
@@ -58,7 +58,8 @@ class TableSource(Source):
     def loader(self, image_size: int, color: Color) -> Loader:
         """Return what decodes rows."""
         if self.modality == "vector":
-            return FeatureLoader(str(self._spill), self._features)
+            usual = max(self._sizes, key=lambda size: (self._sizes[size], size), default=0)
+            return FeatureLoader(str(self._spill), usual)
         return SpilledImageLoader(str(self._spill), image_size, color)
 
     def is_grey(self, item: Item) -> bool:
@@ -67,10 +68,9 @@ class TableSource(Source):
 
     def fingerprint(self) -> str:
         """Digest the paths, sizes and times of the files."""
-        states = [
-            (str(file), (status := file.stat()).st_size, status.st_mtime_ns, status.st_ctime_ns) for file in self.files
-        ]
-        return hashlib.sha256(repr(states).encode()).hexdigest()
+        states = [(str(file), file.stat()) for file in self.files]
+        identity = [(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for path, state in states]
+        return hashlib.sha256(repr(identity).encode()).hexdigest()
 
     def _rows(self, file: Path, spill: BinaryIO) -> Iterator[tuple[str, str, Item]]:
         """Copy the examples of a file to the spill; yield class, domain and item of each row."""
@@ -106,7 +106,7 @@ class TableSource(Source):
         if not cell.is_valid:
             return None
         values = cell.values.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
-        self._features = self._features or len(values)
+        self._sizes[len(values)] += 1
         content: bytes = values.tobytes()
         return content
 
