@@ -1,0 +1,266 @@
+"""A learner's answers over a stream of episodes, counted: by episode, by class, by confusion and by confidence."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn_core import events
+from metalearn_core.data.episodes import EpisodeIndex
+from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_examples
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner, Learner
+
+CALIBRATION_BINS = 15
+EMBEDDED_AT_ONCE = 256
+INDICES_AT_ONCE = 2000
+FEATURES_AT_ONCE = 500
+EPISODES_AT_ONCE = 8
+SECONDS_BETWEEN_EVENTS = 0.25
+
+
+@dataclass(frozen=True)
+class EpisodeScores:
+    """What came of n episodes. A class is numbered 4 · (its id) + (its quarter turns).
+
+    Attributes:
+        accuracy: (n,) float64, share of the queries that were classified right.
+        loss: (n,) float64, mean cross-entropy of the queries.
+        classes: (n, way) int64, the class of each column.
+        correct: (n, way) int64, right answers among the queries of each class.
+        confused: (k, 2) int64, true and predicted class of every wrong answer.
+        calibration: (3, bins) float64: queries, their confidences and right answers, summed by confidence.
+    """
+
+    accuracy: NDArray[np.float64]
+    loss: NDArray[np.float64]
+    classes: NDArray[np.int64]
+    correct: NDArray[np.int64]
+    confused: NDArray[np.int64]
+    calibration: NDArray[np.float64]
+
+
+class Progress:
+    """Counts episodes over several streams, and tells of it at most four times a second."""
+
+    def __init__(self, step: str, total: int) -> None:
+        self._step, self._total, self._done, self._told = step, total, 0, 0.0
+
+    def __call__(self, episodes: int) -> None:
+        """Count `episodes` more."""
+        self._done += episodes
+        now = time.monotonic()
+        if now - self._told >= SECONDS_BETWEEN_EVENTS or self._done >= self._total:
+            self._told = now
+            text = f"{self._done:,} of {self._total:,} episodes"
+            events.emit("progress", self._step, done=self._done, total=self._total, text=text)
+
+
+class Scorer:
+    """Scores streams of episodes of one dataset with one learner; a context manager that puts the learner back.
+
+    An `EmbeddingLearner` in inductive mode embeds each image once, for all streams: an episode is then a gather and a
+    small matrix product. Other learners get their episodes whole; on a CPU several side by side, a thread each.
+    The batches are of fixed sizes, so that numbers do not depend on how many threads there are.
+
+    Args:
+        learner: in evaluation mode inside the block, in the batch-norm mode that is asked for.
+        batch_norm: inductive or transductive.
+        progress: told of episodes as they are done.
+        embed_once: take the way of the embeddings where it exists.
+
+    Raises:
+        UsageError: the learner has no transductive mode.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        batch_norm: BatchNormMode = "inductive",
+        progress: Callable[[int], None] | None = None,
+        *,
+        embed_once: bool = True,
+    ) -> None:
+        if batch_norm == "transductive" and not learner.info.transductive:
+            raise UsageError(f"batch_norm: {learner.info.name} is always inductive, got transductive")
+        self._learner, self._batch_norm = learner, batch_norm
+        self._progress = progress or (lambda _: None)
+        self._embed_once = embed_once and batch_norm == "inductive"
+        self._table: FeatureTable | None = None
+
+    def __enter__(self) -> "Scorer":
+        self._before = self._learner.training, self._learner.batch_norm
+        self._learner.eval()
+        self._learner.batch_norm = self._batch_norm
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        training, self._learner.batch_norm = self._before
+        self._learner.train(training)
+        self._table = None
+
+    def score(self, sampler: EpisodeSampler, episodes: int) -> EpisodeScores:
+        """Score the first `episodes` episodes of a stream.
+
+        Raises:
+            MetalearnError: an answer is no number.
+        """
+        if self._embed_once and isinstance(self._learner, EmbeddingLearner):
+            if self._table is None:
+                self._table = FeatureTable(self._learner, sampler)
+            return _joined(list(self._by_feature(self._learner, self._table, sampler, episodes)))
+        return _joined(list(self._by_episode(sampler, episodes)))
+
+    def _by_feature(
+        self, learner: EmbeddingLearner, table: "FeatureTable", sampler: EpisodeSampler, episodes: int
+    ) -> Iterator[EpisodeScores]:
+        shape = sampler.shape
+        query_y = torch.arange(shape.way, device=sampler.device).repeat_interleave(shape.query)
+        for first in range(0, episodes, INDICES_AT_ONCE):
+            index = sampler.index(first, min(INDICES_AT_ONCE, episodes - first))
+            support, query = table.places(index)
+            for start in range(0, len(index), FEATURES_AT_ONCE):
+                part = slice(start, start + FEATURES_AT_ONCE)
+                support_y = index.support_order[part] // shape.shot
+                with torch.no_grad():
+                    state = learner.adapt_features(table.features[support[part]], support_y, way=shape.way)
+                    logits = learner.predict_features(state, table.features[query[part]])
+                yield _scored(logits, query_y.expand(len(logits), -1), _classes(index[part]), first + start, learner)
+                self._progress(len(logits))
+
+    def _by_episode(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
+        def scored(first: int) -> EpisodeScores:
+            index = sampler.index(first, min(EPISODES_AT_ONCE, episodes - first))
+            batch = sampler.gather(index)
+            with torch.no_grad():
+                logits = self._learner(batch)
+            return _scored(logits, batch.query_y, _classes(index), first, self._learner)
+
+        starts = range(0, episodes, EPISODES_AT_ONCE)
+        with _side_by_side(sampler.device) as run:
+            for scores in run(scored, starts):
+                yield scores
+                self._progress(len(scores.accuracy))
+
+
+class FeatureTable:
+    """The features of the examples that episodes have used so far, each embedded once.
+
+    Attributes:
+        features: (rows, d).
+    """
+
+    def __init__(self, learner: EmbeddingLearner, sampler: EpisodeSampler) -> None:
+        self._learner, self._device = learner, sampler.device
+        self._examples = sampler.dataset.on(sampler.device)
+        self._place = torch.full((QUARTER_TURNS * len(self._examples),), -1, device=sampler.device)
+        self.features = torch.empty(0, device=sampler.device)
+
+    def places(self, index: EpisodeIndex) -> tuple[Tensor, Tensor]:
+        """Return rows of `features`: the support sets (b, way·shot), in their order, and the queries (b, way·query)."""
+        turns = index.rotation.unsqueeze(-1)
+        support = (index.support_index * QUARTER_TURNS + turns).flatten(1).gather(1, index.support_order)
+        query = (index.query_index * QUARTER_TURNS + turns).flatten(1)
+        used = torch.zeros_like(self._place, dtype=torch.bool)
+        used[support] = True
+        used[query] = True
+        new = (used & (self._place < 0)).nonzero().squeeze(1)
+        if len(new):
+            self._place[new] = torch.arange(len(new), device=self._device) + len(self.features)
+            self.features = (
+                torch.cat([self.features, self._embedded(new)]) if len(self.features) else self._embedded(new)
+            )
+        return self._place[support], self._place[query]
+
+    @torch.no_grad()
+    def _embedded(self, codes: Tensor) -> Tensor:
+        turning = bool((codes % QUARTER_TURNS).any())
+        return torch.cat(
+            [
+                self._learner.embed(
+                    gather_examples(self._examples, chunk // QUARTER_TURNS, chunk % QUARTER_TURNS if turning else None)
+                )
+                for chunk in torch.split(codes, EMBEDDED_AT_ONCE)
+            ]
+        )
+
+
+def evaluate_episodes(
+    learner: Learner, sampler: EpisodeSampler, episodes: int, batch_norm: BatchNormMode = "inductive"
+) -> EpisodeScores:
+    """Score the first `episodes` episodes of a stream.
+
+    Raises:
+        UsageError: the learner has no transductive mode.
+        MetalearnError: an answer is no number.
+    """
+    with Scorer(learner, batch_norm) as scorer:
+        return scorer.score(sampler, episodes)
+
+
+Runner = Callable[[Callable[[int], EpisodeScores], Sequence[int]], Iterator[EpisodeScores]]
+
+
+@contextmanager
+def _side_by_side(device: torch.device) -> Iterator[Runner]:
+    """Yield a `map` that runs on as many threads as there are cores, each with one thread of torch, in order."""
+    if device.type != "cpu":
+        with nullcontext():
+            yield map
+        return
+    pool = ThreadPoolExecutor(
+        len(os.sched_getaffinity(0)), thread_name_prefix="episodes", initializer=torch.set_num_threads, initargs=(1,)
+    )
+    threads = torch.get_num_threads()
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _classes(index: EpisodeIndex) -> Tensor:
+    return index.class_id * QUARTER_TURNS + index.rotation
+
+
+def _scored(logits: Tensor, labels: Tensor, classes: Tensor, first: int, learner: Learner) -> EpisodeScores:
+    """Count the answers of b episodes: logits (b, q, way), labels (b, q), the classes of the columns (b, way)."""
+    likelihood = logits.double().log_softmax(dim=-1)
+    if bool(likelihood.isnan().any()):
+        episode = first + int(likelihood.isnan().flatten(1).any(dim=1).nonzero()[0])
+        raise MetalearnError(
+            f"{learner.info.name}: its answers in episode {episode} are no numbers: its training diverged, "
+            "lower its learning rates"
+        )
+    confidence, predicted = likelihood.exp().max(dim=-1)
+    right = predicted == labels
+    wrong = ~right
+    loss = F.nll_loss(likelihood.flatten(0, 1), labels.flatten(), reduction="none").view_as(right)
+    by_class = torch.zeros_like(classes).scatter_add_(1, labels, right.long())
+    confused = torch.stack([classes.gather(1, labels)[wrong], classes.gather(1, predicted)[wrong]], dim=1)
+    bins = (confidence * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1).flatten()
+    weights = torch.ones_like(confidence), confidence, right.double()
+    calibration = [torch.bincount(bins, weight.flatten(), minlength=CALIBRATION_BINS) for weight in weights]
+    return EpisodeScores(
+        accuracy=right.double().mean(dim=1).cpu().numpy(),
+        loss=loss.mean(dim=1).cpu().numpy(),
+        classes=classes.cpu().numpy(),
+        correct=by_class.cpu().numpy(),
+        confused=confused.cpu().numpy(),
+        calibration=torch.stack(calibration).cpu().numpy(),
+    )
+
+
+def _joined(parts: list[EpisodeScores]) -> EpisodeScores:
+    """Return the scores of consecutive episodes as one."""
+    names = [field.name for field in fields(EpisodeScores)]
+    values = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names if name != "calibration"}
+    return EpisodeScores(**values, calibration=np.sum([part.calibration for part in parts], axis=0))
