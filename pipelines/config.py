@@ -67,7 +67,9 @@ class RunConfig(BaseModel):
     gate: dict[str, Any] = {}
 
 
-def read_config(file: Path | None, given: Mapping[str, Any], assignments: Sequence[str], sweeps: Sequence[str]) -> RunConfig:
+def read_config(
+    file: Path | None, given: Mapping[str, Any], assignments: Sequence[str], sweeps: Sequence[str]
+) -> RunConfig:
     """Return the configuration of a run.
 
     Args:
@@ -231,9 +233,7 @@ def check_source(config: RunConfig) -> None:
 
 def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: Path, command: str) -> dict[str, Any]:
     """Return the pipeline's inputs, by the names that the KFP page shows."""
-    values = config.model_dump(
-        mode="json", exclude={"learners", "backbone", "settings", "sweep", "sweep_samples"}
-    )
+    values = config.model_dump(mode="json", exclude={"learners", "backbone", "settings", "sweep", "sweep_samples"})
     optional = {name: value or 0 for name, value in values.items() if name.startswith("train_")}
     optional["train_seconds"] = float(optional["train_seconds"])
     absolute = {

@@ -171,11 +171,12 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                     storage=storage,
                 )
             ).after(validated)
-            evaluated = placed(
-                evaluate(**dataset, trained=trained.outputs["trained"], **episodes, storage=storage)
-            )
+            evaluated = placed(evaluate(**dataset, trained=trained.outputs["trained"], **episodes, storage=storage))
         selected = placed(
-            select_learner(trained=dsl.Collected(trained.outputs["trained"]), evaluated=dsl.Collected(evaluated.outputs["evaluated"]))
+            select_learner(
+                trained=dsl.Collected(trained.outputs["trained"]),
+                evaluated=dsl.Collected(evaluated.outputs["evaluated"]),
+            )
         )
         registered = placed(
             register(
@@ -184,9 +185,7 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                 evaluation=selected.outputs["evaluation"],
             )
         )
-        promoted = placed(
-            promote(**dataset, model_name=model_name, version=registered.output, **episodes, gate=gate)
-        )
+        promoted = placed(promote(**dataset, model_name=model_name, version=registered.output, **episodes, gate=gate))
         placed(
             close_run(
                 **dataset,

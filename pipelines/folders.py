@@ -38,5 +38,7 @@ def labelled_images(folder: Path) -> tuple[list[Path], list[str]]:
         files += found
         labels += [entry.name] * len(found)
     if len(set(labels)) < 2:
-        raise MetalearnError(f"--support: expected two folders or more in {folder}, one a class, found {len(set(labels))}")
+        raise MetalearnError(
+            f"--support: expected two folders or more in {folder}, one a class, found {len(set(labels))}"
+        )
     return files, labels

@@ -1,5 +1,6 @@
 """The verbs around one model: `learners`, `train`, `evaluate`, `predict`, `compare`."""
 
+import json as jsonlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from pipelines.command_line.options import (
     WayOption,
     WorkdirOption,
     answers,
+    given,
     notices,
     percent,
     print_json,
@@ -86,7 +88,9 @@ def train(
     episodes: Annotated[
         int | None, typer.Option("--episodes", min=1, help="Training episodes (tasks).", show_default=False)
     ] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", help="The budget in seconds.", show_default="35")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="The budget in seconds.", show_default="35")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of weights and episodes.")] = 0,
     set_: SetOption = None,
     checkpoint_dir: Annotated[
@@ -98,41 +102,34 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Meta-train one learner; a training that was cut off goes on from its checkpoint."""
-    from metalearn_core.steps.training import TrainingRequest, train_bundle
+    from metalearn_core.steps.training import train_bundle
     from pipelines.command_line.watch import watching
     from pipelines.config import learner_items, read_config, training_request
 
     config = read_config(
         None,
-        {
-            "learners": [learner],
-            **({"backbone": backbone} if backbone else {}),
-            **{
-                name: value
-                for name, value in {
-                    "way": way,
-                    "shot": shot,
-                    "query": query,
-                    "train_way": train_way,
-                    "train_shot": train_shot,
-                    "train_query": train_query,
-                    "train_episodes": episodes,
-                    "train_seconds": seconds,
-                }.items()
-                if value is not None
-            },
-            "seed": seed,
-        },
+        given(
+            learners=[learner],
+            backbone=backbone,
+            way=way,
+            shot=shot,
+            query=query,
+            train_way=train_way,
+            train_shot=train_shot,
+            train_query=train_query,
+            train_episodes=episodes,
+            train_seconds=seconds,
+            seed=seed,
+        ),
         set_ or [],
         [],
     )
-    items = learner_items(config)
-    request: TrainingRequest = training_request(config)
+    [item] = learner_items(config)
     with watching(notices):
         record = train_bundle(
             dataset,
-            items[0],
-            request,
+            jsonlib.loads(item),
+            training_request(config),
             output,
             checkpoints=checkpoint_dir or workdir_at(workdir).path / "checkpoints",
             restart=restart,

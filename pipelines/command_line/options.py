@@ -53,9 +53,7 @@ RatiosOption = Annotated[
     str | None,
     typer.Option("--ratios", help="Shares of train, validation, test.", show_default="0.7,0.15,0.15"),
 ]
-SplitSeedOption = Annotated[
-    int | None, typer.Option("--split-seed", help="Which classes go where.", show_default="0")
-]
+SplitSeedOption = Annotated[int | None, typer.Option("--split-seed", help="Which classes go where.", show_default="0")]
 RotationsOption = Annotated[
     str | None,
     typer.Option("--rotations", help="Splits whose quarter turns are classes: train, all, none.", show_default="train"),

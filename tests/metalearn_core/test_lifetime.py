@@ -1,0 +1,50 @@
+"""No step runs on when the process that started the run is gone, however it went."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+
+from metalearn_core.lifetime import OWNER_VARIABLE
+
+OWNER = """
+import os, subprocess, sys, time
+from metalearn_core.lifetime import OWNER_VARIABLE, owner_value
+environment = {**os.environ, OWNER_VARIABLE: owner_value()}
+code = "from metalearn_core.lifetime import end_with_owner; import time; end_with_owner(); print('ready', flush=True); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_owner_takes_its_steps_with_it() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    child = psutil.Process(int(owner.stdout.readline()))
+    os.kill(owner.pid, signal.SIGKILL)
+    owner.wait()
+    child.wait(timeout=10)
+
+
+def test_a_step_lives_while_its_owner_does() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None
+        child = psutil.Process(int(owner.stdout.readline()))
+        time.sleep(1.5)
+        assert child.is_running()
+    finally:
+        owner.kill()
+        owner.wait()
+        child.wait(timeout=10)
+
+
+def test_without_an_owner_nothing_is_watched() -> None:
+    assert OWNER_VARIABLE not in os.environ
+    code = "from metalearn_core.lifetime import end_with_owner; end_with_owner(); import threading; print(threading.active_count())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"

@@ -1,0 +1,88 @@
+"""The compiled pipeline, parsed back into KFP's own protobufs."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
+from pipelines.config import RunConfig, pipeline_arguments
+from pipelines.few_shot import compile_pipeline, few_shot_pipeline
+
+STEPS = {
+    "open-run",
+    "build-episodes",
+    "validate-episodes",
+    "select-learner",
+    "register",
+    "promote",
+    "close-run",
+}
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    path = tmp_path_factory.mktemp("compiled") / "few_shot.yaml"
+    compile_pipeline(str(path))
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+@pytest.fixture(scope="module")
+def spec(documents: list[dict]) -> pipeline_spec_pb2.PipelineSpec:
+    return json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+
+
+def test_platform_part_parses_into_its_protobuf(documents: list[dict]) -> None:
+    json_format.ParseDict(documents[1], pipeline_spec_pb2.PlatformSpec())
+
+
+def test_the_steps_are_those_of_the_design(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    tasks = set(spec.root.dag.tasks)
+    assert STEPS <= tasks
+    [loop] = tasks - STEPS
+    assert set(spec.components[spec.root.dag.tasks[loop].component_ref.name].dag.tasks) == {"meta-train", "evaluate"}
+
+
+def test_every_pipeline_input_has_a_default_and_a_description(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    inputs = spec.root.input_definitions.parameters
+    assert len(inputs) > 20
+    for name, parameter in inputs.items():
+        assert parameter.is_optional, f"{name} has no default"
+        assert parameter.description, f"{name} has no description"
+
+
+def test_no_step_is_cached_by_kfp_whose_key_does_not_know_the_core(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values() if component.dag.tasks)]
+    for dag in dags:
+        for name, task in dag.tasks.items():
+            if spec.components[task.component_ref.name].executor_label:
+                assert not task.caching_options.enable_cache, name
+
+
+def test_each_step_learns_its_run_from_its_pod_and_not_from_a_parameter(documents: list[dict]) -> None:
+    executors = documents[1]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert len(executors) == len(STEPS) + 2
+    for executor in executors.values():
+        assert {"name": PIPELINE_RUN_VARIABLE, "fieldPath": "metadata.labels['pipeline/runid']"} in executor[
+            "fieldPathAsEnv"
+        ]
+    assert not any("run_id" in name for name in documents[0]["root"]["inputDefinitions"]["parameters"])
+
+
+def test_the_command_line_and_the_pipeline_have_the_same_inputs(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+    arguments = pipeline_arguments(RunConfig(), ["{}"], Path("/storage"), "metalearn run")
+    assert set(arguments) == set(spec.root.input_definitions.parameters)
+
+
+def test_an_image_can_be_chosen_for_all_steps() -> None:
+    compiled = few_shot_pipeline(image="registry.example/metalearn@sha256:0").pipeline_spec
+    executors = json_format.MessageToDict(compiled)["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {"registry.example/metalearn@sha256:0"}
+
+
+def test_kubernetes_manifest_has_a_pipeline_version(tmp_path: Path) -> None:
+    compile_pipeline(str(tmp_path / "manifest.yaml"), kubernetes_manifest=True)
+    kinds = {document["kind"] for document in yaml.safe_load_all((tmp_path / "manifest.yaml").read_text())}
+    assert "PipelineVersion" in kinds
