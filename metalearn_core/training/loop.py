@@ -22,6 +22,7 @@ from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
+from metalearn_core.training.memory import kept_memory
 from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate
@@ -136,7 +137,7 @@ class _Run:
         self.clock = _Clock(self.progress.seconds)
         saved = time.monotonic()
         self.learner.train()
-        with Engine(self.progress.engine) as engine, sigterm_flag() as stop:
+        with kept_memory(), Engine(self.progress.engine) as engine, sigterm_flag() as stop:
             try:
                 while self._advance(engine, stop):
                     if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
@@ -146,7 +147,7 @@ class _Run:
                 raise self._stopped(checkpoints) from None
         if not self.plan.validations:
             self.best = self._weights()
-        self._update(finished=True)
+        self._update(finished=True, seconds=self.clock.seconds())
         if checkpoints is not None:
             self._save(checkpoints)
         return self._result()
@@ -276,7 +277,8 @@ class _Run:
         self.progress = self.progress.model_copy(update=values)
 
     def _save(self, checkpoints: Checkpoints) -> None:
-        self._update(seconds=self.clock.seconds())
+        if not self.progress.finished:
+            self._update(seconds=self.clock.seconds())
         checkpoints.save(self.progress, pack(self.learner, self.optimiser, self.best))
 
     def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
@@ -292,7 +294,7 @@ class _Run:
         return FitResult(
             learner=self.learner.eval(),
             history=[dict(record) for record in self.progress.history],
-            seconds=self.clock.seconds() if not self.progress.finished else self.progress.seconds,
+            seconds=self.progress.seconds,
             episodes=self.progress.episodes,
             best_validation=math.nan if best is None else best,
             train_shape=self.train_shape,
