@@ -24,6 +24,11 @@ def result_digest(kind: str, key: Mapping[str, Any]) -> str:
     return text_digest({"kind": kind, "key": dict(key), "code": source_digest()})[:32]
 
 
+def result_folder(root: Path, kind: str, key: Mapping[str, Any]) -> Path:
+    """Return the folder that a result of `kind` with this key has, or will have, below `root`."""
+    return root / kind / result_digest(kind, key)
+
+
 def kept(root: Path, kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> tuple[Path, bool]:
     """Return the folder of a result, made now by `make(folder)` unless a whole one is kept; and whether it was kept.
 
@@ -36,8 +41,8 @@ def kept(root: Path, kind: str, key: Mapping[str, Any], make: Callable[[Path], N
         key: JSON values, all that the result depends on but the code.
         make: fills an empty folder; what it leaves there when it raises is removed.
     """
-    name = result_digest(kind, key)
-    folder = root / kind / name
+    folder = result_folder(root, kind, key)
+    name = folder.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{name}.lock")):
         if folder.exists():

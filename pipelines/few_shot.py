@@ -57,12 +57,12 @@ def few_shot_pipeline(
 def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism: int) -> Any:
     @dsl.pipeline(
         name=NAME,
-        description="Episode dataset, meta-training of several learners, evaluation, selection, registration, promotion.",
+        description="From labelled examples to a promoted model: build, meta-train, evaluate, select, promote.",
     )
     def few_shot(
         source: str = "glyphs",
-        storage: str = "/tmp/metalearn",  # noqa: S108  an engine that shares no folder overrides it
-        learners: list[str] = DEFAULT_LEARNERS,  # noqa: B006  KFP reads it once
+        storage: str = "/tmp/metalearn",
+        learners: list[str] = DEFAULT_LEARNERS,
         way: int = 5,
         shot: int = 1,
         query: int = 15,
@@ -202,7 +202,7 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
 
 
 def compile_pipeline(path: str, *, kubernetes_manifest: bool = False) -> None:
-    """Write the pipeline as YAML: KFP's intermediate representation, or Kubernetes objects of `pipelines.kubeflow.org`."""
+    """Write the pipeline as YAML: KFP's intermediate representation, or objects of `pipelines.kubeflow.org`."""
     from kfp.compiler import Compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 

@@ -10,10 +10,8 @@ from metalearn_core.data.manifest import SPLITS, Manifest
 from metalearn_core.errors import MetalearnError
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
-from metalearn_core.steps.training import EVALUATION, child_name, result_metrics
+from metalearn_core.steps.training import EVALUATION, child_name, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
-
-MODEL_KEYS = ("accuracy", "ci95", "ci95_classes")
 
 
 def open_run(experiment: str, learners: Sequence[str], **settings: Any) -> str:
@@ -121,15 +119,12 @@ def dataset_summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def result_summary(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return one learner's line of the results: its figures on test episodes, their protocol, and what they cost."""
-    training, test = record["training"], record["test"]
-    protocol = {key: test["protocol"][key] for key in ("episodes", "way", "shot", "query", "split", "batch_norm")}
+    training = record["training"]
     return {
-        "learner": training["learner"],
+        **evaluation_result(record["test"]),
         "options": training["item"]["options"],
-        **{key: test.get(key) for key in MODEL_KEYS},
         "validation_accuracy": record["validation"]["accuracy"],
-        **protocol,
         "train_seconds": training["train_seconds"],
         "train_episodes": training["train_episodes"],
-        "bundle": training.get("bundle"),
+        "bundle": training["bundle"],
     }

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from metalearn_core.data.manifest import Record, Split, read_manifest
 from metalearn_core.errors import MetalearnError, one_line
-from metalearn_core.reuse import kept, result_digest
+from metalearn_core.reuse import kept, result_digest, result_folder
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.storage import read_json, write_json
@@ -92,7 +92,8 @@ def train_learner(
             with suppress(MetalearnError):
                 tracking.set_outcome(run_id, "FAILED", one_line(error))
             raise
-        write_json(folder / TRAINING, record)
+        place = result_folder(storage / "results", "training", key) / BUNDLE
+        write_json(folder / TRAINING, {**record, "bundle": str(place)})
 
     folder, _ = kept(storage / "results", "training", key, make)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -229,7 +230,6 @@ def evaluate_learner(
     key = {"dataset": digest, "bundle": record["bundle_digest"], "request": request.model_dump()}
 
     def make(folder: Path) -> None:
-        from metalearn_core import tracking
         from metalearn_core.bundle import load_bundle
         from metalearn_core.data.dataset import EpisodeDataset
         from metalearn_core.evaluation.evaluate import Protocol, evaluate
@@ -241,12 +241,31 @@ def evaluate_learner(
         for split in splits:
             evaluation = evaluate(learner, opened, Protocol(split=split, **request.model_dump()))
             results[split] = evaluation.model_dump(mode="json")
-        tracking.log_metrics(record["run_id"], result_metrics(record, results))
-        tracking.set_outcome(record["run_id"], "FINISHED")
         write_json(folder / EVALUATION, {"training": record, **results})
 
-    folder, _ = kept(storage / "results", "evaluation", key, make)
+    folder, was_kept = kept(storage / "results", "evaluation", key, make)
+    if not was_kept:
+        from metalearn_core import tracking
+
+        metrics = result_metrics(record, read_json(folder / EVALUATION, "evaluation"))
+        tracking.log_metrics(record["run_id"], metrics)
+        tracking.set_outcome(record["run_id"], "FINISHED")
     return folder
+
+
+def evaluation_result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of one evaluation, with their protocol, as the command line's JSON has them.
+
+    Args:
+        evaluation: the JSON form of an `Evaluation`.
+    """
+    figures = ("learner", "accuracy", "ci95", "ci95_classes", "ece", "by_domain", "by_domain_reason", "dataset_digest")
+    protocol = ("episodes", "way", "shot", "query", "split", "seed", "batch_norm")
+    return {
+        **{name: evaluation[name] for name in figures},
+        **{name: evaluation["protocol"][name] for name in protocol},
+        "adaptation_steps": evaluation["adaptation_steps"],
+    }
 
 
 def result_metrics(training: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, float]:
@@ -260,4 +279,5 @@ def result_metrics(training: Mapping[str, Any], results: Mapping[str, Any]) -> d
     for domain, figures in results["test"]["by_domain"].items():
         if figures is not None:
             metrics[f"test/accuracy/{domain}"] = figures["accuracy"]
+    metrics["test/adaptation_ms"] = results["test"]["adaptation_ms"]
     return {**metrics, "train_seconds": training["train_seconds"], "train_episodes": training["train_episodes"]}

@@ -28,7 +28,6 @@ from pipelines.command_line.options import (
     parse_ratios,
     print_json,
     print_table,
-    workdir_at,
 )
 
 app = typer.Typer(help="Build, show and validate episode datasets.", no_args_is_help=True)

@@ -10,7 +10,6 @@ from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     JsonOption,
     WorkdirOption,
-    answers,
     notices,
     print_json,
     print_table,

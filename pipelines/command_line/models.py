@@ -138,7 +138,8 @@ def train(
         print_json(record)
         return
     answers.print(
-        f"{learner}: {record['train_episodes']:,} episodes of {record['train_shape']} in {record['train_seconds']:.0f} s, "
+        f"{learner}: {record['train_episodes']:,} episodes of {record['train_shape']} "
+        f"in {record['train_seconds']:.0f} s, "
         f"validation accuracy {percent(record['best_validation'])} %",
         soft_wrap=True,
     )
@@ -181,7 +182,7 @@ def evaluate(
     with watching(notices):
         result = evaluation.evaluate(learner, EpisodeDataset.open(dataset), protocol)
     if json:
-        print_json(evaluation_result(description, result, path))
+        print_json({**evaluation_result(result.model_dump(mode="json")), "bundle": str(path)})
         return
     answers.print(
         f"{description.learner}: {protocol.way}-way {protocol.shot}-shot, {protocol.query} queries a class, "

@@ -10,11 +10,11 @@ import psutil
 
 from metalearn_core.lifetime import OWNER_VARIABLE
 
-OWNER = """
+OWNER = r"""
 import os, subprocess, sys, time
 from metalearn_core.lifetime import OWNER_VARIABLE, owner_value
 environment = {**os.environ, OWNER_VARIABLE: owner_value()}
-code = "from metalearn_core.lifetime import end_with_owner; import time; end_with_owner(); print('ready', flush=True); time.sleep(60)"
+code = "import time; from metalearn_core.lifetime import end_with_owner\nend_with_owner(); print(0, flush=True); time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)
@@ -46,5 +46,8 @@ def test_a_step_lives_while_its_owner_does() -> None:
 
 def test_without_an_owner_nothing_is_watched() -> None:
     assert OWNER_VARIABLE not in os.environ
-    code = "from metalearn_core.lifetime import end_with_owner; end_with_owner(); import threading; print(threading.active_count())"
+    code = (
+        "import threading; from metalearn_core.lifetime import end_with_owner\n"
+        "end_with_owner(); print(threading.active_count())"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
