@@ -2,8 +2,10 @@
 
 import itertools
 import math
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -71,22 +73,41 @@ def build_dataset(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: is there already and not empty: choose another folder, or remove it")
     opened = open_source(source)
-    with private_folder(out) as folder:
-        scratch = folder / "scratch"
-        scratch.mkdir()
-        classes = sorted(opened.classes(scratch), key=lambda found: found.name)
-        _require_classes(source, [found.name for found in classes])
-        color = _resolve_color(opened, classes, options)
-        loader = opened.loader(options.image_size, color)
-        options = options.model_copy(update={"color": color if opened.modality == "image" else options.color})
-        spool, unreadable = _decode(opened, classes, loader, scratch, options, workers)
-        manifest = _commit(opened, folder, spool, unreadable, options, earlier)
-        spool.close()
-        for path in sorted(scratch.iterdir()):
-            path.unlink()
-        scratch.rmdir()
+    with _named_errors(out), private_folder(out) as folder:
+        manifest = _build(opened, folder, options, workers, earlier)
         write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
     emit("progress", "build", done=1.0, total=1.0, text=f"{len(manifest.classes)} classes")
+    return manifest
+
+
+@contextmanager
+def _named_errors(out: Path) -> Iterator[None]:
+    """Name the dataset in the system's errors that name no file: a disk that is full while a file is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        reason = (error.strerror or str(error)).lower()
+        raise MetalearnError(f"{out}: the dataset cannot be written: {reason}") from None
+
+
+def _build(
+    opened: Source, folder: Path, options: BuildOptions, workers: int | None, earlier: Mapping[str, Split]
+) -> Manifest:
+    """Write the shards of a source's dataset into a folder; return the manifest."""
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    classes = sorted(opened.classes(scratch), key=lambda found: found.name)
+    _require_classes(opened.location, [found.name for found in classes])
+    color = _resolve_color(opened, classes, options)
+    if opened.modality == "image":
+        options = options.model_copy(update={"color": color})
+    with closing(ClassSpool(scratch)) as spool:
+        loader = opened.loader(options.image_size, color)
+        unreadable = _decode(opened, classes, loader, spool, options, workers)
+        manifest = _commit(opened, folder, spool, unreadable, options, earlier)
+    shutil.rmtree(scratch)
     return manifest
 
 
@@ -140,15 +161,16 @@ def _decode(
     source: Source,
     classes: Sequence[SourceClass],
     loader: Loader,
-    scratch: Path,
+    spool: ClassSpool,
     options: BuildOptions,
     workers: int | None,
-) -> tuple[ClassSpool, list[Unreadable]]:
-    """Decode everything, class by class, into a file of the scratch folder."""
+) -> list[Unreadable]:
+    """Decode everything, class by class, into the spool; return what could not be read."""
     total = sum(len(found.items) for found in classes)
     if workers is None:
         workers = available_cores() if total >= FEW else 1
-    spool, unreadable, last_event = ClassSpool(scratch), [], 0.0
+    unreadable: list[Unreadable] = []
+    last_event = 0.0
     results = map_in_order(decode_items, ((loader, chunk) for chunk in _chunks(classes)), workers)
     done = 0
     for found in classes:
@@ -165,7 +187,7 @@ def _decode(
                 emit("progress", "build", done=0.9 * done / total, total=1.0, text=f"{done} of {total} examples")
         spool.add(found.name, found.domain, parts)
     _judge_unreadable(source, unreadable, total, options)
-    return spool, unreadable
+    return unreadable
 
 
 def _chunks(classes: Sequence[SourceClass]) -> Iterator[Sequence[Item]]:

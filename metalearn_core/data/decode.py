@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from metalearn_core.data.sources.contract import Color, Example, Item, Loader, UndecodableError
 
 MAX_PIXELS = 64_000_000
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _CHANNELS = {"grey": "L", "rgb": "RGB"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "F", "I"})
 
