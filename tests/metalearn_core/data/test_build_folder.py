@@ -1,0 +1,88 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metalearn_core.data.build import build_dataset
+from metalearn_core.data.build_folder import private_folder
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.manifest import BuildOptions
+from metalearn_core.errors import one_line
+
+PROGRAM = """
+import resource, sys
+from pathlib import Path
+from metalearn_core.data.build import build_dataset
+from metalearn_core.errors import one_line
+source, out, file_size = sys.argv[1:]
+if int(file_size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_size), int(file_size)))
+try:
+    build_dataset(source, Path(out), workers=2)
+except Exception as error:
+    sys.exit(one_line(error))
+"""
+
+
+def start(source: str, out: Path, file_size: int = 0) -> subprocess.Popen[str]:
+    """Start a build in a process of its own, which can write files of at most `file_size` bytes where that is given."""
+    command = [sys.executable, "-c", PROGRAM, source, str(out), str(file_size)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_build_leaves_nothing_that_is_taken_for_whole_and_is_swept(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build = start("glyphs", out)
+    deadline = time.monotonic() + 30
+    while not any(path.stat().st_size for path in tmp_path.glob(".out.*.tmp/scratch/examples")):
+        assert time.monotonic() < deadline
+        assert build.poll() is None
+        time.sleep(0.002)
+    build.send_signal(signal.SIGKILL)
+    build.communicate()
+    assert not out.exists()
+    again = start("glyphs", out)
+    assert again.communicate()[1] == ""
+    assert again.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(EpisodeDataset.open(out).manifest.classes) > 400
+
+
+def test_two_builds_at_once_leave_one_whole_dataset(image_folder: Path, tmp_path: Path) -> None:
+    builds = [start(str(image_folder), tmp_path / "out") for _ in range(2)]
+    errors = [build.communicate()[1] for build in builds]
+    assert 0 in [build.returncode for build in builds]
+    assert all("is there already" in error or not error for error in errors)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert len(EpisodeDataset.open(tmp_path / "out").examples) == 24 * 8
+
+
+def test_a_live_build_is_not_swept_by_another(tmp_path: Path) -> None:
+    with private_folder(tmp_path / "out") as first, private_folder(tmp_path / "out") as second:
+        assert first.exists()
+        assert second.exists()
+        assert first != second
+
+
+@pytest.mark.parametrize("room", [1000, 20_000])
+def test_a_disk_without_room_is_one_line_and_leaves_nothing(image_folder: Path, tmp_path: Path, room: int) -> None:
+    build = start(str(image_folder), tmp_path / "out", file_size=room)
+    error = build.communicate()[1]
+    assert build.returncode == 1
+    assert "the dataset cannot be written: file too large" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_write_permission_is_one_line(image_folder: Path, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    with pytest.raises(OSError, match="ermission denied") as caught:
+        build_dataset(str(image_folder), closed / "out", BuildOptions(image_size=12))
+    assert str(closed) in one_line(caught.value)
