@@ -259,10 +259,12 @@ def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: i
     """Return the most frequent confusions, of equals the one that comes first in the manifest."""
     if not len(scores.confused):
         return ()
-    pairs, counts = np.unique(scores.confused, axis=0, return_counts=True)
+    numbers = QUARTER_TURNS * len(entries)
+    pairs, counts = np.unique(scores.confused @ np.array([numbers, 1]), return_counts=True)
     most = np.argsort(-counts, kind="stable")[:SHOWN_CONFUSIONS]
     found = []
-    for (true, predicted), count in zip(pairs[most].tolist(), counts[most].tolist(), strict=True):
+    for pair, count in zip(pairs[most].tolist(), counts[most].tolist(), strict=True):
+        true, predicted = divmod(pair, numbers)
         together = (scores.classes == true).any(axis=1) & (scores.classes == predicted).any(axis=1)
         class_id, rotation = divmod(true, QUARTER_TURNS)
         predicted_id, predicted_rotation = divmod(predicted, QUARTER_TURNS)
