@@ -9,9 +9,8 @@ from metalearn_core.data.counter import shuffled, stream_key, subsets, words
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeIndex, EpisodeShape
 from metalearn_core.data.manifest import Split
+from metalearn_core.data.rotations import QUARTER_TURNS as QUARTER_TURNS
 from metalearn_core.errors import UsageError, unknown
-
-QUARTER_TURNS = 4
 
 
 def class_table(dataset: EpisodeDataset, split: Split, domain: str | None = None) -> tuple[Tensor, Tensor]:
@@ -122,15 +121,21 @@ class EpisodeSampler:
         return self.gather(self.index(first, count))
 
     def _pixels(self, rows: Tensor, turns: Tensor | None) -> Tensor:
-        return gather_examples(self.dataset.on(self.device), rows, turns)
+        return _gather(self.dataset, self.device, rows, turns)
 
 
 def gather_examples(examples: Tensor, rows: Tensor, turns: Tensor | None) -> Tensor:
     """Return the examples (…, *x) at rows (…) of a store (N, *x), each turned by its quarter turns (…)."""
-    x = examples.index_select(0, rows.reshape(-1))
-    if turns is not None:
-        x = rotate(x, turns.reshape(-1))
-    return x.view(*rows.shape, *examples.shape[1:])
+    x = examples.index_select(0, rows.reshape(-1)).view(*rows.shape, *examples.shape[1:])
+    return x if turns is None else rotate(x, turns)
+
+
+def _gather(dataset: EpisodeDataset, device: torch.device, rows: Tensor, turns: Tensor | None) -> Tensor:
+    """Return what `gather_examples` does, from the store of turned examples where there is one."""
+    turned = None if turns is None else dataset.turned_on(device)
+    if turns is None or turned is None:
+        return gather_examples(dataset.on(device), rows, turns)
+    return gather_examples(turned, turns * (len(turned) // QUARTER_TURNS) + rows, None)
 
 
 @dataclass(frozen=True)
@@ -186,7 +191,7 @@ class ExampleSampler:
         label = torch.searchsorted(self.ends, chosen, right=True)
         rows = self.offset[label] + chosen - self.start[label]
         turns = self.rotation[label] if self.turning else None
-        return gather_examples(self.dataset.on(self.device), rows, turns), label
+        return _gather(self.dataset, self.device, rows, turns), label
 
     def _order(self, epoch: int) -> Tensor:
         if self._epoch.number != epoch:

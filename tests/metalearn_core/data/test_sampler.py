@@ -82,7 +82,11 @@ def test_classes_examples_and_labels_are_uniform(dataset: EpisodeDataset) -> Non
         assert abs(statistic - (cells - 1)) < 4 * (2 * (cells - 1)) ** 0.5
 
 
-def test_pixels_are_those_of_the_index_turned_like_numpy_does(dataset: EpisodeDataset) -> None:
+@pytest.mark.parametrize("turned_bytes", [10**9, 0])
+def test_pixels_are_those_of_the_index_turned_like_numpy_does(
+    dataset: EpisodeDataset, turned_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metalearn_core.data.dataset.TURNED_BYTES", turned_bytes)
     stream = sampler(dataset)
     index = stream.index(3, 5)
     batch = stream.gather(index)
