@@ -9,7 +9,7 @@ from metalearn_core.data.counter import shuffled, stream_key, subsets, words
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeIndex, EpisodeShape
 from metalearn_core.data.manifest import Split
-from metalearn_core.data.rotations import QUARTER_TURNS as QUARTER_TURNS
+from metalearn_core.data.rotations import QUARTER_TURNS as QUARTER_TURNS  # noqa: PLC0414  (public here too)
 from metalearn_core.errors import UsageError, unknown
 
 
