@@ -21,7 +21,7 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
             answer, or a version that holds no bundle.
     """
     mlflow_client = client()
-    number = version or _version_of(mlflow_client, name, alias or "")
+    number = version or version_of(mlflow_client, name, alias or "")
     mlflow = quiet_mlflow()
     target = Path(tempfile.mkdtemp(prefix="metalearn-"))
     atexit.register(shutil.rmtree, target, ignore_errors=True)
@@ -31,7 +31,7 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
         except mlflow.exceptions.MlflowException as error:
             if not is_missing(error):
                 raise
-            raise _no_such_version(mlflow_client, name, number) from None
+            raise no_such_version(mlflow_client, name, number) from None
         uri = f"models:/{name}/{number}"
         folder = Path(
             mlflow.artifacts.download_artifacts(
@@ -44,23 +44,25 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
     return found[0].parent
 
 
-def _version_of(mlflow_client: Any, name: str, alias: str) -> str:
+def version_of(mlflow_client: Any, name: str, alias: str) -> str:
+    """Return the number of the version that has an alias, or raise the error that names the aliases that there are."""
     with explained():
-        aliases = _registered(mlflow_client, name).aliases
+        aliases = registered_model(mlflow_client, name).aliases
     if alias not in aliases:
         there_are = ", ".join(f"{one} (version {aliases[one]})" for one in sorted(aliases)) or "none"
         raise MetalearnError(f"model {name!r} has no alias {alias!r}; there are: {there_are}")
     return str(aliases[alias])
 
 
-def _no_such_version(mlflow_client: Any, name: str, number: str) -> MetalearnError:
-    _registered(mlflow_client, name)
+def no_such_version(mlflow_client: Any, name: str, number: str) -> MetalearnError:
+    """Return the error for a version that does not exist; it names those that do."""
+    registered_model(mlflow_client, name)
     versions = sorted(int(one.version) for one in mlflow_client.search_model_versions(f"name = '{name}'"))
     there_are = ", ".join(str(one) for one in versions) or "none"
     return MetalearnError(f"model {name!r} has no version {number}; there are: {there_are}")
 
 
-def _registered(mlflow_client: Any, name: str) -> Any:
+def registered_model(mlflow_client: Any, name: str) -> Any:
     """Return the registered model, or raise the error that names the models that there are."""
     from mlflow.exceptions import MlflowException
 

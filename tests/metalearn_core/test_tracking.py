@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -19,14 +20,6 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.tracking_server import lock
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tracking")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    tracking.prepare(uri, folder / "artifacts")
-    return uri
 
 
 @pytest.fixture
@@ -41,12 +34,6 @@ def events(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list
     path = tmp_path / "events.jsonl"
     monkeypatch.setenv("METALEARN_EVENTS", str(path))
     return lambda: [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @contextmanager
@@ -255,10 +242,10 @@ def test_metrics_are_sent_while_training_goes_on(uri: str) -> None:
 
 
 def test_a_server_that_goes_away_costs_no_metric_when_it_returns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Callable[[], list[dict[str, str]]]
+    workshop: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, events: Callable[[], list[dict[str, str]]]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    port = free_port()
+    port = workshop.free_port()
     uri = f"http://127.0.0.1:{port}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with server(tmp_path, port):
@@ -282,10 +269,10 @@ def test_a_server_that_goes_away_costs_no_metric_when_it_returns(
 
 
 def test_what_could_not_be_sent_at_the_end_is_counted_and_said(
-    monkeypatch: pytest.MonkeyPatch, events: Callable[[], list[dict[str, str]]]
+    workshop: Any, monkeypatch: pytest.MonkeyPatch, events: Callable[[], list[dict[str, str]]]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{workshop.free_port()}")
     buffer = tracking.MetricBuffer("a" * 32, every_seconds=3600)
     buffer.log({"loss": 1.0, "accuracy": 0.5}, 1)
     assert buffer.close() == 2

@@ -1,0 +1,366 @@
+"""Who is the champion: the gate compares a candidate with it on the same test episodes, and a rollback undoes it."""
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from metalearn_core.bundle import BundleDescription, read_bundle, verify_bundle
+from metalearn_core.bundle_fetch import fetch_bundle
+from metalearn_core.data.manifest import Record
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.gate import Decision, Figures, GateRules, PairedFigures, decide
+from metalearn_core.model_versions import (
+    CHAMPION,
+    CHAMPION_BEFORE_TAG,
+    DECISION_TAG,
+    DIGEST_TAG,
+    LEARNER_TAG,
+    PREVIOUS,
+    aliases_of,
+    check_name,
+    delete_alias,
+    find_version,
+    set_alias,
+    tag_version,
+)
+from metalearn_core.storage import text_digest
+from metalearn_core.tracking_server import client, explained, lock
+
+if TYPE_CHECKING:
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.evaluation.evaluate import Protocol
+
+LOOKS_TAG = "gate_looks"
+ROLLED_BACK_TAG = "rolled_back"
+_REMEMBERED_LOOKS = 250
+_PATIENCE_S = 3600.0
+
+
+class Promotion(Record):
+    """What the gate decided, and on what figures.
+
+    Attributes:
+        model_name, version, learner, bundle_digest: of the candidate.
+        promoted: it is the champion now (or was already).
+        reasons: sentences with figures; where it was not promoted, what stood against it comes first.
+        champion_before: the version that was the champion; None where there was none.
+        look: the how-manieth comparison on these test classes; None where nothing was compared.
+        rules: of the gate.
+        evaluation, comparison: their JSON forms; None where they were not made.
+    """
+
+    model_name: str
+    version: str
+    learner: str
+    bundle_digest: str
+    promoted: bool
+    reasons: tuple[str, ...]
+    champion_before: str | None
+    look: int | None = None
+    rules: GateRules
+    evaluation: dict[str, Any] | None = None
+    comparison: dict[str, Any] | None = None
+
+
+class Rollback(Record):
+    """What a rollback did: `version` is the champion again, `champion_before` no longer."""
+
+    model_name: str
+    version: str
+    champion_before: str
+    reasons: tuple[str, ...]
+
+
+class _Contender:
+    """A registered version with its bundle, fetched and checked.
+
+    Raises:
+        MetalearnError: its bundle is damaged, or not the one that was registered.
+    """
+
+    def __init__(self, name: str, version: Any) -> None:
+        self.number = str(version.version)
+        self.run_id = version.run_id or None
+        self.folder: Path = fetch_bundle(name, None, self.number)
+        self.digest = verify_bundle(self.folder)
+        if self.digest != version.tags.get(DIGEST_TAG, self.digest):
+            raise MetalearnError(f"version {self.number} of {name}: its bundle is not the one that was registered")
+        self.description: BundleDescription = read_bundle(self.folder)
+
+
+def promote(
+    model_name: str,
+    candidate: str,
+    dataset: "EpisodeDataset",
+    protocol: "Protocol",
+    rules: GateRules | None = None,
+    *,
+    checks_passed: bool | None = None,
+) -> Promotion:
+    """Let the gate decide whether a version becomes the champion, and keep the decision, whichever way it goes.
+
+    Both models are evaluated on the same episodes of test classes that neither has seen in training. Each comparison
+    counts as a look at those classes: the k-th must pass at alpha / (k (k + 1)), which sums to alpha over all looks;
+    the same comparison again is the same look. The decision stands in the version's tags and, with all figures, in its
+    run's artifacts. Promotions of one model take turns; where the champion changed all the same, nothing moves.
+
+    Args:
+        model_name: of the registered model.
+        candidate: an alias or version number.
+        dataset: whose test classes are used.
+        protocol: the episodes; its split must be test, its mode inductive.
+        rules: of the gate.
+        checks_passed: whether the dataset passed its quality checks; None where they were not made.
+
+    Raises:
+        UsageError: the candidate cannot take episodes of this dataset, or the protocol is not one for a gate.
+        MetalearnError: no such model or version, its bundle is damaged, or the tracking server does not answer.
+    """
+    from metalearn_core.evaluation.evaluate import Protocol
+
+    rules = rules or GateRules()
+    check_name(model_name)
+    if protocol.split != "test" or protocol.batch_norm != "inductive":
+        raise UsageError(f"the gate judges inductively on test episodes, got {protocol.batch_norm} on {protocol.split}")
+    if rules.episodes:
+        protocol = Protocol(**{**protocol.model_dump(), "episodes": rules.episodes})
+    with lock(f"promote {model_name}", timeout_s=_PATIENCE_S):
+        version = find_version(model_name, candidate)
+        champion = aliases_of(model_name).get(CHAMPION)
+        outcome = Promotion(
+            model_name=model_name,
+            version=str(version.version),
+            learner=version.tags.get(LEARNER_TAG, ""),
+            bundle_digest=version.tags.get(DIGEST_TAG, ""),
+            promoted=True,
+            reasons=(f"version {version.version} is the champion already: nothing was changed",),
+            champion_before=champion,
+            rules=rules,
+        )
+        if champion == outcome.version:
+            return outcome
+        contender = _Contender(model_name, version)
+        outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
+        return _commit(outcome, contender.run_id)
+
+
+def _judge(
+    outcome: Promotion,
+    candidate: _Contender,
+    dataset: "EpisodeDataset",
+    protocol: "Protocol",
+    checks_passed: bool | None,
+) -> Promotion:
+    """Return the outcome with the gate's decision in it; what cannot be compared is a reason, not a failure."""
+    from metalearn_core.bundle import load_bundle
+    from metalearn_core.evaluation.evaluate import check_fit
+
+    learner, _ = load_bundle(candidate.folder)
+    check_fit(learner, dataset, protocol)
+    champion = None
+    if outcome.champion_before:
+        try:
+            champion = _Contender(outcome.model_name, find_version(outcome.model_name, outcome.champion_before))
+        except MetalearnError as error:
+            return _refused(outcome, f"the champion cannot be compared: {error}; {_remedy(outcome)}")
+        if reason := _incomparable(candidate, champion, protocol):
+            return _refused(outcome, f"{reason}: {_remedy(outcome)}")
+    try:
+        return _measured(outcome, candidate, champion, dataset, protocol, checks_passed)
+    except UsageError as error:  # too few test classes are left
+        return _refused(outcome, f"the candidate cannot be judged: {error}")
+
+
+def _incomparable(candidate: _Contender, champion: _Contender, protocol: "Protocol") -> str | None:
+    """Return why the two cannot be asked the same episodes; None where they can."""
+    ours, theirs = candidate.description.input, champion.description.input
+    if (ours.modality, ours.example_shape) != (theirs.modality, theirs.example_shape):
+        return (
+            f"the champion (version {champion.number}) takes {theirs.modality} examples of {theirs.example_shape}, the "
+            f"candidate {ours.modality} examples of {ours.example_shape}; they cannot be asked the same episodes"
+        )
+    way = champion.description.way
+    if way is not None and way != protocol.way:
+        return (
+            f"the champion (version {champion.number}, {champion.description.learner}) is built for {way}-way "
+            f"episodes, and these are {protocol.way}-way; they cannot be asked the same episodes"
+        )
+    return None
+
+
+def _remedy(outcome: Promotion) -> str:
+    return (
+        "register the candidate under another model name, or delete the alias 'champion' of "
+        f"{outcome.model_name} so that the absolute rules alone decide"
+    )
+
+
+def _measured(
+    outcome: Promotion,
+    candidate: _Contender,
+    champion: _Contender | None,
+    dataset: "EpisodeDataset",
+    protocol: "Protocol",
+    checks_passed: bool | None,
+) -> Promotion:
+    """Evaluate the candidate, and compare it with the champion, on test classes that neither has seen."""
+    from metalearn_core.bundle import load_bundle
+    from metalearn_core.data.subset import without_classes
+    from metalearn_core.evaluation.compare import compare
+    from metalearn_core.evaluation.evaluate import evaluate
+    from metalearn_core.evaluation.statistics import look_alpha
+
+    contenders = [candidate, champion] if champion else [candidate]
+    seen = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
+    unseen = without_classes(dataset, protocol.split, seen)
+    learner, _ = load_bundle(candidate.folder)
+    by_domain = None if outcome.rules.min_domain_accuracy is not None else 0
+    evaluation = evaluate(learner, unseen, protocol.model_copy(update={"domain_episodes": by_domain}))
+    figures = Figures(
+        accuracy=evaluation.accuracy,
+        ci95=evaluation.ci95,
+        ece=evaluation.ece,
+        way=protocol.way,
+        by_domain={name: result.accuracy if result else None for name, result in evaluation.by_domain.items()},
+    )
+    if champion is None:
+        decision = decide(outcome.rules, figures, None, checks_passed)
+        return _decided(outcome, decision, evaluation=evaluation.model_dump(mode="json"))
+    look = _count_look(outcome.model_name, candidate.digest, champion.digest, unseen, protocol)
+    level = look_alpha(outcome.rules.alpha, look)
+    comparison = compare(
+        learner,
+        load_bundle(champion.folder)[0],
+        dataset,
+        protocol.model_copy(update={"domain_episodes": 0}),
+        exclude_classes=seen,
+        alpha=2 * level,  # the lower end of this two-sided interval is the one-sided bound
+        names=("the candidate", "the champion"),
+    )
+    paired = PairedFigures(
+        difference=comparison.difference,
+        low=comparison.low,
+        accuracy=comparison.accuracy_a,
+        champion_accuracy=comparison.accuracy_b,
+        episodes=comparison.episodes,
+        look=look,
+        level=level,
+    )
+    decision = decide(outcome.rules, figures, paired, checks_passed)
+    return _decided(
+        outcome,
+        decision,
+        look=look,
+        evaluation=evaluation.model_dump(mode="json"),
+        comparison=comparison.model_dump(mode="json"),
+    )
+
+
+def _decided(outcome: Promotion, decision: Decision, **figures: Any) -> Promotion:
+    return outcome.model_copy(update={"promoted": decision.promoted, "reasons": decision.reasons, **figures})
+
+
+def _refused(outcome: Promotion, reason: str) -> Promotion:
+    return outcome.model_copy(update={"promoted": False, "reasons": (reason,)})
+
+
+def _count_look(name: str, candidate: str, champion: str, unseen: "EpisodeDataset", protocol: "Protocol") -> int:
+    """Count a look at these test classes on the registered model, before it is taken, and return its number from 1.
+
+    The tag is named after the classes' content, so that neither a rebuilt dataset nor other episodes of old classes
+    count as fresh data.
+    """
+    classes = text_digest(sorted(entry.digest for entry in unseen.manifest.of_split(protocol.split)))[:16]
+    look = text_digest([candidate, champion, unseen.digest, protocol.model_dump(mode="json")])[:16]
+    tag = f"{LOOKS_TAG}.{classes}"
+    mlflow_client = client()
+    with explained():
+        kept = mlflow_client.get_registered_model(name).tags.get(tag)
+        record: dict[str, Any] = json.loads(kept) if kept else {"count": 0, "looks": {}}
+        if look not in record["looks"]:
+            record["count"] += 1
+            record["looks"][look] = record["count"]
+            latest = list(record["looks"].items())[-_REMEMBERED_LOOKS:]
+            mlflow_client.set_registered_model_tag(name, tag, json.dumps({**record, "looks": dict(latest)}))
+    return int(record["looks"][look])
+
+
+def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
+    """Keep the decision, and move the champion where it says so, unless the champion changed since it was read."""
+    name, before = outcome.model_name, outcome.champion_before
+    _record(outcome, run_id)
+    if not outcome.promoted:
+        return outcome
+    tag_version(name, outcome.version, {CHAMPION_BEFORE_TAG: before or ""})
+    now = aliases_of(name).get(CHAMPION)
+    if now != before:
+        changed = f"the champion changed from version {before or 'none'} to {now or 'none'} during the comparison"
+        outcome = _refused(outcome, f"{changed}: promote again to compare with the new one")
+        _record(outcome, run_id)
+        return outcome
+    if before:
+        set_alias(name, PREVIOUS, before)
+    set_alias(name, CHAMPION, outcome.version)
+    return outcome
+
+
+def _record(outcome: Promotion, run_id: str | None) -> None:
+    """Keep a decision in short on the version, and whole as an artifact of its run."""
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    short = {
+        "promoted": outcome.promoted,
+        "when": when,
+        "champion_before": outcome.champion_before,
+        "look": outcome.look,
+        "reasons": [reason[:500] for reason in outcome.reasons],
+    }
+    tag = {DECISION_TAG: json.dumps(short, ensure_ascii=False), "promoted": str(outcome.promoted).lower()}
+    tag_version(outcome.model_name, outcome.version, tag)
+    if run_id:
+        with explained():
+            client().log_dict(
+                run_id,
+                {**outcome.model_dump(mode="json"), "when": when},
+                f"promotion/{outcome.model_name}-{outcome.version}-{time.time_ns() // 1_000_000}.json",
+            )
+
+
+def rollback(model_name: str, reason: str = "") -> Rollback:
+    """Make the champion before the present one the champion again, after checking that its bundle is whole.
+
+    Args:
+        model_name: of the registered model.
+        reason: kept on the version that is champion no longer.
+
+    Raises:
+        MetalearnError: there is no champion or none before it, or the earlier version or its bundle is gone or damaged.
+    """
+    check_name(model_name)
+    with lock(f"promote {model_name}", timeout_s=_PATIENCE_S):
+        champion = aliases_of(model_name).get(CHAMPION)
+        if champion is None:
+            raise MetalearnError(f"model {model_name!r} has no champion: there is nothing to roll back")
+        earlier = find_version(model_name, champion).tags.get(CHAMPION_BEFORE_TAG)
+        if not earlier:
+            raise MetalearnError(f"model {model_name!r}: version {champion} had no champion before it to go back to")
+        version = find_version(model_name, earlier)
+        _Contender(model_name, version)
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        why = reason or "no reason given"
+        tag_version(
+            model_name, champion, {ROLLED_BACK_TAG: json.dumps({"when": when, "to": earlier, "reason": why[:1000]})}
+        )
+        set_alias(model_name, CHAMPION, earlier)
+        still_earlier = version.tags.get(CHAMPION_BEFORE_TAG)
+        if still_earlier:
+            set_alias(model_name, PREVIOUS, still_earlier)
+        else:
+            delete_alias(model_name, PREVIOUS)
+    return Rollback(
+        model_name=model_name,
+        version=earlier,
+        champion_before=champion,
+        reasons=(f"version {earlier} is the champion again, in place of version {champion} ({why})",),
+    )
