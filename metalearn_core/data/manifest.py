@@ -28,7 +28,8 @@ class BuildOptions(Record):
         image_size: height and width in pixels of the stored images.
         color: `grey` (1 channel), `rgb` (3), or `auto`: grey where every image that was looked at is.
         split_by: whole classes, or whole domains, go to a split; `auto` lets the source and its domains decide.
-        split_file: the content of a CSV file with the columns class and split, as (class, split) pairs; overrides split_by.
+        split_file: the content of a CSV file with the columns class and split, as (class, split) pairs; overrides
+            split_by.
         ratios: shares of the classes for train, validation and test.
         split_seed: which classes go where; independent of any training seed.
         rotations: in which splits the quarter turns of a class count as further classes.
