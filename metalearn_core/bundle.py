@@ -225,6 +225,14 @@ def _preprocessing(spec: DatasetSpec) -> str:
     )
 
 
+def registered_address(address: str) -> tuple[str, str] | None:
+    """Return the name, and the alias or version, of an address in MLflow's registry; None for any other address."""
+    parts = _REGISTERED.fullmatch(address)
+    if parts is None:
+        return None
+    return parts["name"] or parts["name_"], parts["alias"] or parts["version"]
+
+
 def resolve_model(address: str | Path) -> Path:
     """Return the bundle folder of a model, from MLflow's registry where the address names one there.
 

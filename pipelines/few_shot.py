@@ -153,15 +153,12 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                 max_unreadable=max_unreadable,
             )
         ).after(opened)
-        dataset = {
-            "dataset_uri": built.outputs["dataset_uri"],
-            "dataset_digest": built.outputs["dataset_digest"],
-        }
-        validated = placed(validate_episodes(**dataset, **shape, **train_shape, storage=storage))
+        dataset = built.outputs["dataset"]
+        validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape, storage=storage))
         with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
             trained = placed(
                 meta_train(
-                    **dataset,
+                    dataset=dataset,
                     learner=learner,
                     **shape,
                     **train_shape,
@@ -171,7 +168,9 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                     storage=storage,
                 )
             ).after(validated)
-            evaluated = placed(evaluate(**dataset, trained=trained.outputs["trained"], **episodes, storage=storage))
+            evaluated = placed(
+                evaluate(dataset=dataset, trained=trained.outputs["trained"], **episodes, storage=storage)
+            )
         selected = placed(
             select_learner(
                 trained=dsl.Collected(trained.outputs["trained"]),
@@ -185,10 +184,12 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                 evaluation=selected.outputs["evaluation"],
             )
         )
-        promoted = placed(promote(**dataset, model_name=model_name, version=registered.output, **episodes, gate=gate))
+        promoted = placed(
+            promote(dataset=dataset, model_name=model_name, version=registered.output, **episodes, gate=gate)
+        )
         placed(
             close_run(
-                **dataset,
+                dataset=dataset,
                 verdict=validated.outputs["verdict"],
                 evaluated=dsl.Collected(evaluated.outputs["evaluated"]),
                 decision=promoted.outputs["decision"],

@@ -1,7 +1,5 @@
 """The step that turns a source of labelled examples into an episode dataset."""
 
-from typing import NamedTuple
-
 from kfp import dsl
 from kfp.dsl import Dataset, Output
 
@@ -23,7 +21,7 @@ def build_episodes(
     min_examples: int,
     max_unreadable: float,
     dataset: Output[Dataset],
-) -> NamedTuple("Built", [("dataset_uri", str), ("dataset_digest", str)]):  # type: ignore[valid-type]
+) -> None:
     """Build an episode dataset, or find the one that was built from the same content with the same options.
 
     Args:
@@ -39,13 +37,8 @@ def build_episodes(
         rotations: splits in which quarter turns are further classes: `train`, `all` or `none`.
         min_examples: classes with fewer examples are left out.
         max_unreadable: the largest share of unreadable files that is put up with.
-        dataset: a small pointer to the dataset, for lineage; the data go by address.
-
-    Returns:
-        dataset_uri: where the dataset is.
-        dataset_digest: its digest, over content and options alone.
+        dataset: a small pointer to the dataset; the data themselves go by address.
     """
-    from collections import namedtuple
     from pathlib import Path
 
     from metalearn_core.steps import data
@@ -64,7 +57,6 @@ def build_episodes(
             max_unreadable=max_unreadable,
         )
         folder, manifest = data.build_episodes(source, options, Path(storage), split_from)
-        Path(dataset.path).write_text(f"{folder}\n")
+        data.write_pointer(Path(dataset.path), folder, manifest)
         dataset.metadata["digest"] = manifest.digest
         dataset.metadata["uri"] = str(folder)
-    return namedtuple("Built", ["dataset_uri", "dataset_digest"])(str(folder), manifest.digest)

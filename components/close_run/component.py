@@ -1,15 +1,14 @@
 """The last step: all that people look at is put on the MLflow run."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Input, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Output
 
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def close_run(
-    dataset_uri: str,
-    dataset_digest: str,
+    dataset: Input[Dataset],
     verdict: Input[Artifact],
     evaluated: Input[list[Artifact]],
     decision: Input[Artifact],
@@ -22,8 +21,7 @@ def close_run(
     """Complete the MLflow run: children for results that were kept, the dataset, the report, the outcome.
 
     Args:
-        dataset_uri: where the dataset is.
-        dataset_digest: its digest.
+        dataset: the pointer that `build_episodes` wrote.
         verdict: on the dataset.
         evaluated: one evaluation a learner.
         decision: the gate's.
@@ -37,13 +35,13 @@ def close_run(
 
     from metalearn_core.events import emit
     from metalearn_core.steps import run
+    from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
     from metalearn_core.storage import write_json
 
     with step("close_run"):
         result = run.close_run(
-            dataset=Path(dataset_uri),
-            dataset_digest=dataset_digest,
+            *read_pointer(dataset.path),
             quality=Path(verdict.path),
             evaluations=[Path(artifact.path) for artifact in evaluated],
             decision=Path(decision.path),

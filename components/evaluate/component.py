@@ -1,15 +1,14 @@
 """The step that evaluates one trained learner."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(
-    dataset_uri: str,
-    dataset_digest: str,
+    dataset: Input[Dataset],
     trained: Input[Model],
     way: int,
     shot: int,
@@ -23,8 +22,7 @@ def evaluate(
     """Evaluate a learner on validation episodes, for selection, and on test episodes, for the report and the gate.
 
     Args:
-        dataset_uri: where the dataset is.
-        dataset_digest: its digest.
+        dataset: the pointer that `build_episodes` wrote.
         trained: what `meta_train` made.
         way: classes an episode.
         shot: support examples a class.
@@ -37,6 +35,7 @@ def evaluate(
     """
     from pathlib import Path
 
+    from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
     from metalearn_core.steps.training import EVALUATION, TRAINING, EvaluationRequest, evaluate_learner, result_metrics
     from metalearn_core.storage import copy_folder, read_json
@@ -44,7 +43,7 @@ def evaluate(
     record = read_json(Path(trained.path) / TRAINING, "training")
     with step("evaluate", record["learner"]):
         request = EvaluationRequest(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
-        folder = evaluate_learner(Path(dataset_uri), dataset_digest, Path(trained.path), request, Path(storage))
+        folder = evaluate_learner(*read_pointer(dataset.path), Path(trained.path), request, Path(storage))
         copy_folder(folder, Path(evaluated.path))
         results = read_json(folder / EVALUATION, "evaluation")
         for name, value in result_metrics(record, results).items():

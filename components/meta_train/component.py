@@ -1,15 +1,14 @@
 """The step that meta-trains one learner."""
 
 from kfp import dsl
-from kfp.dsl import Model, Output
+from kfp.dsl import Dataset, Input, Model, Output
 
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def meta_train(
-    dataset_uri: str,
-    dataset_digest: str,
+    dataset: Input[Dataset],
     learner: str,
     way: int,
     shot: int,
@@ -26,8 +25,7 @@ def meta_train(
     """Meta-train one learner; a training that was cut off goes on, one that is finished is not done again.
 
     Args:
-        dataset_uri: where the dataset is.
-        dataset_digest: its digest.
+        dataset: the pointer that `build_episodes` wrote.
         learner: JSON with learner, options, backbone and backbone_options.
         way: classes an evaluation episode.
         shot: support examples a class.
@@ -44,6 +42,7 @@ def meta_train(
     import json
     from pathlib import Path
 
+    from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
     from metalearn_core.steps.training import TrainingRequest, train_learner
     from metalearn_core.storage import copy_folder
@@ -61,7 +60,7 @@ def meta_train(
             seconds=train_seconds,
             seed=seed,
         )
-        folder = train_learner(Path(dataset_uri), dataset_digest, item, request, Path(storage))
+        folder = train_learner(*read_pointer(dataset.path), item, request, Path(storage))
         copy_folder(folder, Path(trained.path))
         trained.metadata["learner"] = item["learner"]
-        trained.metadata["dataset_digest"] = dataset_digest
+        trained.metadata["dataset_digest"] = dataset.metadata["digest"]

@@ -3,15 +3,14 @@
 from typing import Any
 
 from kfp import dsl
-from kfp.dsl import Artifact, Output
+from kfp.dsl import Artifact, Dataset, Input, Output
 
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def promote(
-    dataset_uri: str,
-    dataset_digest: str,
+    dataset: Input[Dataset],
     model_name: str,
     version: str,
     way: int,
@@ -25,8 +24,7 @@ def promote(
     """Compare a version with the champion on the same test episodes, and promote it where the gate's rules allow.
 
     Args:
-        dataset_uri: where the dataset is.
-        dataset_digest: its digest.
+        dataset: the pointer that `build_episodes` wrote.
         model_name: the registered model's name.
         version: the candidate.
         way: classes an episode.
@@ -43,11 +41,10 @@ def promote(
     from pathlib import Path
 
     from metalearn_core.steps import promotion
+    from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
     from metalearn_core.steps.training import EvaluationRequest
 
     with step("promote"):
         request = EvaluationRequest(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
-        return promotion.promote(
-            Path(dataset_uri), dataset_digest, model_name, version, request, gate, Path(decision.path)
-        )
+        return promotion.promote(*read_pointer(dataset.path), model_name, version, request, gate, Path(decision.path))

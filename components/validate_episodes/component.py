@@ -1,15 +1,14 @@
 """The step that judges an episode dataset before anything is trained on it."""
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Output
+from kfp.dsl import HTML, Artifact, Dataset, Input, Output
 
 from components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def validate_episodes(
-    dataset_uri: str,
-    dataset_digest: str,
+    dataset: Input[Dataset],
     way: int,
     shot: int,
     query: int,
@@ -23,8 +22,7 @@ def validate_episodes(
     """Check with Great Expectations that a dataset is fit for the episodes asked of it; fail where it is not.
 
     Args:
-        dataset_uri: where the dataset is.
-        dataset_digest: its digest.
+        dataset: the pointer that `build_episodes` wrote.
         way: classes an evaluation episode.
         shot: support examples a class.
         query: query examples a class.
@@ -38,7 +36,7 @@ def validate_episodes(
     import shutil
     from pathlib import Path
 
-    from metalearn_core.steps import data
+    from metalearn_core.steps.data import read_pointer, validate_dataset
     from metalearn_core.steps.frame import step
 
     with step("validate_episodes"):
@@ -48,6 +46,6 @@ def validate_episodes(
             "validation": wanted,
             "test": wanted,
         }
-        folder = data.validate_episodes(Path(dataset_uri), dataset_digest, shapes, Path(storage))
+        folder = validate_dataset(*read_pointer(dataset.path), shapes, Path(storage))
         shutil.copytree(folder, verdict.path, dirs_exist_ok=True)
         shutil.copyfile(folder / "quality.html", page.path)

@@ -14,6 +14,17 @@ from metalearn_core.reuse import kept, result_digest
 from metalearn_core.storage import file_digest, read_json, write_json
 
 
+def write_pointer(path: Path, folder: Path, manifest: Manifest) -> None:
+    """Write the pointer by which a dataset goes from step to step: KFP would copy the dataset itself into every pod."""
+    write_json(path, {"uri": str(folder), "digest": manifest.digest})
+
+
+def read_pointer(path: str | Path) -> tuple[Path, str]:
+    """Return where a pointer says that the dataset is, and its digest."""
+    pointer = read_json(Path(path), "pointer to a dataset")
+    return Path(pointer["uri"]), str(pointer["digest"])
+
+
 def read_dataset(folder: Path, digest: str) -> Manifest:
     """Return the manifest of the dataset in `folder`, which must be the one that was built.
 
@@ -115,7 +126,7 @@ def _move(built: Path, folder: Path, manifest: Manifest) -> Path:
     return folder
 
 
-def validate_episodes(
+def validate_dataset(
     dataset: Path, dataset_digest: str, shapes: dict[Split, tuple[int, int, int]], storage: Path
 ) -> Path:
     """Judge an episode dataset for the episodes that are asked of it; keep and return the folder of the verdict.
@@ -134,12 +145,12 @@ def validate_episodes(
     def make(folder: Path) -> None:
         from metalearn_core.data.dataset import EpisodeDataset
         from metalearn_core.data.episodes import EpisodeShape
-        from metalearn_core.data.quality import validate_dataset, write_quality
+        from metalearn_core.data import quality
 
-        report = validate_dataset(
+        report = quality.validate_dataset(
             EpisodeDataset.open(dataset), {split: EpisodeShape(*shape) for split, shape in shapes.items()}
         )
-        write_quality(report, manifest, folder)
+        quality.write_quality(report, manifest, folder)
 
     key = {"dataset": manifest.digest, "shapes": shapes}
     folder, _ = kept(storage / "results", "quality", key, make)

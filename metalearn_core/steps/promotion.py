@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
+from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.training import BUNDLE, EVALUATION, TRAINING, EvaluationRequest
 from metalearn_core.storage import read_json, write_json
 
 if TYPE_CHECKING:
+    from metalearn_core.promotion import Promotion
     from metalearn_core.registry import RegisteredVersion
 
 
@@ -62,19 +64,60 @@ def promote(
 ) -> bool:
     """Let the gate decide on a version, write the file `decision`, and return whether it is the champion now.
 
-    A version that is the champion already is a success: nothing is evaluated, and nothing is counted as a look.
+    A version that is the champion already is a success: nothing is evaluated, and nothing is counted as a look. The
+    dataset's checks have passed, or the pipeline would have ended at them.
+
+    Raises:
+        MetalearnError: what `metalearn_core.promotion.promote` raises.
     """
-    from metalearn_core import registry
+    from metalearn_core import promotion
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.evaluation.evaluate import make_protocol
     from metalearn_core.gate import GateRules
 
-    outcome = registry.promote(
+    read_dataset(dataset, dataset_digest)
+    outcome = promotion.promote(
         model_name,
         version,
-        dataset=dataset,
-        request=request.model_dump(),
-        rules=GateRules.model_validate(gate),
+        EpisodeDataset.open(dataset),
+        make_protocol(split="test", **request.model_dump()),
+        GateRules.model_validate(gate),
+        checks_passed=True,
     )
     write_json(decision, outcome.model_dump(mode="json"))
     for reason in outcome.reasons:
         emit("note", "promote", text=reason)
     return outcome.promoted
+
+
+def promote_model(
+    model: str, dataset: Path | None, shape: Mapping[str, int], episodes: int, seed: int, gate: Mapping[str, Any]
+) -> "Promotion":
+    """Let the gate decide on a registered model outside a pipeline.
+
+    Args:
+        model: `name@alias`, `models:/name@alias` or `models:/name/version`.
+        dataset: an episode dataset's folder; None: the one that the model was trained on.
+        shape: way, shot and query, where they differ from what the model was made for.
+        episodes, seed: of the test episodes.
+        gate: rules, by the names of `GateRules`.
+
+    Raises:
+        MetalearnError: there is no such model, or its dataset is not where it was.
+    """
+    from metalearn_core import promotion
+    from metalearn_core.bundle import read_bundle, registered_address, resolve_model
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.evaluation.evaluate import make_protocol
+    from metalearn_core.gate import GateRules
+
+    address = registered_address(model)
+    if address is None:
+        raise UsageError(f"model {model!r}: only a registered model is promoted: name@alias or models:/name/version")
+    description = read_bundle(resolve_model(model))
+    folder = dataset or Path(description.lineage.dataset_uri)
+    protocol = make_protocol(
+        split="test", **{**description.episode.model_dump(), **shape}, episodes=episodes, seed=seed
+    )
+    rules = GateRules.model_validate(gate)
+    return promotion.promote(*address, EpisodeDataset.open(folder), protocol, rules)

@@ -143,9 +143,7 @@ def _train(
 
     spec = LearnerSpec.model_validate(item)
     dataset = EpisodeDataset.open(dataset_folder)
-    result = fit(
-        spec, dataset, _plan(request), checkpoint_dir=checkpoints, restart=restart, on_metrics=on_metrics
-    )
+    result = fit(spec, dataset, _plan(request), checkpoint_dir=checkpoints, restart=restart, on_metrics=on_metrics)
     digest = save_bundle(
         bundle,
         result.learner,

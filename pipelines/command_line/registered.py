@@ -14,6 +14,7 @@ from pipelines.command_line.options import (
     WayOption,
     WorkdirOption,
     answers,
+    given,
     notices,
     percent,
     print_json,
@@ -33,10 +34,10 @@ def models(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -
     """List registered models: versions, aliases, accuracy."""
     from dataclasses import asdict
 
-    from metalearn_core import registry
+    from metalearn_core import model_versions
 
     workdir_at(workdir).open_tracking()
-    listed = registry.models()
+    listed = model_versions.models()
     if json:
         print_json({"models": [asdict(entry) for entry in listed]})
         return
@@ -72,7 +73,7 @@ def promote(
     json: JsonOption = False,
 ) -> None:
     """Let the gate compare a model with the champion, and promote it where its rules allow; exit status 1 where not."""
-    from metalearn_core.steps.promotion import promote_version
+    from metalearn_core.steps.promotion import promote_model
     from pipelines.command_line.watch import watching
     from pipelines.config import check_gate, read_config
 
@@ -80,16 +81,7 @@ def promote(
     check_gate(config)
     workdir_at(workdir).open_tracking()
     with watching(notices):
-        outcome = promote_version(
-            model,
-            dataset=dataset,
-            way=way,
-            shot=shot,
-            query=query,
-            episodes=episodes,
-            seed=seed,
-            gate=config.gate,
-        )
+        outcome = promote_model(model, dataset, given(way=way, shot=shot, query=query), episodes, seed, config.gate)
     if json:
         print_json(outcome.model_dump(mode="json"))
     else:
@@ -107,10 +99,10 @@ def rollback(
     json: JsonOption = False,
 ) -> None:
     """Make the previous champion the champion again, after checking that its bundle is whole."""
-    from metalearn_core import registry
+    from metalearn_core import promotion
 
     workdir_at(workdir).open_tracking()
-    outcome = registry.rollback(name)
+    outcome = promotion.rollback(name)
     if json:
         print_json(outcome.model_dump(mode="json"))
     else:
