@@ -167,10 +167,16 @@ def _judge(
             return _refused(outcome, f"the champion cannot be compared: {error}; {_remedy(outcome)}")
         if reason := _incomparable(candidate, champion, protocol):
             return _refused(outcome, f"{reason}: {_remedy(outcome)}")
+    contenders = [candidate, champion] if champion else [candidate]
+    seen = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
     try:
-        return _measured(outcome, candidate, champion, dataset, protocol, checks_passed)
-    except UsageError as error:  # too few test classes are left
-        return _refused(outcome, f"the candidate cannot be judged: {error}")
+        return _measured(outcome, candidate, champion, dataset, protocol, checks_passed, seen)
+    except UsageError as error:
+        left_out = sum(entry.digest in seen for entry in dataset.manifest.of_split(protocol.split))
+        if not left_out:
+            raise
+        why = f"{left_out} test classes are left out, since a model was trained on them; then {error}"
+        return _refused(outcome, f"the candidate cannot be judged: {why}")
 
 
 def _incomparable(candidate: _Contender, champion: _Contender, protocol: "Protocol") -> str | None:
@@ -204,16 +210,15 @@ def _measured(
     dataset: "EpisodeDataset",
     protocol: "Protocol",
     checks_passed: bool | None,
+    seen: set[str],
 ) -> Promotion:
-    """Evaluate the candidate, and compare it with the champion, on test classes that neither has seen."""
+    """Evaluate the candidate, and compare it with the champion, without the test classes that either has `seen`."""
     from metalearn_core.bundle import load_bundle
     from metalearn_core.data.subset import without_classes
     from metalearn_core.evaluation.compare import compare
     from metalearn_core.evaluation.evaluate import evaluate
     from metalearn_core.evaluation.statistics import look_alpha
 
-    contenders = [candidate, champion] if champion else [candidate]
-    seen = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
     unseen = without_classes(dataset, protocol.split, seen)
     learner, _ = load_bundle(candidate.folder)
     by_domain = None if outcome.rules.min_domain_accuracy is not None else 0

@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import io
 import json
 import os
@@ -198,6 +199,7 @@ def served(workshop: Any, database: str, bundle: Path, tmp_path_factory: pytest.
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", registered.uri, "--env-manager", "local"]
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": database,
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     }
@@ -216,7 +218,8 @@ def served(workshop: Any, database: str, bundle: Path, tmp_path_factory: pytest.
                 time.sleep(0.2)
         yield f"http://127.0.0.1:{port}/invocations"
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -229,21 +232,23 @@ def _post(address: str, body: Any) -> tuple[int, Any]:
         return error.code, json.loads(error.read())
 
 
-def _base64(workshop: Any, name: str, number: int) -> str:
-    content = io.BytesIO()
-    workshop.picture(name, number).save(content, "PNG")
-    return base64.b64encode(content.getvalue()).decode()
+@pytest.fixture(scope="module")
+def episode(workshop: Any) -> dict[str, Any]:
+    def encoded(name: str, number: int) -> str:
+        content = io.BytesIO()
+        workshop.picture(name, number).save(content, "PNG")
+        return base64.b64encode(content.getvalue()).decode()
 
-
-def _episode() -> dict[str, Any]:
     return {
-        "support": [{"image": _base64(name, number), "label": name} for name in ("cat", "dog") for number in (0, 1)],
-        "query": [{"image": _base64("dog", 5)}, {"image": _base64("cat", 6)}],
+        "support": [{"image": encoded(name, number), "label": name} for name in ("cat", "dog") for number in (0, 1)],
+        "query": [{"image": encoded("dog", 5)}, {"image": encoded("cat", 6)}],
     }
 
 
-def test_a_served_model_labels_the_queries_of_an_episode(workshop: Any, served: str, bundle: Path) -> None:
-    status, answer = _post(served, {"inputs": [_episode(), _episode()]})
+def test_a_served_model_labels_the_queries_of_an_episode(
+    workshop: Any, served: str, episode: dict[str, Any], bundle: Path
+) -> None:
+    status, answer = _post(served, {"inputs": [episode, episode]})
     assert status == 200, answer
     first, second = answer["predictions"]
     assert first == second
@@ -268,7 +273,9 @@ def test_a_served_model_labels_the_queries_of_an_episode(workshop: Any, served: 
         ({"query": "text"}, "list"),
     ],
 )
-def test_a_bad_request_gets_status_400_and_the_reason(served: str, change: dict[str, Any], message: str) -> None:
-    status, answer = _post(served, {"inputs": [{**_episode(), **change}]})
+def test_a_bad_request_gets_status_400_and_the_reason(
+    served: str, episode: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    status, answer = _post(served, {"inputs": [{**episode, **change}]})
     assert status == 400
     assert message in json.dumps(answer)

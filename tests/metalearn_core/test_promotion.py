@@ -1,0 +1,356 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from metalearn_core import promotion, registry
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.evaluation.evaluate import Protocol
+from metalearn_core.gate import GateRules
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def good(workshop: Any, small_dataset: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workshop.make_bundle(tmp_path_factory.mktemp("good") / "b", small_dataset, seed=1)
+
+
+@pytest.fixture(scope="module")
+def guessing(workshop: Any, small_dataset: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workshop.make_bundle(tmp_path_factory.mktemp("bad") / "b", small_dataset, guesses=True)
+
+
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
+
+
+def looks(client: MlflowClient, name: str) -> list[int]:
+    tags = client.get_registered_model(name).tags
+    return [json.loads(value)["count"] for tag, value in tags.items() if tag.startswith("gate_looks.")]
+
+
+def install_champion(workshop: Any, client: MlflowClient, name: str, bundle: Path) -> None:
+    """Make a bundle the champion without asking the gate, which would refuse one that guesses."""
+    client.set_registered_model_alias(name, "champion", workshop.register(bundle, name).version)
+
+
+def test_without_a_champion_the_absolute_rules_promote(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
+) -> None:
+    workshop.register(good, "first")
+    outcome = registry.promote("first", "candidate", small_dataset, workshop.PROTOCOL)
+    assert outcome.promoted
+    assert outcome.champion_before is None
+    assert any("there is no champion" in reason for reason in outcome.reasons)
+    assert aliases(client, "first") == {"candidate": "1", "champion": "1"}
+    assert looks(client, "first") == []
+
+
+def test_a_floor_that_is_not_reached_is_recorded_and_nothing_moves(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, guessing: Path
+) -> None:
+    run_id = workshop.new_run()
+    workshop.register(guessing, "floor", run_id)
+    outcome = registry.promote("floor", "1", small_dataset, workshop.PROTOCOL, GateRules(min_accuracy=0.9))
+    assert not outcome.promoted
+    assert "not above chance" in outcome.reasons[0]
+    assert "below min_accuracy 0.9" in outcome.reasons[1]
+    assert aliases(client, "floor") == {"candidate": "1"}
+    kept = json.loads(client.get_model_version("floor", "1").tags["decision"])
+    assert (kept["promoted"], tuple(kept["reasons"])) == (False, outcome.reasons)
+    (artifact,) = client.list_artifacts(run_id, "promotion")
+    whole = json.loads(Path(client.download_artifacts(run_id, artifact.path)).read_text())
+    assert whole["evaluation"]["accuracy"] == outcome.evaluation["accuracy"]
+    assert whole["rules"]["min_accuracy"] == 0.9
+
+
+def test_the_champion_again_is_a_success_that_changes_nothing(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
+) -> None:
+    install_champion(workshop, client, "again", good)
+    before = client.get_model_version("again", "1").tags
+    outcome = registry.promote("again", "candidate", small_dataset, workshop.PROTOCOL, GateRules(min_accuracy=1))
+    assert outcome.promoted
+    assert outcome.reasons == ("version 1 is the champion already: nothing was changed",)
+    assert client.get_model_version("again", "1").tags == before
+
+
+def test_a_better_candidate_takes_the_place_and_a_rollback_gives_it_back(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
+) -> None:
+    install_champion(workshop, client, "better", guessing)
+    workshop.register(good, "better")
+    outcome = registry.promote("better", "candidate", small_dataset, workshop.PROTOCOL)
+    assert outcome.promoted, outcome.reasons
+    assert (outcome.version, outcome.champion_before, outcome.look) == ("2", "1", 1)
+    assert outcome.comparison is not None and outcome.comparison["alpha"] == pytest.approx(0.05)
+    assert aliases(client, "better") == {"candidate": "2", "champion": "2", "previous_champion": "1"}
+    undone = registry.rollback("better", "complaints from the field")
+    assert (undone.version, undone.champion_before) == ("1", "2")
+    assert aliases(client, "better") == {"candidate": "2", "champion": "1"}
+    kept = json.loads(client.get_model_version("better", "2").tags["rolled_back"])
+    assert (kept["to"], kept["reason"]) == ("1", "complaints from the field")
+    with pytest.raises(MetalearnError, match="version 1 had no champion before it"):
+        registry.rollback("better")
+
+
+def test_a_candidate_no_better_than_the_champion_is_not_promoted_and_each_look_costs(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path, tmp_path: Path
+) -> None:
+    install_champion(workshop, client, "worse", good)
+    workshop.register(guessing, "worse")
+    first = registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL)
+    assert not first.promoted
+    assert (first.look, looks(client, "worse")) == (1, [1])
+    same = registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL)
+    assert (same.look, looks(client, "worse")) == (1, [1])
+    other_episodes = workshop.PROTOCOL.model_copy(update={"seed": 5})
+    second = registry.promote("worse", "candidate", small_dataset, other_episodes)
+    assert (second.look, looks(client, "worse")) == (2, [2])
+    assert second.comparison is not None and second.comparison["alpha"] == pytest.approx(2 * 0.05 / 6)
+    workshop.register(workshop.make_bundle(tmp_path / "third", small_dataset, seed=7), "worse")
+    assert registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL).look == 3
+    assert aliases(client, "worse")["champion"] == "1"
+
+
+def test_noninferiority_lets_an_equal_model_in(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
+) -> None:
+    install_champion(workshop, client, "equal", good)
+    workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=2), "equal")
+    rules = GateRules(mode="noninferiority", margin=0.5)
+    assert registry.promote("equal", "candidate", small_dataset, workshop.PROTOCOL, rules).promoted
+
+
+def test_a_champion_of_another_input_shape_is_a_recorded_reason(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
+) -> None:
+    larger = workshop.make_dataset(tmp_path, 16)
+    install_champion(workshop, client, "shapes", workshop.make_bundle(tmp_path / "b", larger))
+    workshop.register(good, "shapes")
+    outcome = registry.promote("shapes", "candidate", small_dataset, workshop.PROTOCOL)
+    assert not outcome.promoted
+    assert "(1, 16, 16)" in outcome.reasons[0] and "(1, 12, 12)" in outcome.reasons[0]
+    assert "register the candidate under another model name" in outcome.reasons[0]
+    assert json.loads(client.get_model_version("shapes", "2").tags["decision"])["promoted"] is False
+    assert aliases(client, "shapes")["champion"] == "1"
+
+
+def test_a_champion_of_another_way_is_a_recorded_reason(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
+) -> None:
+    install_champion(workshop, client, "ways", workshop.make_bundle(tmp_path / "b", small_dataset, learner="maml"))
+    workshop.register(good, "ways")
+    protocol = workshop.PROTOCOL.model_copy(update={"way": 4})
+    outcome = registry.promote("ways", "candidate", small_dataset, protocol)
+    assert not outcome.promoted
+    assert "built for 3-way episodes, and these are 4-way" in outcome.reasons[0]
+
+
+def test_a_candidate_that_cannot_take_the_dataset_is_wrong_use(
+    workshop: Any, client: MlflowClient, good: Path, tmp_path: Path
+) -> None:
+    workshop.register(good, "unfit")
+    with pytest.raises(UsageError, match=r"\(1, 16, 16\)"):
+        registry.promote("unfit", "candidate", workshop.make_dataset(tmp_path, 16), workshop.PROTOCOL)
+
+
+def test_test_classes_that_a_model_has_seen_are_left_out(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
+) -> None:
+    tested = [entry.digest for entry in small_dataset.manifest.of_split("test")]
+    cheat = workshop.make_bundle(tmp_path / "b", small_dataset, guesses=True, seen=tested[:4])
+    install_champion(workshop, client, "seen", cheat)
+    workshop.register(good, "seen")
+    outcome = registry.promote("seen", "candidate", small_dataset, workshop.PROTOCOL)
+    assert outcome.comparison is not None
+    assert (outcome.comparison["classes"], outcome.comparison["excluded_classes"]) == (4, 4)
+    assert outcome.evaluation is not None
+    assert len({entry["name"] for entry in outcome.evaluation["by_class"]}) == 4
+
+
+def test_too_few_unseen_test_classes_are_a_recorded_reason(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, tmp_path: Path
+) -> None:
+    tested = [entry.digest for entry in small_dataset.manifest.of_split("test")]
+    workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seen=tested[:7]), "few")
+    outcome = registry.promote("few", "candidate", small_dataset, workshop.PROTOCOL)
+    assert not outcome.promoted
+    assert "7 test classes" in outcome.reasons[0]
+    assert aliases(client, "few") == {"candidate": "1"}
+
+
+def test_failed_checks_of_the_dataset_stand_against_promotion(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
+) -> None:
+    workshop.register(good, "checks")
+    outcome = registry.promote("checks", "candidate", small_dataset, workshop.PROTOCOL, checks_passed=False)
+    assert not outcome.promoted
+    assert outcome.reasons[0] == "a data quality check failed"
+
+
+@pytest.mark.parametrize("change", [{"split": "validation"}, {"batch_norm": "transductive"}])
+def test_the_gate_judges_inductively_on_test_episodes_alone(
+    workshop: Any, small_dataset: EpisodeDataset, change: dict[str, str]
+) -> None:
+    protocol = Protocol(**{**workshop.PROTOCOL.model_dump(), **change})
+    with pytest.raises(UsageError, match="the gate judges inductively on test episodes"):
+        registry.promote("any", "candidate", small_dataset, protocol)
+
+
+def test_the_gate_may_ask_for_its_own_number_of_episodes(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
+) -> None:
+    workshop.register(good, "episodes")
+    outcome = registry.promote("episodes", "candidate", small_dataset, workshop.PROTOCOL, GateRules(episodes=25))
+    assert outcome.evaluation is not None and outcome.evaluation["protocol"]["episodes"] == 25
+
+
+def _spoil(client: MlflowClient, name: str, version: str) -> None:
+    model_id = client.get_model_version(name, version).source.removeprefix("models:/")
+    folder = Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    weights = folder / "artifacts" / "bundle" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+
+
+def test_a_damaged_candidate_is_never_promoted(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
+) -> None:
+    workshop.register(good, "spoilt")
+    _spoil(client, "spoilt", "1")
+    with pytest.raises(MetalearnError, match="damaged"):
+        registry.promote("spoilt", "candidate", small_dataset, workshop.PROTOCOL)
+    assert aliases(client, "spoilt") == {"candidate": "1"}
+
+
+def test_a_damaged_champion_is_a_recorded_reason_and_a_rollback_to_one_is_refused(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
+) -> None:
+    install_champion(workshop, client, "spoilt-champion", guessing)
+    workshop.register(good, "spoilt-champion")
+    assert registry.promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL).promoted
+    _spoil(client, "spoilt-champion", "1")
+    with pytest.raises(MetalearnError, match="damaged"):
+        registry.rollback("spoilt-champion")
+    assert aliases(client, "spoilt-champion")["champion"] == "2"
+    client.set_registered_model_alias("spoilt-champion", "champion", "1")
+    outcome = registry.promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL)
+    assert not outcome.promoted
+    assert "the champion cannot be compared" in outcome.reasons[0]
+
+
+def test_where_the_champion_changes_meanwhile_nothing_moves_and_it_is_said(
+    workshop: Any,
+    client: MlflowClient,
+    small_dataset: EpisodeDataset,
+    good: Path,
+    guessing: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    install_champion(workshop, client, "moving", guessing)
+    third = workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=3), "moving").version
+    workshop.register(good, "moving")
+    record = promotion._record
+
+    def another_machine(*arguments: Any) -> None:
+        record(*arguments)
+        client.set_registered_model_alias("moving", "champion", third)
+
+    monkeypatch.setattr(promotion, "_record", another_machine)
+    outcome = registry.promote("moving", "candidate", small_dataset, workshop.PROTOCOL)
+    assert not outcome.promoted
+    assert "the champion changed from version 1 to 2" in outcome.reasons[0]
+    assert aliases(client, "moving")["champion"] == "2"
+
+
+PROMOTE = """
+import sys
+from metalearn_core import registry
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.evaluation.evaluate import Protocol
+protocol = Protocol.model_validate_json(sys.argv[3])
+outcome = registry.promote("both", sys.argv[1], EpisodeDataset.open(sys.argv[2]), protocol)
+print(outcome.model_dump_json())
+"""
+
+
+def test_two_promotions_at_once_take_turns(
+    workshop: Any,
+    client: MlflowClient,
+    small_dataset: EpisodeDataset,
+    good: Path,
+    guessing: Path,
+    tmp_path: Path,
+) -> None:
+    install_champion(workshop, client, "both", guessing)
+    workshop.register(good, "both")
+    workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=4), "both")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTE, version, str(small_dataset.folder), workshop.PROTOCOL.model_dump_json()],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for version in ("2", "3")
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=180) for process in processes]
+    outcomes = [json.loads(out) for out, _ in outputs]
+    first = next(outcome for outcome in outcomes if outcome["champion_before"] == "1")
+    second = next(outcome for outcome in outcomes if outcome is not first)
+    assert first["promoted"]
+    assert second["champion_before"] == first["version"]
+    winner = second["version"] if second["promoted"] else first["version"]
+    assert aliases(client, "both")["champion"] == winner
+    assert {first["look"], second["look"]} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "candidate", "message"),
+    [
+        ("nobody", "candidate", "unknown model 'nobody'"),
+        ("known", "candidat", "has no alias 'candidat'.*candidate"),
+        ("known", "9", "no version 9; there are: 1"),
+    ],
+)
+def test_what_does_not_exist_is_named_with_what_does(
+    workshop: Any,
+    client: MlflowClient,
+    small_dataset: EpisodeDataset,
+    good: Path,
+    name: str,
+    candidate: str,
+    message: str,
+) -> None:
+    workshop.register(good, "known")
+    with pytest.raises(MetalearnError, match=message) as caught:
+        registry.promote(name, candidate, small_dataset, workshop.PROTOCOL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rollback_without_a_champion_is_one_line(workshop: Any, client: MlflowClient, good: Path) -> None:
+    workshop.register(good, "no-champion")
+    with pytest.raises(MetalearnError, match="has no champion"):
+        registry.rollback("no-champion")
+
+
+def test_rollbacks_go_back_step_by_step(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path, tmp_path: Path
+) -> None:
+    install_champion(workshop, client, "steps", guessing)
+    rules = GateRules(mode="noninferiority", margin=0.9)
+    for bundle in (good, workshop.make_bundle(tmp_path / "b", small_dataset, seed=6)):
+        workshop.register(bundle, "steps")
+        assert registry.promote("steps", "candidate", small_dataset, workshop.PROTOCOL, rules).promoted
+    assert aliases(client, "steps") == {"candidate": "3", "champion": "3", "previous_champion": "2"}
+    assert registry.rollback("steps").version == "2"
+    assert aliases(client, "steps") == {"candidate": "3", "champion": "2", "previous_champion": "1"}
+    assert registry.rollback("steps").version == "1"
+    assert aliases(client, "steps") == {"candidate": "3", "champion": "1"}
