@@ -1,0 +1,157 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from metalearn_core.evaluation.evaluate import Protocol, evaluate
+from metalearn_core.evaluation.report import (
+    CheckReport,
+    DecisionReport,
+    LearnerReport,
+    ReportContent,
+    write_report,
+)
+from metalearn_core.learners import LearnerSpec, make_learner
+
+HOSTILE = "<script>alert('x')</script>"
+HISTORY = tuple({"episodes": 10.0 * i, "seconds": float(i), "validation/accuracy": 0.5 + 0.1 * i} for i in range(4))
+
+
+class Page(HTMLParser):
+    """The tags that are open, the addresses that are named, and the text."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, source):
+        super().__init__()
+        self.open, self.addresses, self.text, self.tags = [], [], [], []
+        self.feed(source)
+        self.close()
+        self.text = " ".join("".join(self.text).split())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in {"src", "href", "xlink:href", "srcset"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def content(dataset):
+    learner = make_learner(LearnerSpec(learner="protonet", backbone_options={"width": 8}), dataset.spec, seed=1)
+    evaluation = evaluate(learner, dataset, Protocol(query=3, episodes=60, seed=7))
+    worse = evaluation.model_copy(update={"accuracy": 0.25, "by_domain": {"wide": None}, "confusions": ()})
+    manifest = dataset.manifest.model_copy(update={"source": HOSTILE})
+    return ReportContent(
+        title=f"A run {HOSTILE}",
+        asked={"Source": HOSTILE, "Episodes": "5-way 1-shot"},
+        manifest=manifest,
+        learners=(
+            LearnerReport(name="weak", evaluation=worse),
+            LearnerReport(
+                name="protonet",
+                evaluation=evaluation,
+                validation_accuracy=0.625,
+                history=HISTORY,
+                train_seconds=35.2,
+                train_episodes=12345,
+                parameters=111_680,
+                options={"learning_rate": 0.01},
+                selected=True,
+            ),
+        ),
+        checks=(CheckReport(name="classes", passed=True, observed="18", expected="5", blocking=True),),
+        decision=DecisionReport(model="models:/few-shot/3", promoted=False, reasons=("difference too small",)),
+        lineage={"Commit": "abc123"},
+        command="metalearn run glyphs --seed 0",
+    )
+
+
+@pytest.fixture(scope="module")
+def source(content, dataset, tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, content, dataset)
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def page(source):
+    return Page(source)
+
+
+def test_the_page_is_well_formed(page):
+    assert page.open == []
+
+
+def test_the_page_needs_nothing_from_elsewhere(page, source):
+    inside = re.compile(r"data:image/png;base64,|#")
+    assert all(inside.match(address) for address in page.addresses)
+    assert not re.search(r"url\((?!#)", source)
+    assert "script" not in page.tags
+    assert len(source) < 5_000_000
+
+
+def test_names_from_data_cannot_become_markup(page):
+    assert HOSTILE in page.text
+
+
+def test_figures_stand_beside_their_protocol(page, content):
+    evaluation = content.learners[1].evaluation
+    assert f"{100 * evaluation.accuracy:.2f} ± {100 * evaluation.ci95:.2f}" in page.text
+    assert f"± {100 * evaluation.ci95_classes:.2f}" in page.text
+    for words in (
+        "60 test episodes, 5-way 1-shot",
+        "3 queries a class, seed 7, batch norm inductive",
+        "62.50",
+        "12,345",
+    ):
+        assert words in page.text
+    assert evaluation.ci95_classes_method in page.text
+
+
+def test_the_decision_and_how_to_repeat_it_are_shown(page):
+    for words in ("protonet was not promoted", "difference too small", "abc123", "metalearn run glyphs --seed 0"):
+        assert words in page.text
+
+
+def test_domains_without_a_number_give_the_reason(page):
+    assert "tiny: way 5: domain 'tiny' of the test split has 2 classes" in page.text
+
+
+def test_pictures_show_what_is_confused_and_what_the_data_are(page, content):
+    confused = content.learners[1].evaluation.confusions[0]
+    assert confused.name in page.text
+    assert f"{confused.count} of {confused.queries}" in page.text
+    assert sum(address.startswith("data:image/png") for address in page.addresses) > 20
+
+
+def test_curves_take_the_colour_of_the_page(source):
+    svg = source[source.index("<svg") : source.index("</svg>")]
+    assert "currentColor" in svg
+    assert "viewBox" in svg
+    assert "seconds of training" in svg
+    assert "#010203" not in svg
+    assert not re.search(r"<svg[^>]* width=", svg)
+
+
+def test_a_report_without_pictures_history_or_decision_is_whole(content, tmp_path):
+    bare = content.model_copy(
+        update={"learners": content.learners[:1], "checks": (), "decision": None, "lineage": {}, "command": ""}
+    )
+    write_report(tmp_path / "r.html", bare)
+    page = Page((tmp_path / "r.html").read_text())
+    assert page.open == []
+    assert "img" not in page.tags
+    assert "svg" not in page.tags
+    assert "The gate" not in page.text
+
+
+def test_the_same_content_gives_the_same_page(content, dataset, source, tmp_path):
+    write_report(tmp_path / "again.html", content, dataset)
+    assert (tmp_path / "again.html").read_text() == source
