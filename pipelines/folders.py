@@ -11,13 +11,13 @@ def image_files(path: Path) -> list[Path]:
     Raises:
         MetalearnError: it is not there, or holds none.
     """
-    from metalearn_core.data.sources.folder import is_image_file
+    from metalearn_core.data.sources.folder import EXTENSIONS
 
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise MetalearnError(f"there is no {path}")
-    files = sorted(file for file in path.rglob("*") if is_image_file(file))
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
     if not files:
         raise MetalearnError(f"{path} holds no image files")
     return files

@@ -40,12 +40,11 @@ def validate_episodes(
     from metalearn_core.steps.frame import step
 
     with step("validate_episodes"):
-        wanted = (way, shot, query)
-        shapes = {
-            "train": (train_way or way, train_shot or shot, train_query or 1),
-            "validation": wanted,
-            "test": wanted,
-        }
-        folder = validate_dataset(*read_pointer(dataset.path), shapes, Path(storage))
+        folder = validate_dataset(
+            *read_pointer(dataset.path),
+            train=(train_way or way, train_shot or shot, train_query or 1),
+            evaluation=(way, shot, query),
+            storage=Path(storage),
+        )
         shutil.copytree(folder, verdict.path, dirs_exist_ok=True)
         shutil.copyfile(folder / "quality.html", page.path)

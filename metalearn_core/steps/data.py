@@ -127,30 +127,30 @@ def _move(built: Path, folder: Path, manifest: Manifest) -> Path:
 
 
 def validate_dataset(
-    dataset: Path, dataset_digest: str, shapes: dict[Split, tuple[int, int, int]], storage: Path
+    dataset: Path, dataset_digest: str, train: tuple[int, int, int], evaluation: tuple[int, int, int], storage: Path
 ) -> Path:
     """Judge an episode dataset for the episodes that are asked of it; keep and return the folder of the verdict.
 
     Args:
         dataset: the dataset's folder.
         dataset_digest: its digest.
-        shapes: way, shot and query by split.
+        train: way, shot and query of training episodes, at the least.
+        evaluation: likewise of validation and test episodes.
         storage: where the verdict is kept: `quality.json`, `suite.json`, `quality.html`.
 
     Raises:
         MetalearnError: a check that must pass did not; the line names the first, and where the page is.
     """
     manifest = read_dataset(dataset, dataset_digest)
+    shapes: dict[Split, tuple[int, int, int]] = {"train": train, "validation": evaluation, "test": evaluation}
 
     def make(folder: Path) -> None:
+        from metalearn_core.data import quality
         from metalearn_core.data.dataset import EpisodeDataset
         from metalearn_core.data.episodes import EpisodeShape
-        from metalearn_core.data import quality
 
-        report = quality.validate_dataset(
-            EpisodeDataset.open(dataset), {split: EpisodeShape(*shape) for split, shape in shapes.items()}
-        )
-        quality.write_quality(report, manifest, folder)
+        wanted = {split: EpisodeShape(*shape) for split, shape in shapes.items()}
+        quality.write_quality(quality.validate_dataset(EpisodeDataset.open(dataset), wanted), manifest, folder)
 
     key = {"dataset": manifest.digest, "shapes": shapes}
     folder, _ = kept(storage / "results", "quality", key, make)

@@ -10,7 +10,8 @@ from metalearn_core.data.manifest import SPLITS, Manifest
 from metalearn_core.errors import MetalearnError
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
-from metalearn_core.steps.training import EVALUATION, child_name, evaluation_result, result_metrics
+from metalearn_core.steps.naming import learner_name
+from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
 
 
@@ -65,6 +66,7 @@ def close_run(
     manifest = read_dataset(dataset, dataset_digest)
     records = [read_json(folder / EVALUATION, "evaluation") for folder in evaluations]
     verdict = read_json(decision, "decision")
+    chosen = next(record for record in records if record["training"]["bundle_digest"] == verdict["bundle_digest"])
     _add_kept_children(run_id, records, f"{way}-way {shot}-shot", manifest)
     summary = {
         "run_id": run_id,
@@ -72,6 +74,7 @@ def close_run(
         "results": [result_summary(record) for record in records],
         "selected": {
             "learner": verdict["learner"],
+            "name": learner_name(chosen["training"]["item"]),
             "model": f"models:/{verdict['model_name']}/{verdict['version']}",
             "version": verdict["version"],
         },
@@ -82,7 +85,6 @@ def close_run(
     tracking.log_artifact(run_id, report)
     for page in sorted(quality.glob("quality.*")):
         tracking.log_artifact(run_id, page, folder="data-quality")
-    chosen = next(record for record in records if record["training"]["bundle_digest"] == verdict["bundle_digest"])
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
     tracking.tag_run(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
     tracking.set_outcome(run_id, "FINISHED")
@@ -98,7 +100,7 @@ def _add_kept_children(run_id: str, records: Sequence[Mapping[str, Any]], shape:
             continue
         child = tracking.start_child(
             run_id,
-            child_name(training["item"], shape),
+            f"{learner_name(training['item'])} {shape}",
             tags={"learner": training["learner"], "dataset": manifest.digest, "cached_from": training["run_id"]},
             params={**training["item"], "request": training["request"]},
         )
@@ -122,6 +124,7 @@ def result_summary(record: Mapping[str, Any]) -> dict[str, Any]:
     training = record["training"]
     return {
         **evaluation_result(record["test"]),
+        "name": learner_name(training["item"]),
         "options": training["item"]["options"],
         "validation_accuracy": record["validation"]["accuracy"],
         "train_seconds": training["train_seconds"],

@@ -13,6 +13,7 @@ from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.reuse import kept, result_digest, result_folder
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
+from metalearn_core.steps.naming import learner_name
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.version import git_commit, package_version
 
@@ -54,12 +55,6 @@ class EvaluationRequest(Record):
     query: int
     episodes: int = Field(1000, ge=2)
     seed: int = 0
-
-
-def child_name(item: Mapping[str, Any], shape: str) -> str:
-    """Return the MLflow name of a learner's training: learner, its options, and the shape of evaluation episodes."""
-    options = " ".join(f"{name}={value}" for name, value in sorted(item["options"].items()))
-    return " ".join(filter(None, [item["learner"], options, shape]))
 
 
 def train_learner(
@@ -198,7 +193,7 @@ def _child_run(item: Mapping[str, Any], request: TrainingRequest, dataset_digest
         raise MetalearnError(f"there is no MLflow run for pipeline run {pipeline_run_id()}: its first step makes it")
     return tracking.start_child(
         parent,
-        child_name(item, f"{request.way}-way {request.shot}-shot"),
+        f"{learner_name(item)} {request.way}-way {request.shot}-shot",
         tags={
             "learner": item["learner"],
             "dataset": dataset_digest,

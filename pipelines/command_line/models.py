@@ -216,7 +216,7 @@ def predict(
     queries = image_files(query)
     workdir_at(workdir).select_tracking()
     prediction = load_model(model).predict(files, labels, queries)
-    predictions = [
+    predictions: list[dict[str, Any]] = [
         {
             "file": str(file),
             "label": label,
@@ -230,7 +230,8 @@ def predict(
     rows = []
     for entry in predictions:
         best = sorted(entry["probabilities"].items(), key=lambda item: -item[1])[:_SHOWN_PROBABILITIES]
-        rows.append([entry["file"], entry["label"], ", ".join(f"{name} {100 * p:.0f} %" for name, p in best)])
+        shown = ", ".join(f"{name} {100 * p:.0f} %" for name, p in best)
+        rows.append([str(entry["file"]), str(entry["label"]), shown])
     print_table(["file ", "label ", "probabilities "], rows)
 
 
@@ -269,7 +270,7 @@ def compare(
         seed=seed,
         batch_norm="inductive",
     )
-    opened = EpisodeDataset.open(dataset or Path(str(description.lineage.get("dataset_uri", ""))))
+    opened = EpisodeDataset.open(dataset or Path(description.lineage.dataset_uri))
     with watching(notices):
         comparison = compare_bundles(*paths, opened, protocol)
     if json:

@@ -159,8 +159,6 @@ def _command() -> str:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
-    from metalearn_core.steps.training import child_name
-
     dataset, results = summary["dataset"], summary["results"]
     splits = ", ".join(f"{count} {split}" for split, count in dataset["splits"].items())
     answers.print()
@@ -173,7 +171,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     answers.print(f"{title}\n", soft_wrap=True)
     rows = [
         [
-            ("* " if result["learner"] == summary["selected"]["learner"] else "  ") + child_name(result, ""),
+            ("* " if result["name"] == summary["selected"]["name"] else "  ") + result["name"],
             percent(result["accuracy"], result["ci95"]),
             percent(result["validation_accuracy"]),
             f"{result['train_seconds']:.0f}",

@@ -1,0 +1,89 @@
+"""The report of a pipeline run, from what its steps recorded."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.manifest import Manifest
+from metalearn_core.evaluation.evaluate import Evaluation
+from metalearn_core.evaluation.report import CheckReport, DecisionReport, LearnerReport, ReportContent, write_report
+from metalearn_core.steps.naming import learner_name
+from metalearn_core.storage import read_json
+from metalearn_core.version import git_commit, package_version
+
+
+def write_run_report(
+    path: Path,
+    dataset: Path,
+    quality: Path,
+    records: Sequence[Mapping[str, Any]],
+    verdict: Mapping[str, Any],
+    run: Mapping[str, str],
+) -> None:
+    """Write the report of a run as one self-contained page.
+
+    Args:
+        path: of the HTML file.
+        dataset: the episode dataset's folder.
+        quality: the folder with the verdict on it.
+        records: the content of `evaluation.json` of each learner, in the order in which they were asked for.
+        verdict: the gate's decision.
+        run: `run`, the MLflow run's id, and `command`, which reproduces the run.
+    """
+    opened = EpisodeDataset.open(dataset)
+    request = records[0]["training"]["request"]
+    budget = f"{request['episodes']:,} episodes" if request["episodes"] else f"{request['seconds']:g} s"
+    title = f"{request['way']}-way {request['shot']}-shot on {Path(opened.manifest.source).name}"
+    content = ReportContent(
+        title=title,
+        asked={
+            "source": opened.manifest.source,
+            "learners": ", ".join(learner_name(record["training"]["item"]) for record in records),
+            "episodes": f"{request['way']}-way {request['shot']}-shot, {request['query']} queries a class",
+            "training budget of each learner": budget,
+            "seed": str(request["seed"]),
+        },
+        manifest=opened.manifest,
+        learners=tuple(_learner(record, verdict) for record in records),
+        checks=_checks(quality),
+        decision=DecisionReport(
+            model=f"models:/{verdict['model_name']}/{verdict['version']}",
+            promoted=verdict["promoted"],
+            reasons=tuple(verdict["reasons"]),
+        ),
+        lineage=_lineage(opened.manifest, run["run"], str(verdict["bundle_digest"])),
+        command=run["command"],
+    )
+    write_report(path, content, opened)
+
+
+def _learner(record: Mapping[str, Any], verdict: Mapping[str, Any]) -> LearnerReport:
+    training = record["training"]
+    return LearnerReport(
+        name=learner_name(training["item"]),
+        evaluation=Evaluation.model_validate(record["test"]),
+        validation_accuracy=record["validation"]["accuracy"],
+        options=training["item"]["options"],
+        history=tuple(training["history"]),
+        train_seconds=training["train_seconds"],
+        train_episodes=training["train_episodes"],
+        parameters=training["parameters"],
+        selected=training["bundle_digest"] == verdict["bundle_digest"],
+    )
+
+
+def _checks(quality: Path) -> tuple[CheckReport, ...]:
+    checks = read_json(quality / "quality.json", "data quality")["checks"]
+    names = CheckReport.model_fields
+    return tuple(CheckReport(**{name: check[name] for name in names}) for check in checks)
+
+
+def _lineage(manifest: Manifest, run_id: str, bundle_digest: str) -> dict[str, str]:
+    return {
+        "MLflow run": run_id,
+        "dataset": manifest.digest,
+        "bundle": bundle_digest,
+        "metalearn": package_version(),
+        "commit": git_commit(),
+    }
