@@ -99,14 +99,14 @@ def _whole_version(name: str, digest: str) -> str | None:
 def _create_version(name: str, bundle: Path, digest: str, run_id: str, tags: Mapping[str, str]) -> str:
     """Log the model on its run and make a version of it; of two made at once for one bundle, the first stays."""
     mlflow_client = client()
-    before = {str(version.version) for version in versions_with(name, digest)}
+    damaged = {str(version.version): version.source for version in versions_with(name, digest)}
     with explained():
         _ensure_registered_model(mlflow_client, name)
-        model_id = _logged_model(mlflow_client, bundle, digest, run_id)
+        source = f"models:/{_logged_model(mlflow_client, bundle, digest, run_id, set(damaged.values()))}"
         created = mlflow_client.create_model_version(
-            name, f"models:/{model_id}", run_id, tags=dict(tags), model_id=model_id
+            name, source, run_id, tags=dict(tags), model_id=source.removeprefix("models:/")
         )
-        first = next(str(one.version) for one in versions_with(name, digest) if str(one.version) not in before)
+        first = next(str(one.version) for one in versions_with(name, digest) if str(one.version) not in damaged)
         if first != str(created.version):  # a process on another machine, which no lock of ours reaches
             mlflow_client.delete_model_version(name, created.version)
     return first
@@ -122,12 +122,19 @@ def _ensure_registered_model(mlflow_client: Any, name: str) -> None:
             raise
 
 
-def _logged_model(mlflow_client: Any, bundle: Path, digest: str, run_id: str) -> str:
-    """Return the id of the MLflow model that holds the bundle on this run; one that was begun is completed."""
+def _logged_model(mlflow_client: Any, bundle: Path, digest: str, run_id: str, damaged: set[str]) -> str:
+    """Return the id of the MLflow model that holds the bundle on this run; one that was begun is completed.
+
+    Those whose address is among the `damaged` ones are left alone.
+    """
     run = _run(mlflow_client, run_id)
     wanted = f"tags.{DIGEST_TAG} = '{digest}' and source_run_id = '{run_id}'"
     found = mlflow_client.search_logged_models([run.info.experiment_id], filter_string=wanted)
-    begun = next((model for model in found if model.status == "PENDING"), None)
+    usable = [one for one in found if f"models:/{one.model_id}" not in damaged]
+    finished = next((one for one in usable if one.status == "READY"), None)
+    if finished:
+        return str(finished.model_id)
+    begun = next((one for one in usable if one.status == "PENDING"), None)
     model = begun or mlflow_client.create_logged_model(
         run.info.experiment_id, name="few-shot-model", source_run_id=run_id, tags={DIGEST_TAG: digest}
     )

@@ -23,7 +23,7 @@ _PATIENCE = {  # MLflow's own defaults keep a process waiting for four minutes a
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
 }
 _IMPATIENCE = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
 }
