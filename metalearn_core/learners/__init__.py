@@ -158,7 +158,7 @@ def make_learner(
     config = parse_options(kind.Config, resolved.options, spec.learner)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = make_backbone(resolved.backbone, dataset, resolved.backbone_options)
+        backbone = make_backbone(resolved.backbone, dataset, resolved.backbone_options).to(dtype)
         learner = kind(dataset, backbone, config, way if kind.info.fixed_way else None)
     return learner.to(dtype)
 

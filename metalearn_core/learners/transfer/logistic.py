@@ -12,7 +12,8 @@ def fit_logistic(
     """Minimise C Σᵢ cross-entropy(xᵢ) + ½‖W‖² over W and the unpenalised intercept, in each of b episodes.
 
     The minimum lies in the span of the examples, W = AᵀX (representer theorem), so that the work is with the s×s Gram
-    matrix: Nesterov's accelerated gradient in that span, steps of 1/L, momentum restarted where it points uphill.
+    matrix K: Nesterov's accelerated gradient in that span, steps of 1/L, momentum restarted where it points uphill. The
+    features are centred first, which the intercept makes up for, and the intercept is scaled to curve like the rest.
 
     Args:
         features: X (b, s, d).
@@ -22,14 +23,18 @@ def fit_logistic(
         iterations: how many; enough for 1e-6 where C·‖x‖² is not above some tens.
 
     Returns:
-        W (b, way, d) and the intercept (b, way), which sums to zero.
+        W (b, way, d) and the intercept (b, way).
     """
     weight = members.sum(dim=-1, keepdim=True)
     present = members.sum(dim=1, keepdim=True) > 0
-    gram = features @ features.mT
-    # A step's curvature: of the softmax at most ½, of the logits' span the largest eigenvalue of K + 11ᵀ.
-    largest = torch.linalg.matrix_norm((gram + 1) * weight * weight.mT).view(-1, 1, 1)
+    count = weight.sum(dim=1, keepdim=True).clamp_min(1)
+    centre = (features * weight).sum(dim=1, keepdim=True) / count
+    centred = (features - centre) * weight
+    gram = centred @ centred.mT
+    # The softmax curves by at most ½, the logits' span by K's largest eigenvalue, which its Frobenius norm bounds.
+    largest = torch.linalg.matrix_norm(gram).view(-1, 1, 1)
     step = 1 / (0.5 * inverse_penalty * largest + 1)
+    scale = largest / count
 
     def residual(dual: Tensor, intercept: Tensor) -> Tensor:
         logits = torch.where(present, gram @ dual + intercept, -torch.inf)
@@ -43,7 +48,7 @@ def fit_logistic(
         error = residual(ahead_dual, ahead_intercept)
         slope = error + ahead_dual
         slope_intercept = error.sum(dim=1, keepdim=True)
-        new_dual, new_intercept = ahead_dual - step * slope, ahead_intercept - step * slope_intercept
+        new_dual, new_intercept = ahead_dual - step * slope, ahead_intercept - step * scale * slope_intercept
         moved, moved_intercept = new_dual - dual, new_intercept - intercept
         uphill = ((gram @ slope) * moved).sum((1, 2)) + (slope_intercept * moved_intercept).sum((1, 2)) > 0
         age = torch.where(uphill.view(-1, 1, 1), 1.0, age)
@@ -51,4 +56,6 @@ def fit_logistic(
         momentum = (age - 1) / next_age
         ahead_dual, ahead_intercept = new_dual + momentum * moved, new_intercept + momentum * moved_intercept
         dual, intercept, age = new_dual, new_intercept, next_age
-    return dual.mT @ features, torch.where(present, intercept, 0.0).squeeze(1)
+    matrix = dual.mT @ centred
+    intercept = intercept - (centre @ matrix.mT)
+    return matrix, torch.where(present, intercept, 0.0).squeeze(1)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from metalearn_core.data.episodes import EpisodeBatch
+from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.learners import LearnerSpec, make_learner
+
+IMAGES = DatasetSpec(
+    modality="image", example_shape=(1, 8, 8), dtype="float32", mean=(0.4,), std=(0.3,), train_classes=7
+)
+
+
+@pytest.fixture
+def images():
+    return IMAGES
+
+
+@pytest.fixture
+def make_episodes():
+    """Return a function that draws b random episodes in fp64: classes differ in their mean, the support is shuffled."""
+
+    def make(b=3, way=4, shot=2, query=3, seed=0, shape=IMAGES.example_shape):
+        generator = torch.Generator().manual_seed(seed)
+        centres = torch.rand(b, way, 1, *shape, generator=generator, dtype=torch.float64)
+        x = centres + 0.3 * torch.rand(b, way, shot + query, *shape, generator=generator, dtype=torch.float64)
+        y = torch.arange(way).view(1, way, 1).expand(b, way, shot + query)
+        order = torch.randperm(way * shot, generator=generator)
+        return EpisodeBatch(
+            way=way,
+            support_x=x[:, :, :shot].flatten(1, 2)[:, order],
+            support_y=y[:, :, :shot].flatten(1)[:, order],
+            query_x=x[:, :, shot:].flatten(1, 2),
+            query_y=y[:, :, shot:].flatten(1),
+        )
+
+    return make
+
+
+@pytest.fixture
+def make_double():
+    """Return a function that makes a small learner in fp64 with random weights and running statistics everywhere."""
+
+    def make(name, seed=0, way=4, randomise=True, **options):
+        spec = LearnerSpec(learner=name, options=options, backbone_options={"width": 5, "blocks": 3})
+        learner = make_learner(spec, IMAGES, way=way, seed=seed, dtype=torch.float64)
+        if randomise:
+            generator = torch.Generator().manual_seed(seed + 100)
+            for parameter in learner.parameters():
+                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.data.add_(0.2 * noise)
+            for buffer in learner.backbone.buffers():
+                buffer.add_(0.3 * torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+        return learner
+
+    return make
