@@ -33,12 +33,9 @@ def main() -> None:
             build_dataset("glyphs", folder)
         dataset = EpisodeDataset.open(folder)
         test = dataset.manifest.of_split("test")
-        print(
-            f"{len(test)} test classes, {sum(entry.count for entry in test)} examples, {torch.get_num_threads()} threads\n"
-        )
-        print(
-            "| learner | way | shot | episodes | accuracy of untrained weights | seconds (best, worst) | episodes a second |"
-        )
+        examples = sum(entry.count for entry in test)
+        print(f"{len(test)} test classes, {examples} examples, {torch.get_num_threads()} threads\n")
+        print("| learner | way | shot | episodes | accuracy, untrained | seconds (best, worst) | episodes a second |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for name, way, shot, episodes in (
             ("protonet", 5, 1, arguments.episodes),

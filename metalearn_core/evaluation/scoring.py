@@ -2,10 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +19,14 @@ from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_ex
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner, Learner
 
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
 CALIBRATION_BINS = 15
-EMBEDDED_AT_ONCE = 256
+EMBEDDED_AT_ONCE = {"cpu": 64, "cuda": 2048}
 INDICES_AT_ONCE = 2000
-FEATURES_AT_ONCE = 500
-EPISODES_AT_ONCE = 8
+FEATURES_AT_ONCE = 250
+EPISODES_AT_ONCE = {"cpu": 4, "cuda": 64}
 SECONDS_BETWEEN_EVENTS = 0.25
 
 
@@ -68,8 +71,9 @@ class Scorer:
     """Scores streams of episodes of one dataset with one learner; a context manager that puts the learner back.
 
     An `EmbeddingLearner` in inductive mode embeds each image once, for all streams: an episode is then a gather and a
-    small matrix product. Other learners get their episodes whole; on a CPU several side by side, a thread each.
-    The batches are of fixed sizes, so that numbers do not depend on how many threads there are.
+    small matrix product. Other learners get their episodes whole. On a CPU the work is cut into pieces of fixed size,
+    which run side by side on one thread each: quicker than threads inside each operation, the more so on a busy
+    machine, and the numbers do not depend on how many threads there are.
 
     Args:
         learner: in evaluation mode inside the block, in the batch-norm mode that is asked for.
@@ -100,9 +104,11 @@ class Scorer:
         self._before = self._learner.training, self._learner.batch_norm
         self._learner.eval()
         self._learner.batch_norm = self._batch_norm
+        self._side_by_side = SideBySide(self._learner.mean.device)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._side_by_side.close()
         training, self._learner.batch_norm = self._before
         self._learner.train(training)
         self._table = None
@@ -113,42 +119,68 @@ class Scorer:
         Raises:
             MetalearnError: an answer is no number.
         """
-        if self._embed_once and isinstance(self._learner, EmbeddingLearner):
-            if self._table is None:
-                self._table = FeatureTable(self._learner, sampler)
-            return _joined(list(self._by_feature(self._learner, self._table, sampler, episodes)))
-        return _joined(list(self._by_episode(sampler, episodes)))
+        parts = []
+        by_feature = self._embed_once and isinstance(self._learner, EmbeddingLearner)
+        for part in self._by_feature(sampler, episodes) if by_feature else self._by_episode(sampler, episodes):
+            parts.append(part)
+            self._progress(len(part.accuracy))
+        return _joined(parts)
 
-    def _by_feature(
-        self, learner: EmbeddingLearner, table: "FeatureTable", sampler: EpisodeSampler, episodes: int
-    ) -> Iterator[EpisodeScores]:
-        shape = sampler.shape
+    def _by_feature(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
+        learner, shape = self._learner, sampler.shape
+        assert isinstance(learner, EmbeddingLearner)
+        if self._table is None:
+            self._table = FeatureTable(learner, sampler, self._side_by_side)
+        table = self._table
         query_y = torch.arange(shape.way, device=sampler.device).repeat_interleave(shape.query)
+
+        def scored(start: int) -> EpisodeScores:
+            part = slice(start, start + FEATURES_AT_ONCE)
+            support_y = index.support_order[part] // shape.shot
+            with torch.no_grad():
+                state = learner.adapt_features(table.features[support[part]], support_y, way=shape.way)
+                logits = learner.predict_features(state, table.features[query[part]])
+            return _scored(logits, query_y.expand(len(logits), -1), _classes(index[part]), first + start, learner)
+
         for first in range(0, episodes, INDICES_AT_ONCE):
             index = sampler.index(first, min(INDICES_AT_ONCE, episodes - first))
             support, query = table.places(index)
-            for start in range(0, len(index), FEATURES_AT_ONCE):
-                part = slice(start, start + FEATURES_AT_ONCE)
-                support_y = index.support_order[part] // shape.shot
-                with torch.no_grad():
-                    state = learner.adapt_features(table.features[support[part]], support_y, way=shape.way)
-                    logits = learner.predict_features(state, table.features[query[part]])
-                yield _scored(logits, query_y.expand(len(logits), -1), _classes(index[part]), first + start, learner)
-                self._progress(len(logits))
+            yield from self._side_by_side.map(scored, range(0, len(index), FEATURES_AT_ONCE))
 
     def _by_episode(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
+        at_once = EPISODES_AT_ONCE[sampler.device.type]
+
         def scored(first: int) -> EpisodeScores:
-            index = sampler.index(first, min(EPISODES_AT_ONCE, episodes - first))
+            index = sampler.index(first, min(at_once, episodes - first))
             batch = sampler.gather(index)
             with torch.no_grad():
                 logits = self._learner(batch)
             return _scored(logits, batch.query_y, _classes(index), first, self._learner)
 
-        starts = range(0, episodes, EPISODES_AT_ONCE)
-        with _side_by_side(sampler.device) as run:
-            for scores in run(scored, starts):
-                yield scores
-                self._progress(len(scores.accuracy))
+        yield from self._side_by_side.map(scored, range(0, episodes, at_once))
+
+
+class SideBySide:
+    """Runs tasks on as many threads as there are cores, each with one thread of torch; on a GPU one after the other."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._threads = torch.get_num_threads()
+        cores = len(os.sched_getaffinity(0))
+        self._pool = (
+            ThreadPoolExecutor(cores, "episodes", initializer=torch.set_num_threads, initargs=(1,))
+            if device.type == "cpu"
+            else None
+        )
+
+    def map(self, task: Callable[[Task], Result], items: Iterable[Task]) -> Iterator[Result]:
+        """Yield task(item) for each of the items, in order."""
+        return map(task, items) if self._pool is None else self._pool.map(task, items)
+
+    def close(self) -> None:
+        """End the threads, without what they have not begun."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self._threads)
 
 
 class FeatureTable:
@@ -158,8 +190,8 @@ class FeatureTable:
         features: (rows, d).
     """
 
-    def __init__(self, learner: EmbeddingLearner, sampler: EpisodeSampler) -> None:
-        self._learner, self._device = learner, sampler.device
+    def __init__(self, learner: EmbeddingLearner, sampler: EpisodeSampler, side_by_side: SideBySide) -> None:
+        self._learner, self._device, self._side_by_side = learner, sampler.device, side_by_side
         self._examples = sampler.dataset.on(sampler.device)
         self._place = torch.full((QUARTER_TURNS * len(self._examples),), -1, device=sampler.device)
         self.features = torch.empty(0, device=sampler.device)
@@ -175,22 +207,17 @@ class FeatureTable:
         new = (used & (self._place < 0)).nonzero().squeeze(1)
         if len(new):
             self._place[new] = torch.arange(len(new), device=self._device) + len(self.features)
-            self.features = (
-                torch.cat([self.features, self._embedded(new)]) if len(self.features) else self._embedded(new)
-            )
+            chunks = torch.split(new, EMBEDDED_AT_ONCE[self._device.type])
+            features = torch.cat(list(self._side_by_side.map(self._embedded, chunks)))
+            self.features = torch.cat([self.features, features]) if len(self.features) else features
         return self._place[support], self._place[query]
 
-    @torch.no_grad()
     def _embedded(self, codes: Tensor) -> Tensor:
-        turning = bool((codes % QUARTER_TURNS).any())
-        return torch.cat(
-            [
-                self._learner.embed(
-                    gather_examples(self._examples, chunk // QUARTER_TURNS, chunk % QUARTER_TURNS if turning else None)
-                )
-                for chunk in torch.split(codes, EMBEDDED_AT_ONCE)
-            ]
-        )
+        turns = codes % QUARTER_TURNS
+        with torch.no_grad():
+            return self._learner.embed(
+                gather_examples(self._examples, codes // QUARTER_TURNS, turns if bool(turns.any()) else None)
+            )
 
 
 def evaluate_episodes(
@@ -204,27 +231,6 @@ def evaluate_episodes(
     """
     with Scorer(learner, batch_norm) as scorer:
         return scorer.score(sampler, episodes)
-
-
-Runner = Callable[[Callable[[int], EpisodeScores], Sequence[int]], Iterator[EpisodeScores]]
-
-
-@contextmanager
-def _side_by_side(device: torch.device) -> Iterator[Runner]:
-    """Yield a `map` that runs on as many threads as there are cores, each with one thread of torch, in order."""
-    if device.type != "cpu":
-        with nullcontext():
-            yield map
-        return
-    pool = ThreadPoolExecutor(
-        len(os.sched_getaffinity(0)), thread_name_prefix="episodes", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    threads = torch.get_num_threads()
-    try:
-        yield pool.map
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
 
 
 def _classes(index: EpisodeIndex) -> Tensor:
