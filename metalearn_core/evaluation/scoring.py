@@ -78,7 +78,7 @@ class Scorer:
     Args:
         learner: in evaluation mode inside the block, in the batch-norm mode that is asked for.
         batch_norm: inductive or transductive.
-        progress: told of episodes as they are done.
+        progress: told of episodes as they are done (none, while images are embedded); may raise, to stop.
         embed_once: take the way of the embeddings where it exists.
 
     Raises:
@@ -130,7 +130,7 @@ class Scorer:
         learner, shape = self._learner, sampler.shape
         assert isinstance(learner, EmbeddingLearner)
         if self._table is None:
-            self._table = FeatureTable(learner, sampler, self._side_by_side)
+            self._table = FeatureTable(learner, sampler, self._side_by_side, lambda: self._progress(0))
         table = self._table
         query_y = torch.arange(shape.way, device=sampler.device).repeat_interleave(shape.query)
 
@@ -190,8 +190,10 @@ class FeatureTable:
         features: (rows, d).
     """
 
-    def __init__(self, learner: EmbeddingLearner, sampler: EpisodeSampler, side_by_side: SideBySide) -> None:
-        self._learner, self._device, self._side_by_side = learner, sampler.device, side_by_side
+    def __init__(
+        self, learner: EmbeddingLearner, sampler: EpisodeSampler, side_by_side: SideBySide, pause: Callable[[], None]
+    ) -> None:
+        self._learner, self._device, self._side_by_side, self._pause = learner, sampler.device, side_by_side, pause
         self._examples = sampler.dataset.on(sampler.device)
         self._place = torch.full((QUARTER_TURNS * len(self._examples),), -1, device=sampler.device)
         self.features = torch.empty(0, device=sampler.device)
@@ -208,7 +210,11 @@ class FeatureTable:
         if len(new):
             self._place[new] = torch.arange(len(new), device=self._device) + len(self.features)
             chunks = torch.split(new, EMBEDDED_AT_ONCE[self._device.type])
-            features = torch.cat(list(self._side_by_side.map(self._embedded, chunks)))
+            parts = []
+            for part in self._side_by_side.map(self._embedded, chunks):
+                parts.append(part)
+                self._pause()
+            features = torch.cat(parts)
             self.features = torch.cat([self.features, features]) if len(self.features) else features
         return self._place[support], self._place[query]
 

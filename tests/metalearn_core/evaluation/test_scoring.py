@@ -122,3 +122,17 @@ def test_answers_that_are_no_numbers_are_no_result(dataset, request, name):
         next(learner.parameters()).fill_(torch.nan)
     with pytest.raises(MetalearnError, match=f"{name}: its answers in episode 0 are no numbers"):
         evaluate_episodes(learner, sampler_of(dataset), 10)
+
+
+@pytest.mark.parametrize("name", ["protonet", "maml"])
+def test_scoring_can_be_stopped_and_leaves_the_learner_as_it_was(dataset, request, name):
+    class StoppedError(Exception):
+        pass
+
+    def stop(_episodes):
+        raise StoppedError
+
+    learner = request.getfixturevalue(name).train()
+    with pytest.raises(StoppedError), Scorer(learner, progress=stop) as scorer:
+        scorer.score(sampler_of(dataset), 10_000)
+    assert learner.training
