@@ -95,20 +95,12 @@ class Engine:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.choices.precision == "bf16"):
             yield
 
-    def map(self, task: Callable[[int], Result], count: int, between: Callable[[], None] | None = None) -> list[Result]:
-        """Return task(0) … task(count − 1), side by side, each on one thread of torch.
-
-        `between` is called in the calling thread whenever a result has come; it may raise, to stop.
-        """
+    def map(self, task: Callable[[int], Result], count: int) -> list[Result]:
+        """Return task(0) … task(count − 1), side by side, each on one thread of torch."""
         assert self._pool is not None, "an Engine works inside its with block"
         futures = [self._pool.submit(task, number) for number in range(count)]
-        results = []
         try:
-            for future in futures:
-                results.append(future.result())
-                if between is not None:
-                    between()
-            return results  # noqa: TRY300
+            return [future.result() for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()

@@ -17,6 +17,7 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
 from metalearn_core.errors import MetalearnError
+from metalearn_core.evaluation.scoring import Scorer
 from metalearn_core.evaluation.statistics import t_interval
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
@@ -27,7 +28,6 @@ from metalearn_core.training.plan import TrainingPlan, fingerprint, training_sha
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, unpack
-from metalearn_core.training.validation import validate
 
 VALIDATION_SEED = 1_000_003
 VALIDATION_SHARE = 0.15
@@ -242,14 +242,15 @@ class _Run:
     # Validation.
 
     def _validate(self, engine: Engine, stop: threading.Event) -> None:
-        def pause() -> None:
+        def stop_if_asked(_episodes: int) -> None:
             if stop.is_set():
                 raise _StopRequested
 
         assert self.validation is not None
         started = time.monotonic()
-        accuracies = validate(self.learner, self.validation, self.plan.validation_episodes, engine, pause)
-        interval = t_interval(accuracies.numpy())
+        with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer, engine.precision():
+            scores = scorer.score(self.validation, self.plan.validation_episodes)
+        interval = t_interval(scores.accuracy)
         spent, before = time.monotonic() - started, self.progress
         better = before.best is None or interval.mean > before.best
         if better or interval.mean == before.best:
