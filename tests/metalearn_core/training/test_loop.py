@@ -1,0 +1,253 @@
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.learners import LEARNERS, LearnerSpec
+from metalearn_core.training.loop import TrainingStoppedError, fit
+from metalearn_core.training.plan import TrainingPlan
+
+HERE = Path(__file__).parent
+every_learner = pytest.mark.parametrize("name", sorted(LEARNERS))
+
+
+def spec(name, **options):
+    return LearnerSpec(learner=name, options=options, backbone_options={"width": 8, "blocks": 3})
+
+
+def plan(**values):
+    base = {"way": 4, "shot": 1, "query": 3, "episodes": 12, "validations": 2, "validation_episodes": 20}
+    return TrainingPlan(**{**base, **values})
+
+
+def content(result):
+    return save({name: value.contiguous() for name, value in result.learner.state_dict().items()})
+
+
+@every_learner
+def test_training_beats_the_untrained_learner(dataset, name):
+    result = fit(spec(name, learning_rate=0.01), dataset, plan(episodes=60, validations=1, validation_episodes=50))
+    start = fit(spec(name, learning_rate=1e-12), dataset, plan(episodes=1, validations=1, validation_episodes=50))
+    assert result.history[-1]["validation/accuracy"] > start.history[-1]["validation/accuracy"]
+    assert not result.learner.training
+    assert result.episodes == 60
+
+
+@every_learner
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_the_same_run_ends_with_the_same_bytes(dataset, name, precision):
+    results = [fit(spec(name), dataset, plan(precision=precision)) for _ in range(2)]
+    assert content(results[0]) == content(results[1])
+    assert content(fit(spec(name), dataset, plan(precision=precision, seed=1))) != content(results[0])
+
+
+@every_learner
+def test_a_run_cut_off_at_any_step_ends_with_the_same_bytes(dataset, name, tmp_path):
+    whole = fit(spec(name), dataset, plan())
+
+    class Killed(BaseException):
+        pass
+
+    for cut in (1, 2):
+        calls = []
+
+        def die(metrics, episodes, calls=calls, cut=cut):
+            if "validation/accuracy" in metrics:
+                calls.append(episodes)
+                if len(calls) == cut:
+                    raise Killed
+
+        folder = tmp_path / str(cut)
+        with pytest.raises(Killed):
+            fit(spec(name), dataset, plan(checkpoint_seconds=0), checkpoint_dir=folder, on_metrics=die)
+        resumed = fit(spec(name), dataset, plan(checkpoint_seconds=0), checkpoint_dir=folder)
+        assert content(resumed) == content(whole)
+        assert [record["episodes"] for record in resumed.history] == [record["episodes"] for record in whole.history]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from conftest import tiny_dataset
+from safetensors.torch import save_file
+from metalearn_core.learners import LearnerSpec
+from metalearn_core.training.loop import fit
+from metalearn_core.training.plan import TrainingPlan
+spec = LearnerSpec(learner="maml", backbone_options={{"width": 8, "blocks": 3}})
+plan = TrainingPlan(way=4, shot=1, query=3, episodes={episodes}, validations=3, validation_episodes=10,
+                    checkpoint_seconds=0)
+result = fit(spec, tiny_dataset(), plan, checkpoint_dir=Path(sys.argv[1]))
+save_file(result.learner.state_dict(), sys.argv[2])
+"""
+
+
+def start(folder, out, episodes):
+    script = SCRIPT.format(here=str(HERE), episodes=episodes)
+    return subprocess.Popen([sys.executable, "-c", script, str(folder), str(out)], stderr=subprocess.PIPE)
+
+
+def wait_for_checkpoints(folder, process, least):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if max((int(path.stem) for path in folder.glob("*.json")), default=0) >= least:
+            return
+        time.sleep(0.005)
+    raise AssertionError(process.stderr.read().decode())
+
+
+def test_a_killed_process_started_again_ends_with_the_same_bytes(tmp_path):
+    whole = start(tmp_path / "whole", tmp_path / "whole.safetensors", 120)
+    assert whole.wait(120) == 0
+    for least in (3, 14):
+        process = start(tmp_path / "cut", tmp_path / "cut.safetensors", 120)
+        wait_for_checkpoints(tmp_path / "cut", process, least)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    assert start(tmp_path / "cut", tmp_path / "cut.safetensors", 120).wait(120) == 0
+    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_sigterm_writes_a_checkpoint_and_ends(tmp_path):
+    process = start(tmp_path / "run", tmp_path / "out.safetensors", 100_000)
+    wait_for_checkpoints(tmp_path / "run", process, 2)
+    process.terminate()
+    assert process.wait(10) == 1
+    error = process.stderr.read().decode().splitlines()[-1]
+    assert "TrainingStoppedError: maml: stopped by SIGTERM after" in error
+    assert "the same command goes on" in error
+
+
+def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(metrics, episodes):
+        if "validation/accuracy" in metrics:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(TrainingStoppedError) as stopped:
+        fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, on_metrics=terminate)
+    assert stopped.value.exit_status == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert content(fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)) == content(
+        fit(spec("maml"), dataset, plan())
+    )
+
+
+def test_a_finished_run_returns_at_once(dataset, tmp_path):
+    first = fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)
+    called = []
+    again = fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, on_metrics=lambda *_: called.append(1))
+    assert content(again) == content(first)
+    assert (again.seconds, again.episodes, again.history) == (first.seconds, first.episodes, first.history)
+    assert (again.best_validation, called) == (first.best_validation, [])
+
+
+def test_another_plan_or_dataset_is_refused_and_restart_begins_anew(dataset, make_dataset, tmp_path):
+    first = fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)
+    with pytest.raises(MetalearnError, match="another learner, option, plan or dataset"):
+        fit(spec("maml"), dataset, plan(seed=3), checkpoint_dir=tmp_path)
+    with pytest.raises(MetalearnError, match="another learner, option, plan or dataset"):
+        fit(spec("maml"), make_dataset(name="other"), plan(), checkpoint_dir=tmp_path)
+    other = fit(spec("maml"), dataset, plan(seed=3), checkpoint_dir=tmp_path, restart=True)
+    assert content(other) != content(first)
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(dataset, tmp_path):
+    def stop(metrics, episodes):
+        if "validation/accuracy" in metrics:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path, on_metrics=stop)
+    newest = max(tmp_path.glob("*.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    resumed = fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path)
+    assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
+
+
+def test_a_run_by_the_clock_ends_in_time_and_counts_what_it_spent(dataset, tmp_path):
+    started = time.monotonic()
+    result = fit(spec("maml"), dataset, plan(episodes=None, seconds=2), checkpoint_dir=tmp_path)
+    assert 1 < result.seconds <= 3
+    assert time.monotonic() - started < 5
+    assert result.history[-1]["episodes"] == result.episodes > 0
+    assert result.history[-1]["validation/accuracy"] <= result.best_validation
+
+
+def test_it_stops_when_validation_no_longer_improves(dataset):
+    result = fit(spec("protonet", learning_rate=1e-12), dataset, plan(episodes=60, validations=30, patience=2))
+    assert result.episodes < 60
+    assert len(result.history) == result.episodes / 2
+
+
+def test_the_best_weights_are_kept(dataset):
+    result = fit(spec("protonet", learning_rate=0.3, schedule="constant"), dataset, plan(validations=6))
+    accuracies = [record["validation/accuracy"] for record in result.history]
+    assert result.best_validation == max(accuracies)
+
+
+def test_without_validations_the_last_weights_count(dataset):
+    result = fit(spec("maml"), dataset, plan(validations=0))
+    assert math.isnan(result.best_validation)
+    assert result.history == []
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_checkpoint(dataset, tmp_path):
+    wild = spec("maml", learning_rate=1e30, schedule="constant", inner_lr=1e30)
+    with pytest.raises(
+        MetalearnError, match=r"maml: training diverged at step \d+ .* smaller maml.learning_rate"
+    ) as error:
+        fit(wild, dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path)
+    assert "\n" not in str(error.value)
+    assert "inner_lr" in str(error.value)
+
+
+def test_a_gradient_is_clipped_to_its_norm(dataset):
+    free, clipped, loose = (
+        fit(spec("maml", gradient_clip=clip, meta_batch=2), dataset, plan(episodes=2, validations=0))
+        for clip in (None, 1e-9, 1e9)
+    )
+    assert content(free) == content(loose)
+    assert content(free) != content(clipped)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"way": 6}, ["validation", "6", "5"]),
+        ({"shot": 5}, ["6", "examples"]),
+        ({"train_way": 33}, ["train", "33", "32"]),
+        ({"train_query": 6}, ["train", "6", "7"]),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused_before_anything_is_done(dataset, tmp_path, values, words):
+    with pytest.raises(UsageError) as error:
+        fit(spec("protonet"), dataset, plan(**values), checkpoint_dir=tmp_path / "run")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_metrics_come_with_their_names(dataset):
+    got = []
+    fit(spec("protonet"), dataset, plan(), on_metrics=lambda metrics, episodes: got.append((metrics, episodes)))
+    last, episodes = got[-1]
+    assert episodes == 12
+    assert set(last) >= {
+        "train/loss",
+        "train/accuracy",
+        "validation/accuracy",
+        "validation/ci95",
+        "learning_rate",
+        "seconds",
+        "episodes_per_second",
+    }
+    assert all(torch.isfinite(torch.tensor(list(metrics.values()))).all() for metrics, _ in got)

@@ -1,0 +1,60 @@
+import pytest
+
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.errors import UsageError
+from metalearn_core.learners import LearnerSpec, resolve_spec
+from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
+
+PROTONET, MAML = (resolve_spec(LearnerSpec(learner=name)) for name in ("protonet", "maml"))
+
+
+def plan(**values):
+    return TrainingPlan(**{"way": 4, "shot": 1, "query": 3, "episodes": 10, **values})
+
+
+def test_a_recipe_shrinks_to_the_classes_and_examples_that_there_are(dataset):
+    assert training_shape(PROTONET, plan(), dataset) == EpisodeShape(32, 1, 5)
+    assert training_shape(PROTONET, plan(shot=3), dataset) == EpisodeShape(32, 3, 3)
+    assert training_shape(MAML, plan(way=40), dataset).way == 40
+
+
+def test_what_is_asked_for_does_not_shrink(dataset):
+    assert training_shape(PROTONET, plan(train_way=60, train_query=9), dataset) == EpisodeShape(60, 1, 9)
+    assert training_shape(PROTONET, plan(train_shot=2), dataset) == EpisodeShape(32, 2, 4)
+
+
+def test_plain_examples_have_no_shape(dataset):
+    assert training_shape(resolve_spec(LearnerSpec(learner="transfer")), plan(), dataset) is None
+
+
+def test_a_fixed_way_is_the_one_of_evaluation(dataset):
+    with pytest.raises(UsageError, match="got train way 5, way 4"):
+        training_shape(MAML, plan(train_way=5), dataset)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seconds": 3}, "episodes or seconds, exactly one"),
+        ({"episodes": None}, "episodes or seconds, exactly one"),
+        ({"way": 1}, "way must be at least 2, got 1"),
+        ({"shot": 0}, "shot must be at least 1, got 0"),
+        ({"query": -3}, "query must be at least 1, got -3"),
+        ({"train_way": 1}, "way must be at least 2, got 1"),
+    ],
+)
+def test_bad_plans_are_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        plan(**values)
+
+
+def test_the_fingerprint_tells_runs_apart_but_not_how_often_they_are_saved():
+    base = fingerprint(MAML, plan(), "a" * 32)
+    assert fingerprint(MAML, plan(checkpoint_seconds=1), "a" * 32) == base
+    others = [
+        fingerprint(PROTONET, plan(), "a" * 32),
+        fingerprint(MAML, plan(seed=1), "a" * 32),
+        fingerprint(MAML, plan(), "b" * 32),
+        fingerprint(resolve_spec(LearnerSpec(learner="maml", options={"inner_steps": 7})), plan(), "a" * 32),
+    ]
+    assert len({base, *others}) == 5
