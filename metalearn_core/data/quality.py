@@ -10,6 +10,7 @@ from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import Manifest, Record, Split
 from metalearn_core.data.quality_rules import Rule, rules_for
 from metalearn_core.data.tables import DatasetTables, dataset_tables
+from metalearn_core.pages import render_page
 from metalearn_core.storage import write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -117,12 +118,7 @@ def write_quality(report: QualityReport, manifest: Manifest, folder: Path) -> No
 
 def write_quality_page(report: QualityReport, manifest: Manifest, path: Path) -> None:
     """Write the report as one HTML page that needs nothing from anywhere else."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(report=report, manifest=manifest)
+    page = render_page(TEMPLATE, report=report, manifest=manifest)
     write_bytes(path, page.encode())
 
 
