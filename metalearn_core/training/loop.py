@@ -158,7 +158,7 @@ class _Run:
             raise _StopRequested
         spent = self._spent()
         if self._validation_due(spent):
-            self._validate(engine, stop)
+            self._validate(stop)
         elif spent:
             return False
         else:
@@ -241,14 +241,14 @@ class _Run:
 
     # Validation.
 
-    def _validate(self, engine: Engine, stop: threading.Event) -> None:
+    def _validate(self, stop: threading.Event) -> None:
         def stop_if_asked(_episodes: int) -> None:
             if stop.is_set():
                 raise _StopRequested
 
         assert self.validation is not None
         started = time.monotonic()
-        with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer, engine.precision():
+        with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer:
             scores = scorer.score(self.validation, self.plan.validation_episodes)
         interval = t_interval(scores.accuracy)
         spent, before = time.monotonic() - started, self.progress
