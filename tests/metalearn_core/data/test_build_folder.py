@@ -97,7 +97,7 @@ def ordinary_user() -> Iterator[None]:
 def test_no_write_permission_is_one_line(image_folder: Path, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    for folder in (*tmp_path.parents, tmp_path):
+    for folder in (*tmp_path.parents, tmp_path, image_folder):
         if folder.owner() == getpass.getuser() and folder.is_relative_to(tempfile.gettempdir()):
             folder.chmod(folder.stat().st_mode | 0o555)
     with ordinary_user(), pytest.raises(OSError, match="ermission denied") as caught:
