@@ -31,8 +31,8 @@ class Protocol(Record):
         episodes: how many.
         seed: of the stream of episodes.
         batch_norm: inductive: a query's answer does not depend on the other queries; transductive: it does.
-        domain_episodes: within-domain episodes for each domain; None shares `episodes` out among the domains (at least
-            50 each, or all of `episodes`); 0 leaves domains out.
+        domain_episodes: within-domain episodes for each domain; None shares half of `episodes` out among the domains (at
+            least 50 each, or all of `episodes`); 0 leaves domains out.
     """
 
     split: Split = "test"
@@ -53,7 +53,7 @@ class Protocol(Record):
         """Return how many within-domain episodes each of the domains gets."""
         if self.domain_episodes is not None:
             return self.domain_episodes
-        return min(self.episodes, max(FEWEST_DOMAIN_EPISODES, -(-self.episodes // max(domains, 1))))
+        return min(self.episodes, max(FEWEST_DOMAIN_EPISODES, -(-self.episodes // (2 * max(domains, 1)))))
 
 
 class DomainResult(Record):

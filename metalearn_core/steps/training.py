@@ -232,7 +232,9 @@ def evaluate_learner(
         results = {}
         splits: tuple[Split, ...] = ("validation", "test")
         for split in splits:
-            evaluation = evaluate(learner, opened, Protocol(split=split, **request.model_dump()))
+            domain_episodes = 0 if split == "validation" else None  # selection looks at the whole alone
+            protocol = Protocol(split=split, domain_episodes=domain_episodes, **request.model_dump())
+            evaluation = evaluate(learner, opened, protocol)
             results[split] = evaluation.model_dump(mode="json")
         write_json(folder / EVALUATION, {"training": record, **results})
 
