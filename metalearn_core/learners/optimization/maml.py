@@ -19,14 +19,19 @@ _BACKBONE, _STATISTICS = "backbone.", "statistics."
 
 
 class MAMLConfig(LearnerConfig):
-    """The options of maml."""
+    """The options of maml.
 
+    The paper's for Omniglot are learning rate 1e-3, α 0.4, meta-batch 32, and as many queries as shots. Ours give more
+    accuracy on validation episodes, batch norm being inductive and the budget minutes.
+    """
+
+    learning_rate: float = Field(3e-3, gt=0, description="of the outer optimiser (Adam) at the start")
     meta_batch: int = Field(4, ge=1, description="episodes an outer step")
-    inner_lr: float = Field(0.4, gt=0, description="α, the size of an inner step")
+    inner_lr: float = Field(0.1, gt=0, description="α, the size of an inner step")
     inner_steps: int = Field(1, ge=1, le=1000, description="inner steps in training")
     eval_steps: int = Field(3, ge=1, le=1000, description="inner steps in evaluation and prediction")
     first_order: bool = Field(False, description="leave out second derivatives: the outer gradient at θ′, taken as θ's")
-    train_query: int | None = Field(None, ge=1, description="queries a class in training; none: as in evaluation")
+    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
 
 
 class MAML(Learner):
@@ -62,7 +67,7 @@ class MAML(Learner):
     def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
         """Return the way and shot of evaluation, with the recipe's number of queries."""
         assert isinstance(config, MAMLConfig)
-        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query or shape.query)
+        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query)
 
     def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
         """Return the fast weights θ′ of b episodes and, when inductive, the support sets' statistics under them.

@@ -15,7 +15,7 @@ def plan(**values):
 def test_a_recipe_shrinks_to_the_classes_and_examples_that_there_are(dataset):
     assert training_shape(PROTONET, plan(), dataset) == EpisodeShape(32, 1, 5)
     assert training_shape(PROTONET, plan(shot=3), dataset) == EpisodeShape(32, 3, 3)
-    assert training_shape(MAML, plan(way=40), dataset).way == 40
+    assert training_shape(MAML, plan(way=40), dataset) == EpisodeShape(40, 1, 5)
 
 
 def test_what_is_asked_for_does_not_shrink(dataset):
