@@ -79,6 +79,8 @@ class Checkpoints:
             events.emit("note", self.learner, text=f"waiting: another run trains in {self.folder}")
             lock.acquire()
         try:
+            for left_behind in self.folder.glob(".*.tmp"):
+                left_behind.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
@@ -128,7 +130,7 @@ class Checkpoints:
 
     def discard(self) -> None:
         """Remove every checkpoint."""
-        for pattern in ("*.json", "*.safetensors", ".*.tmp"):
+        for pattern in ("*.json", "*.safetensors"):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 

@@ -40,7 +40,11 @@ class EngineChoices(Record):
         if precision == "auto":
             native = isinstance(learner, EmbeddingLearner) and _native_bf16()
             precision = "bf16" if native else "fp32"
-        return cls(threads=plan.threads or len(os.sched_getaffinity(0)), precision=precision)
+        return cls(threads=plan.threads or _cores(), precision=precision)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _native_bf16() -> bool:

@@ -43,6 +43,13 @@ def test_a_half_written_one_does_not_count(checkpoints):
     assert checkpoints.load("f")[0].step == 3
 
 
+def test_what_a_killed_writer_left_behind_is_removed(checkpoints):
+    left_behind = checkpoints.folder / ".000000000004.safetensors.0.tmp"
+    left_behind.write_bytes(b"half")
+    with checkpoints.lock():
+        assert not left_behind.exists()
+
+
 def test_when_all_are_damaged_it_says_so(checkpoints):
     for path in checkpoints.folder.glob("*.json"):
         path.write_text(json.dumps({"progress": 1}))
