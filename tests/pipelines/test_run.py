@@ -1,0 +1,243 @@
+"""The whole pipeline through KFP's local runner and a real MLflow store, as a person runs it."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+SMALL = (
+    "--learner", "protonet", "--learner", "transfer", "--way", 3, "--shot", 1, "--query", 3, "--image-size", 16,
+    "--train-episodes", 6, "--eval-episodes", 20, "--split-by", "class", "--ratios", "0.5,0.25,0.25",
+    "--set", "backbone.width=8",
+)  # fmt: skip
+ONE = (*SMALL[2:], "--json")
+Run = Callable[..., Any]
+Draw = Callable[..., Path]
+Command = Callable[..., list[str]]
+
+
+class Project:
+    """A source and a work directory that runs share."""
+
+    def __init__(self, folder: Path, metalearn: Run, images: Path) -> None:
+        self.images = images
+        self.workdir = folder / "work"
+        self._metalearn = metalearn
+
+    def run(self, *more: object) -> dict:
+        answer = self._metalearn("run", self.images, "--workdir", self.workdir, *SMALL, "--json", *more)
+        assert answer.status == 0, answer.errors
+        return answer.json
+
+    def made(self) -> set[str]:
+        """The finished trainings, evaluations and verdicts that are kept."""
+        results = self.workdir / "results"
+        return {f"{path.parent.name}/{path.name}" for path in results.glob("*/*") if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, metalearn: Run, draw_classes: Draw) -> Project:
+    folder = tmp_path_factory.mktemp("project")
+    return Project(folder, metalearn, draw_classes(folder / "images"))
+
+
+@pytest.fixture(scope="module")
+def first(project: Project) -> dict:
+    return project.run()
+
+
+def test_the_summary_has_what_the_contract_says(project: Project, first: dict) -> None:
+    assert first["workdir"] == str(project.workdir)
+    assert first["tracking_uri"] == f"sqlite:///{project.workdir}/mlflow.db"
+    assert first["dataset"]["splits"] == {"train": 12, "validation": 6, "test": 6}
+    assert first["dataset"]["examples"] == 24 * 6
+    assert Path(first["dataset"]["uri"]).name == first["dataset"]["digest"]
+    assert [result["learner"] for result in first["results"]] == ["protonet", "transfer"]
+    for result in first["results"]:
+        assert 0 <= result["accuracy"] <= 1
+        assert result["ci95"] > 0
+        assert (result["way"], result["shot"], result["query"]) == (3, 1, 3)
+        assert (result["episodes"], result["split"], result["batch_norm"]) == (20, "test", "inductive")
+        assert (Path(result["bundle"]) / "weights.safetensors").is_file()
+    assert first["selected"]["model"] == "models:/few-shot/1"
+    best = max(first["results"], key=lambda result: result["validation_accuracy"])
+    assert first["selected"]["learner"] == best["learner"]
+    assert first["promotion"]["reasons"]
+
+
+def test_mlflow_has_the_run_its_children_and_the_report(project: Project, first: dict) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=first["tracking_uri"])
+    parent = client.get_run(first["run_id"])
+    assert parent.info.status == "FINISHED"
+    assert parent.inputs.dataset_inputs[0].dataset.digest == first["dataset"]["digest"]
+    query = f"tags.`mlflow.parentRunId` = '{first['run_id']}'"
+    children = client.search_runs([parent.info.experiment_id], query)
+    assert {child.data.tags["learner"] for child in children} == {"protonet", "transfer"}
+    for child in children:
+        assert child.info.status == "FINISHED"
+        assert child.data.metrics["test/accuracy"] >= 0
+        assert child.data.params["cfg/learner"] in {"protonet", "transfer"}
+    names = [artifact.path for artifact in client.list_artifacts(first["run_id"])]
+    report = next(name for name in names if name.endswith(".html"))
+    page = Path(client.download_artifacts(first["run_id"], report)).read_text()
+    assert "protonet" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert {artifact.path for artifact in client.list_artifacts(first["run_id"], "data-quality")} >= {
+        "data-quality/quality.html"
+    }
+
+
+def test_nothing_that_is_kept_is_a_pickle(project: Project, first: dict) -> None:
+    for path in project.workdir.rglob("*"):
+        assert path.suffix not in {".pkl", ".pickle", ".pt", ".pth"}, path
+
+
+def test_the_same_run_again_makes_nothing_and_promotes_nothing_new(project: Project, first: dict) -> None:
+    before = project.made()
+    again = project.run()
+    assert project.made() == before
+    assert again["results"] == first["results"]
+    assert again["selected"]["version"] == first["selected"]["version"]
+    assert again["promotion"]["promoted"] == first["promotion"]["promoted"]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=again["tracking_uri"])
+    experiment = client.get_run(again["run_id"]).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{again['run_id']}'")
+    assert len(children) == 2
+    assert all(child.data.tags["cached_from"] for child in children)
+
+
+def test_a_damaged_result_is_made_again_and_the_others_are_kept(project: Project, first: dict) -> None:
+    weights = Path(first["results"][0]["bundle"]) / "weights.safetensors"
+    times = {path: path.stat().st_mtime_ns for path in project.workdir.glob("results/training/*/contents.json")}
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    again = project.run()
+    assert [result["accuracy"] for result in again["results"]] == [result["accuracy"] for result in first["results"]]
+    changed = [path for path, before in times.items() if path.stat().st_mtime_ns != before]
+    assert changed == [weights.parent.parent / "contents.json"]
+
+
+def test_a_damaged_dataset_is_built_again(project: Project, first: dict) -> None:
+    shard = next(Path(first["dataset"]["uri"]).rglob("*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:-10])
+    before = project.made()
+    assert project.run()["dataset"]["digest"] == first["dataset"]["digest"]
+    assert project.made() == before
+
+
+def test_a_file_added_to_the_source_is_a_new_dataset_and_new_training(project: Project, first: dict) -> None:
+    before = project.made()
+    new = next(project.images.rglob("class00")) / "new.png"
+    Image.fromarray(np.full((16, 16), 128, np.uint8)).save(new)
+    try:
+        again = project.run()
+    finally:
+        new.unlink()
+    assert again["dataset"]["digest"] != first["dataset"]["digest"]
+    assert again["dataset"]["examples"] == first["dataset"]["examples"] + 1
+    assert len([name for name in project.made() - before if name.startswith("training/")]) == 2
+
+
+def test_an_edited_core_trains_again(project: Project, first: dict, tmp_path: Path, command: Command) -> None:
+    """The package is copied, a comment is added to the copy, and the run is repeated with the copy."""
+    root = Path(__file__).parent.parent.parent
+    for name in ("metalearn_core", "components", "pipelines"):
+        shutil.copytree(root / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / "metalearn_core" / "learners" / "contract.py").open("a") as file:
+        file.write("# edited\n")
+    before = project.made()
+    arguments = ["run", project.images, "--workdir", project.workdir, *SMALL, "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        command(*arguments), capture_output=True, text=True, env=environment, cwd=tmp_path, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert len([name for name in project.made() - before if name.startswith("training/")]) == 2
+    assert json.loads(done.stdout)["dataset"]["digest"] == first["dataset"]["digest"]
+
+
+def test_the_registered_model_is_used_by_the_other_verbs(
+    project: Project, first: dict, metalearn: Run, tmp_path: Path
+) -> None:
+    here = ("--workdir", project.workdir)
+    listed = metalearn("models", *here, "--json").json["models"]
+    assert any("candidate" in entry["aliases"] for entry in listed)
+    runs = metalearn("runs", *here, "--json").json["runs"]
+    assert any(entry["run_id"] == first["run_id"] for entry in runs)
+    evaluated = metalearn(
+        "evaluate", "few-shot@candidate", first["dataset"]["uri"], "--episodes", 20, *here, "--json"
+    ).json
+    assert evaluated["way"] == 3
+    assert set(evaluated["by_domain"])
+    support = tmp_path / "support"
+    for folder in sorted(project.images.glob("domain0/*"))[:3]:
+        shutil.copytree(folder, support / folder.name)
+    predicted = metalearn("predict", "few-shot@candidate", "--support", support, "--query", support, *here, "--json")
+    for entry in predicted.json["predictions"]:
+        assert sum(entry["probabilities"].values()) == pytest.approx(1)
+        assert set(entry["probabilities"]) == {folder.name for folder in support.iterdir()}
+    compared = metalearn(
+        "compare", *(result["bundle"] for result in first["results"]), first["dataset"]["uri"], *here, "--json"
+    ).json
+    assert compared["low"] <= compared["difference"] <= compared["high"]
+
+
+def events_of(workdir: Path) -> list[dict]:
+    files = list(workdir.glob("runs/*/events.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("step", ["build_episodes", "meta_train", "register"])
+def test_a_run_killed_in_the_middle_of_a_step_leaves_none_running_and_goes_on(
+    tmp_path: Path, metalearn: Run, command: Command, draw_classes: Draw, step: str
+) -> None:
+    images, workdir = draw_classes(tmp_path / "images"), tmp_path / "work"
+    arguments = ("run", images, "--workdir", workdir, *ONE)
+    process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: any(e["kind"] == "start" and e["step"] == step for e in events_of(workdir)))
+    descendants = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(descendants, timeout=15)
+    assert alive == []
+    answer = metalearn(*arguments)
+    assert answer.status == 0, answer.errors
+    assert answer.json["selected"]["version"] == "1"
+
+
+def test_two_runs_at_the_same_moment_in_a_fresh_work_directory(
+    tmp_path: Path, command: Command, draw_classes: Draw
+) -> None:
+    images, workdir = draw_classes(tmp_path / "images"), tmp_path / "work"
+    arguments = command("run", images, "--workdir", workdir, *ONE)
+    processes = [
+        subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], [errors for _, errors in answers]
+    summaries = [json.loads(output) for output, _ in answers]
+    assert {summary["selected"]["version"] for summary in summaries} == {"1"}
+    assert summaries[0]["results"] == summaries[1]["results"]
+    assert summaries[0]["run_id"] != summaries[1]["run_id"]
