@@ -29,7 +29,7 @@ class MAMLConfig(LearnerConfig):
     meta_batch: int = Field(4, ge=1, description="episodes an outer step")
     inner_lr: float = Field(0.1, gt=0, description="α, the size of an inner step")
     inner_steps: int = Field(1, ge=1, le=1000, description="inner steps in training")
-    eval_steps: int = Field(3, ge=1, le=1000, description="inner steps in evaluation and prediction")
+    eval_steps: int = Field(5, ge=1, le=1000, description="inner steps in evaluation and prediction")
     first_order: bool = Field(False, description="leave out second derivatives: the outer gradient at θ′, taken as θ's")
     train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
 
