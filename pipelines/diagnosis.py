@@ -1,6 +1,5 @@
 """What `metalearn doctor` looks at: each check apart, each telling what it found."""
 
-import os
 import shutil
 import sys
 import tempfile
@@ -8,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+from metalearn_core.cores import available_cores
 from metalearn_core.errors import MetalearnError, one_line
 from pipelines.workdir import Workdir
 
@@ -51,7 +51,7 @@ def _compute() -> str:
 
     if torch.cuda.is_available():
         return ", ".join(torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count()))
-    return f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    return f"CPU, {available_cores()} cores"
 
 
 def _workdir(workdir: Workdir) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from metalearn_core.cores import available_cores
 from metalearn_core.data import splits
 from metalearn_core.data.build_folder import private_folder
 from metalearn_core.data.decode import decode_items
@@ -31,7 +32,7 @@ from metalearn_core.data.sources import open_source
 from metalearn_core.data.sources.contract import Color, Item, Loader, Source, SourceClass
 from metalearn_core.data.splits import read_split_file
 from metalearn_core.data.spool import ClassSpool, SpooledClass
-from metalearn_core.data.workers import available_cores, map_in_order
+from metalearn_core.data.workers import map_in_order
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
 from metalearn_core.storage import text_digest, write_json

@@ -21,13 +21,6 @@ _LENGTH_BYTES = 8
 _AHEAD = 3
 
 
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def map_in_order(function: Callable[[Work], Result], work: Iterable[Work], workers: int) -> Iterator[Result]:
     """Yield `function` of each piece of work, in order; in this process where `workers` is 1.
 

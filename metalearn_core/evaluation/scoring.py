@@ -1,6 +1,5 @@
 """A learner's answers over a stream of episodes, counted: by episode, by class, by confusion and by confidence."""
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn_core import events
+from metalearn_core.cores import available_cores
 from metalearn_core.data.episodes import EpisodeIndex
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_examples
 from metalearn_core.errors import MetalearnError, UsageError
@@ -165,9 +165,8 @@ class SideBySide:
 
     def __init__(self, device: torch.device) -> None:
         self._threads = torch.get_num_threads()
-        cores = len(os.sched_getaffinity(0))
         self._pool = (
-            ThreadPoolExecutor(cores, "episodes", initializer=torch.set_num_threads, initargs=(1,))
+            ThreadPoolExecutor(available_cores(), "episodes", initializer=torch.set_num_threads, initargs=(1,))
             if device.type == "cpu"
             else None
         )

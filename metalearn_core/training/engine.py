@@ -1,6 +1,5 @@
 """Outer gradients of a batch of episodes: one task a thread, summed in the order of the tasks."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn_core.backbones.contract import Statistics
+from metalearn_core.cores import available_cores
 from metalearn_core.data.manifest import Record
 from metalearn_core.learners.contract import EmbeddingLearner, Learner, Outcome
 from metalearn_core.training.plan import TrainingPlan
@@ -40,11 +40,7 @@ class EngineChoices(Record):
         if precision == "auto":
             native = isinstance(learner, EmbeddingLearner) and _native_bf16()
             precision = "bf16" if native else "fp32"
-        return cls(threads=plan.threads or _cores(), precision=precision)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return cls(threads=plan.threads or available_cores(), precision=precision)
 
 
 def _native_bf16() -> bool:
