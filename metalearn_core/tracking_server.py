@@ -27,6 +27,8 @@ _IMPATIENCE = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
 }
+_CREDENTIALS = re.compile(r"//(?:[^/\s]*|[^/\s:@]*:(?!\d+/)[^\s@]*)@")
+_PASSWORD_PARAMETER = re.compile(r"([?&](?:password|sslpassword)=)[^&\s]*", re.IGNORECASE)
 _UNREACHABLE = re.compile(
     r"API request to .* failed with exception|Max retries exceeded|Connection refused|timed out|unable to open database"
 )
@@ -46,9 +48,13 @@ def tracking_uri() -> str:
     return uri
 
 
-def shown(uri: str) -> str:
-    """Return a URI without the user name and password that it may hold, fit for messages and logs."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def shown(text: str) -> str:
+    """Return a URI, or a text with URIs, without user names and passwords, fit for messages and logs.
+
+    A password may hold an `@`, and a `/` too, as databases' URIs let it: all goes up to the last `@` of the authority.
+    """
+    without = _CREDENTIALS.sub("//", text)
+    return _PASSWORD_PARAMETER.sub(r"\1***", without)
 
 
 def quiet_mlflow() -> Any:
