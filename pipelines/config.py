@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,9 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from metalearn_core.errors import MetalearnError, UsageError, invalid, unknown
 
 if TYPE_CHECKING:
-    from metalearn_core.steps.training import TrainingRequest
+    from metalearn_core.steps.requests import TrainingRequest
 
 DEFAULT_TRAIN_SECONDS = 35.0
+BUDGETS = ("train_episodes", "train_seconds")
 BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
 
 
@@ -39,7 +40,7 @@ class RunConfig(BaseModel):
     learners: tuple[str, ...] = Field(("protonet", "maml", "transfer"), min_length=1)
     backbone: str = "conv4"
     settings: dict[str, dict[str, Any]] = {}
-    sweep: dict[str, dict[str, list[Any]]] = {}
+    sweep: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]] = {}
     sweep_samples: int | None = Field(None, ge=1)
     way: int = Field(5, ge=2)
     shot: int = Field(1, ge=1)
@@ -50,8 +51,8 @@ class RunConfig(BaseModel):
     train_episodes: int | None = Field(None, ge=1)
     train_seconds: float | None = Field(None, gt=0)
     eval_episodes: int = Field(1000, ge=2)
-    eval_seed: int = 0
-    seed: int = 0
+    eval_seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
     image_size: int = Field(28, ge=8, le=1024)
     color: Literal["auto", "grey", "rgb"] = "auto"
     split_by: Literal["auto", "class", "domain"] = "auto"
@@ -81,8 +82,11 @@ def read_config(
     Raises:
         UsageError: an unknown name, a value that it cannot have, or both kinds of budget.
     """
-    values: dict[str, Any] = {**(_read_yaml(file) if file else {}), **given}
-    settings = {name: dict(options) for name, options in _mapping(values, "settings").items()}
+    values = _read_yaml(file) if file else {}
+    if any(name in given for name in BUDGETS):
+        values = {name: value for name, value in values.items() if name not in BUDGETS}
+    values = {**values, **given}
+    settings = _options_by_owner(values, "settings")
     gate = dict(_mapping(values, "gate"))
     for text in assignments:
         owner, option, value = _assignment(text, "--set")
@@ -90,7 +94,7 @@ def read_config(
             gate[option] = value
         else:
             settings.setdefault(owner, {})[option] = value
-    sweep = {name: dict(options) for name, options in _mapping(values, "sweep").items()}
+    sweep = _options_by_owner(values, "sweep")
     for text in sweeps:
         owner, option, value = _assignment(text, "--sweep")
         sweep.setdefault(owner, {})[option] = [_scalar(part) for part in str(value).split(",")]
@@ -105,10 +109,15 @@ def read_config(
     return config
 
 
-def _mapping(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _options_by_owner(values: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    owners = _mapping(values, name)
+    return {str(owner): dict(_mapping(owners, owner, f"{name}.{owner}")) for owner in owners}
+
+
+def _mapping(values: Mapping[str, Any], name: str, shown: str = "") -> Mapping[str, Any]:
     value = values.get(name) or {}
     if not isinstance(value, Mapping):
-        raise UsageError(f"option {name}: expected names with values below it, got {value!r}")
+        raise UsageError(f"option {shown or name}: expected names with values below it, got {value!r}")
     return value
 
 
@@ -174,7 +183,8 @@ def _check_owners(config: RunConfig) -> None:
 
 def _grid(config: RunConfig, learner: str) -> list[dict[str, Any]]:
     """Return the points of a learner's sweep, in a fixed order; one empty point where there is no sweep."""
-    space = config.sweep.get(learner)
+    shared = {f"{BACKBONE}.{name}": values for name, values in config.sweep.get(BACKBONE, {}).items()}
+    space = {**shared, **config.sweep.get(learner, {})}
     if not space:
         return [{}]
     from sklearn.model_selection import ParameterGrid, ParameterSampler
@@ -185,11 +195,11 @@ def _grid(config: RunConfig, learner: str) -> list[dict[str, Any]]:
     return list(ParameterSampler(space, config.sweep_samples, random_state=config.seed))
 
 
-def training_request(config: RunConfig) -> "TrainingRequest":
+def train_request(config: RunConfig) -> "TrainingRequest":
     """Return what the learners of a run are trained for."""
-    from metalearn_core.steps.training import TrainingRequest
+    from metalearn_core.steps.requests import training_request
 
-    return TrainingRequest(
+    return training_request(
         way=config.way,
         shot=config.shot,
         query=config.query,
@@ -202,20 +212,6 @@ def training_request(config: RunConfig) -> "TrainingRequest":
     )
 
 
-def check_gate(config: RunConfig) -> None:
-    """Refuse rules of promotion that the gate does not know.
-
-    Raises:
-        UsageError: an unknown rule, or a value that it cannot have.
-    """
-    from metalearn_core.gate import GateRules
-
-    try:
-        GateRules.model_validate(config.gate)
-    except ValidationError as error:
-        raise invalid("gate rule", error, GateRules) from None
-
-
 def check_source(config: RunConfig) -> None:
     """Refuse a source or a file of options that is not there, before any step starts.
 
@@ -225,9 +221,11 @@ def check_source(config: RunConfig) -> None:
     from metalearn_core.data.sources import open_source
 
     open_source(config.source)
+    if config.split_file and config.split_from:
+        raise UsageError("split_file and split_from are both given: the splits come from one of the two")
     for option in ("split_file", "split_from"):
         path = getattr(config, option)
-        if path and not Path(path).is_file():
+        if path and not _absolute(path).is_file():
             raise MetalearnError(f"{option.replace('_', '-')}: there is no file {path}")
 
 
@@ -236,10 +234,8 @@ def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: Path, c
     values = config.model_dump(mode="json", exclude={"learners", "backbone", "settings", "sweep", "sweep_samples"})
     optional = {name: value or 0 for name, value in values.items() if name.startswith("train_")}
     optional["train_seconds"] = float(optional["train_seconds"])
-    absolute = {
-        name: str(Path(values[name]).resolve()) if values[name] else "" for name in ("split_file", "split_from")
-    }
-    source = values["source"] if values["source"] == "glyphs" else str(Path(values["source"]).resolve())
+    absolute = {name: str(_absolute(values[name])) if values[name] else "" for name in ("split_file", "split_from")}
+    source = values["source"] if values["source"] == "glyphs" else str(_absolute(values["source"]))
     return {
         **values,
         **optional,
@@ -249,3 +245,7 @@ def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: Path, c
         "storage": str(storage.resolve()),
         "command": command,
     }
+
+
+def _absolute(path: str) -> Path:
+    return Path(path).expanduser().resolve()

@@ -31,7 +31,7 @@ def diagnose(workdir: Workdir) -> list[Finding]:
         **{name: lambda name=name: version(name) for name in _PACKAGES},  # type: ignore[misc]
         "compute": _compute,
         "work directory": lambda: _workdir(workdir),
-        "tracking": workdir.open_tracking,
+        "tracking": lambda: _tracking(workdir),
     }
     findings = []
     for name, check in checks.items():
@@ -62,3 +62,14 @@ def _workdir(workdir: Workdir) -> str:
     if free < _LEAST_FREE_GB:
         raise MetalearnError(f"{workdir.path}: {free:.1f} GB free, wanted {_LEAST_FREE_GB} or more")
     return f"{workdir.path}, {free:.0f} GB free"
+
+
+def _tracking(workdir: Workdir) -> str:
+    from metalearn_core import tracking_server
+
+    uri = workdir.tracking_uri
+    database = tracking_server.sqlite_path(uri)
+    if database is not None and not database.exists():
+        return f"{uri}, made by the first run"
+    workdir.open_tracking()
+    return tracking_server.shown(uri)

@@ -124,35 +124,33 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
         shape = {"way": way, "shot": shot, "query": query}
         train_shape = {"train_way": train_way, "train_shot": train_shot, "train_query": train_query}
         episodes = {**shape, "eval_episodes": eval_episodes, "eval_seed": eval_seed}
+        build = {
+            "source": source,
+            "image_size": image_size,
+            "color": color,
+            "split_by": split_by,
+            "split_file": split_file,
+            "split_from": split_from,
+            "ratios": ratios,
+            "split_seed": split_seed,
+            "rotations": rotations,
+            "min_examples": min_examples,
+            "max_unreadable": max_unreadable,
+        }
+        budget = {"train_episodes": train_episodes, "train_seconds": train_seconds, "seed": seed}
         opened = placed(
             open_run(
                 experiment=experiment,
-                source=source,
                 learners=learners,
-                **shape,
-                train_episodes=train_episodes,
-                train_seconds=train_seconds,
-                eval_episodes=eval_episodes,
-                seed=seed,
+                **episodes,
+                **train_shape,
+                **budget,
+                **build,
                 model_name=model_name,
+                gate=gate,
             )
         )
-        built = placed(
-            build_episodes(
-                source=source,
-                storage=storage,
-                image_size=image_size,
-                color=color,
-                split_by=split_by,
-                split_file=split_file,
-                split_from=split_from,
-                ratios=ratios,
-                split_seed=split_seed,
-                rotations=rotations,
-                min_examples=min_examples,
-                max_unreadable=max_unreadable,
-            )
-        ).after(opened)
+        built = placed(build_episodes(**build, storage=storage)).after(opened)
         dataset = built.outputs["dataset"]
         validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape, storage=storage))
         with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
@@ -162,9 +160,7 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                     learner=learner,
                     **shape,
                     **train_shape,
-                    train_episodes=train_episodes,
-                    train_seconds=train_seconds,
-                    seed=seed,
+                    **budget,
                     storage=storage,
                 )
             ).after(validated)
@@ -193,8 +189,6 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                 verdict=validated.outputs["verdict"],
                 evaluated=dsl.Collected(evaluated.outputs["evaluated"]),
                 decision=promoted.outputs["decision"],
-                way=way,
-                shot=shot,
                 command=command,
             )
         )

@@ -72,7 +72,9 @@ def _tell_interrupted(run_id: str) -> None:
     with suppress(Exception):
         parent = tracking.find_parent_run(run_id)
         if parent:
-            tracking.set_outcome(parent, "FAILED", "interrupted: the same command goes on")
+            reason = "interrupted: the same command goes on"
+            tracking.end_children(parent, "FAILED", reason)
+            tracking.set_outcome(parent, "FAILED", reason)
 
 
 def _last_lines(log: Path) -> str:

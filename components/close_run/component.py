@@ -12,8 +12,6 @@ def close_run(
     verdict: Input[Artifact],
     evaluated: Input[list[Artifact]],
     decision: Input[Artifact],
-    way: int,
-    shot: int,
     command: str,
     report: Output[HTML],
     summary: Output[Artifact],
@@ -25,8 +23,6 @@ def close_run(
         verdict: on the dataset.
         evaluated: one evaluation a learner.
         decision: the gate's.
-        way: classes an episode.
-        shot: support examples a class.
         command: the command that reproduces the run.
         report: the run's report, one self-contained page.
         summary: what the run came to, as JSON.
@@ -45,8 +41,6 @@ def close_run(
             quality=Path(verdict.path),
             evaluations=[Path(artifact.path) for artifact in evaluated],
             decision=Path(decision.path),
-            way=way,
-            shot=shot,
             command=command,
             report=Path(report.path),
         )

@@ -44,12 +44,14 @@ def meta_train(
 
     from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
-    from metalearn_core.steps.training import TrainingRequest, train_learner
+    from metalearn_core.steps.naming import learner_of
+    from metalearn_core.steps.requests import training_request
+    from metalearn_core.steps.training import train_learner
     from metalearn_core.storage import copy_folder
 
-    item = json.loads(learner)
-    with step("meta_train", item["learner"]):
-        request = TrainingRequest(
+    with step("meta_train", learner_of(learner)):
+        item = json.loads(learner)
+        request = training_request(
             way=way,
             shot=shot,
             query=query,

@@ -1,4 +1,6 @@
-"""The first step: the MLflow run of this pipeline run."""
+"""The first step: the inputs are checked, and the MLflow run of this pipeline run is made."""
+
+from typing import Any
 
 from kfp import dsl
 
@@ -13,13 +15,28 @@ def open_run(
     way: int,
     shot: int,
     query: int,
+    train_way: int,
+    train_shot: int,
+    train_query: int,
     train_episodes: int,
     train_seconds: float,
     eval_episodes: int,
+    eval_seed: int,
     seed: int,
+    image_size: int,
+    color: str,
+    split_by: str,
+    split_file: str,
+    split_from: str,
+    ratios: list[float],
+    split_seed: int,
+    rotations: str,
+    min_examples: int,
+    max_unreadable: float,
     model_name: str,
+    gate: dict[str, Any],
 ) -> None:
-    """Make the MLflow run that stands for this pipeline run, or attach to the one that Kubeflow's MLflow plugin made.
+    """Check the inputs, and make the MLflow run of this pipeline run, or attach to the one that KFP's plugin made.
 
     All inputs but the experiment are logged as the run's parameters.
 
@@ -30,11 +47,26 @@ def open_run(
         way: classes an evaluation episode.
         shot: support examples a class.
         query: query examples a class.
-        train_episodes: the training budget in episodes, or 0.
-        train_seconds: the training budget in seconds, or 0.
-        eval_episodes: how many evaluation episodes.
-        seed: of training.
+        train_way: classes a training episode; 0: as the learner's recipe wants.
+        train_shot: likewise, support examples a class.
+        train_query: likewise, query examples a class.
+        train_episodes: the training budget in episodes; 0: `train_seconds` decides.
+        train_seconds: the training budget in seconds; 0: `train_episodes` decides.
+        eval_episodes: evaluation episodes of each split.
+        eval_seed: of the stream of evaluation episodes.
+        seed: of the initial weights and the stream of training episodes.
+        image_size: height and width of the stored images, in pixels.
+        color: `grey`, `rgb` or `auto`.
+        split_by: `class`, `domain` or `auto`.
+        split_file: CSV with the columns class and split.
+        split_from: manifest of an older dataset.
+        ratios: shares of the classes for train, validation and test.
+        split_seed: which classes go where.
+        rotations: splits in which quarter turns are further classes.
+        min_examples: classes with fewer examples are left out.
+        max_unreadable: the largest share of unreadable files that is put up with.
         model_name: the registered model's name.
+        gate: rules of promotion, by the names of `GateRules`.
     """
     from metalearn_core.steps import run
     from metalearn_core.steps.frame import step
@@ -42,14 +74,29 @@ def open_run(
     with step("open_run"):
         run.open_run(
             experiment,
-            learners,
             source=source,
+            learners=learners,
             way=way,
             shot=shot,
             query=query,
+            train_way=train_way,
+            train_shot=train_shot,
+            train_query=train_query,
             train_episodes=train_episodes,
             train_seconds=train_seconds,
             eval_episodes=eval_episodes,
+            eval_seed=eval_seed,
             seed=seed,
+            image_size=image_size,
+            color=color,
+            split_by=split_by,
+            split_file=split_file,
+            split_from=split_from,
+            ratios=ratios,
+            split_seed=split_seed,
+            rotations=rotations,
+            min_examples=min_examples,
+            max_unreadable=max_unreadable,
             model_name=model_name,
+            gate=gate,
         )

@@ -43,8 +43,8 @@ def promote(
     from metalearn_core.steps import promotion
     from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
-    from metalearn_core.steps.training import EvaluationRequest
+    from metalearn_core.steps.requests import evaluation_request
 
     with step("promote"):
-        request = EvaluationRequest(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
+        request = evaluation_request(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
         return promotion.promote(*read_pointer(dataset.path), model_name, version, request, gate, Path(decision.path))

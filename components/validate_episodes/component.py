@@ -38,13 +38,12 @@ def validate_episodes(
 
     from metalearn_core.steps.data import read_pointer, validate_dataset
     from metalearn_core.steps.frame import step
+    from metalearn_core.steps.requests import TrainingRequest
 
     with step("validate_episodes"):
-        folder = validate_dataset(
-            *read_pointer(dataset.path),
-            train=(train_way or way, train_shot or shot, train_query or 1),
-            evaluation=(way, shot, query),
-            storage=Path(storage),
+        request = TrainingRequest(
+            way=way, shot=shot, query=query, train_way=train_way, train_shot=train_shot, train_query=train_query
         )
+        folder = validate_dataset(*read_pointer(dataset.path), request, Path(storage))
         shutil.copytree(folder, verdict.path, dirs_exist_ok=True)
         shutil.copyfile(folder / "quality.html", page.path)

@@ -2,7 +2,7 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 from pydantic import ValidationError
@@ -11,7 +11,11 @@ from metalearn_core.data.manifest import BuildOptions, Manifest, Split, read_man
 from metalearn_core.errors import MetalearnError, invalid
 from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest
+from metalearn_core.steps.requests import TrainingRequest
 from metalearn_core.storage import file_digest, read_json, write_json
+
+if TYPE_CHECKING:
+    from metalearn_core.data.episodes import EpisodeShape
 
 
 def write_pointer(path: Path, folder: Path, manifest: Manifest) -> None:
@@ -93,12 +97,10 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
     record.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(record.with_suffix(".lock")):
         if record.exists():
-            folder = storage / "datasets" / read_json(record, "kept build")["digest"]
             try:
-                manifest = verify_dataset(folder)
+                folder, manifest = _recorded(record, storage)
             except MetalearnError as error:
                 emit("warning", "build", text=f"{error}; it is built again")
-                shutil.rmtree(folder, ignore_errors=True)
             else:
                 emit("note", "build", text=f"the source is unchanged: dataset {manifest.digest} is used again")
                 return folder, manifest
@@ -108,6 +110,20 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
         folder = _move(unfinished, storage / "datasets" / manifest.digest, manifest)
         write_json(record, {"digest": manifest.digest, **key})
     return folder, manifest
+
+
+def _recorded(record: Path, storage: Path) -> tuple[Path, Manifest]:
+    """Return the dataset that a record of a build names; where it is damaged, it is removed and an error raised."""
+    content = read_json(record, "kept build")
+    digest = content.get("digest") if isinstance(content, dict) else None
+    if not isinstance(digest, str) or not digest.isalnum():
+        raise MetalearnError(f"kept build: {record} names no dataset")
+    folder = storage / "datasets" / digest
+    try:
+        return folder, verify_dataset(folder)
+    except MetalearnError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _move(built: Path, folder: Path, manifest: Manifest) -> Path:
@@ -126,33 +142,41 @@ def _move(built: Path, folder: Path, manifest: Manifest) -> Path:
     return folder
 
 
-def validate_dataset(
-    dataset: Path, dataset_digest: str, train: tuple[int, int, int], evaluation: tuple[int, int, int], storage: Path
-) -> Path:
+def wanted_shapes(request: TrainingRequest) -> "dict[Split, EpisodeShape]":
+    """Return the shapes of the episodes that a dataset must be able to give.
+
+    Validation and test give evaluation episodes. The training split gives what was asked for, or at the least episodes
+    of the evaluation's way with one query: a recipe shrinks to what a dataset has.
+    """
+    from metalearn_core.data.episodes import EpisodeShape
+
+    evaluation = EpisodeShape(request.way, request.shot, request.query)
+    train = EpisodeShape(request.train_way or request.way, request.train_shot or request.shot, request.train_query or 1)
+    return {"train": train, "validation": evaluation, "test": evaluation}
+
+
+def validate_dataset(dataset: Path, dataset_digest: str, request: TrainingRequest, storage: Path) -> Path:
     """Judge an episode dataset for the episodes that are asked of it; keep and return the folder of the verdict.
 
     Args:
         dataset: the dataset's folder.
         dataset_digest: its digest.
-        train: way, shot and query of training episodes, at the least.
-        evaluation: likewise of validation and test episodes.
+        request: the episodes, by their shapes.
         storage: where the verdict is kept: `quality.json`, `suite.json`, `quality.html`.
 
     Raises:
         MetalearnError: a check that must pass did not; the line names the first, and where the page is.
     """
     manifest = read_dataset(dataset, dataset_digest)
-    shapes: dict[Split, tuple[int, int, int]] = {"train": train, "validation": evaluation, "test": evaluation}
+    shapes = wanted_shapes(request)
 
     def make(folder: Path) -> None:
         from metalearn_core.data import quality
         from metalearn_core.data.dataset import EpisodeDataset
-        from metalearn_core.data.episodes import EpisodeShape
 
-        wanted = {split: EpisodeShape(*shape) for split, shape in shapes.items()}
-        quality.write_quality(quality.validate_dataset(EpisodeDataset.open(dataset), wanted), manifest, folder)
+        quality.write_quality(quality.validate_dataset(EpisodeDataset.open(dataset), shapes), manifest, folder)
 
-    key = {"dataset": manifest.digest, "shapes": shapes}
+    key = {"dataset": manifest.digest, "shapes": {split: str(shape) for split, shape in shapes.items()}}
     folder, _ = kept(storage / "results", "quality", key, make)
     verdict = read_json(folder / "quality.json", "data quality")
     failed = [check for check in verdict["checks"] if check["blocking"] and not check["passed"]]

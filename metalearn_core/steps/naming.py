@@ -1,10 +1,24 @@
 """What a learner of a run is called, wherever people read it."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
+
+DEFAULT_BACKBONE = "conv4"
 
 
 def learner_name(item: Mapping[str, Any]) -> str:
     """Return a learner's name with the options that were set, from the JSON form of a `LearnerSpec`."""
-    options = {**item["options"], **{f"backbone.{name}": value for name, value in item["backbone_options"].items()}}
+    backbone = {f"backbone.{name}": value for name, value in item["backbone_options"].items()}
+    if item["backbone"] != DEFAULT_BACKBONE:
+        backbone["backbone"] = item["backbone"]
+    options = {**item["options"], **backbone}
     return " ".join([item["learner"], *(f"{name}={value}" for name, value in sorted(options.items()))])
+
+
+def learner_of(text: str) -> str:
+    """Return the learner that an item of the pipeline's loop is about; the item itself where it cannot be read."""
+    try:
+        return str(json.loads(text)["learner"])
+    except (ValueError, KeyError, TypeError):
+        return text

@@ -9,7 +9,8 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
-from metalearn_core.steps.training import BUNDLE, EVALUATION, TRAINING, EvaluationRequest
+from metalearn_core.steps.requests import EvaluationRequest, gate_rules
+from metalearn_core.steps.training import BUNDLE, EVALUATION, TRAINING
 from metalearn_core.storage import read_json, write_json
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ def select(evaluations: Sequence[Path]) -> Selection:
 def register(training: Path, evaluation: Path, model_name: str) -> "RegisteredVersion":
     """Register the selected bundle as a version of `model_name`, alias `candidate`; idempotent by its digest."""
     from metalearn_core import registry
+    from metalearn_core.steps.children import child_of
 
     record = read_json(training / TRAINING, "training")
     results = read_json(evaluation / EVALUATION, "evaluation")
     return registry.register_bundle(
         training / BUNDLE,
         model_name,
-        run_id=record["run_id"],
+        run_id=child_of(record).run_id,
         evaluation=results["test"],
         lineage={"dataset_digest": results["test"]["dataset_digest"], "pipeline_run_id": pipeline_run_id()},
     )
@@ -73,7 +75,6 @@ def promote(
     from metalearn_core import promotion
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation.evaluate import make_protocol
-    from metalearn_core.gate import GateRules
 
     read_dataset(dataset, dataset_digest)
     outcome = promotion.promote(
@@ -81,7 +82,7 @@ def promote(
         version,
         EpisodeDataset.open(dataset),
         make_protocol(split="test", **request.model_dump()),
-        GateRules.model_validate(gate),
+        gate_rules(gate),
         checks_passed=True,
     )
     write_json(decision, outcome.model_dump(mode="json"))
@@ -109,7 +110,6 @@ def promote_model(
     from metalearn_core.bundle import read_bundle, registered_address, resolve_model
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation.evaluate import make_protocol
-    from metalearn_core.gate import GateRules
 
     address = registered_address(model)
     if address is None:
@@ -119,5 +119,5 @@ def promote_model(
     protocol = make_protocol(
         split="test", **{**description.episode.model_dump(), **shape}, episodes=episodes, seed=seed
     )
-    rules = GateRules.model_validate(gate)
+    rules = gate_rules(gate)
     return promotion.promote(*address, EpisodeDataset.open(folder), protocol, rules)

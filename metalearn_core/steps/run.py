@@ -1,29 +1,40 @@
 """The first and the last step of a pipeline run: its MLflow run is opened, and closed with all that people look at."""
 
-import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from metalearn_core import tracking
 from metalearn_core.data.manifest import SPLITS, Manifest
-from metalearn_core.errors import MetalearnError
+from metalearn_core.steps.children import child_of, parent_run
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.naming import learner_name
+from metalearn_core.steps.requests import evaluation_request, gate_rules, learner_items, training_request
 from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
 
 
 def open_run(experiment: str, learners: Sequence[str], **settings: Any) -> str:
-    """Make the MLflow run that stands for this pipeline run, or attach to the one that is there; return its id.
+    """Check the inputs, make the MLflow run of this pipeline run, or attach to the one that is there; return its id.
 
     Args:
         experiment: MLflow's; made where it does not exist.
         learners: JSON of each learner.
         settings: the pipeline's other inputs; with the learners, the run's parameters.
+
+    Raises:
+        UsageError: an input that a later step would refuse.
     """
-    items = [json.loads(learner) for learner in learners]
+    items = learner_items(learners)
+    shape = {name: settings[name] for name in ("way", "shot", "query")}
+    train_shape = {name: settings[name] for name in ("train_way", "train_shot", "train_query")}
+    budget = {"episodes": settings["train_episodes"], "seconds": settings["train_seconds"], "seed": settings["seed"]}
+    training_request(**shape, **train_shape, **budget)
+    evaluation_request(**shape, episodes=settings["eval_episodes"], seed=settings["eval_seed"])
+    gate_rules(settings["gate"])
     names = " + ".join(dict.fromkeys(item["learner"] for item in items))
     source = Path(str(settings["source"])).name
     name = f"{source} {settings['way']}-way {settings['shot']}-shot: {names}"
@@ -38,8 +49,6 @@ def close_run(
     quality: Path,
     evaluations: Sequence[Path],
     decision: Path,
-    way: int,
-    shot: int,
     command: str,
     report: Path,
 ) -> dict[str, Any]:
@@ -51,7 +60,6 @@ def close_run(
         quality: the verdict on it.
         evaluations: one folder with `evaluation.json` a learner.
         decision: the gate's decision.
-        way, shot: of the evaluation episodes.
         command: the command that reproduces the run.
         report: where the HTML report is written.
 
@@ -60,14 +68,13 @@ def close_run(
     """
     from metalearn_core.steps.reporting import write_run_report
 
-    run_id = tracking.find_parent_run(pipeline_run_id())
-    if run_id is None:
-        raise MetalearnError(f"there is no MLflow run for pipeline run {pipeline_run_id()}")
+    run_id = parent_run()
     manifest = read_dataset(dataset, dataset_digest)
     records = [read_json(folder / EVALUATION, "evaluation") for folder in evaluations]
     verdict = read_json(decision, "decision")
     chosen = next(record for record in records if record["training"]["bundle_digest"] == verdict["bundle_digest"])
-    _add_kept_children(run_id, records, f"{way}-way {shot}-shot", manifest)
+    for record in records:
+        _complete_child(record)
     summary = {
         "run_id": run_id,
         "dataset": dataset_summary(dataset, manifest),
@@ -75,6 +82,7 @@ def close_run(
         "selected": {
             "learner": verdict["learner"],
             "name": learner_name(chosen["training"]["item"]),
+            "bundle_digest": verdict["bundle_digest"],
             "model": f"models:/{verdict['model_name']}/{verdict['version']}",
             "version": verdict["version"],
         },
@@ -82,7 +90,7 @@ def close_run(
     }
     write_run_report(report, dataset, quality, records, verdict, {"run": run_id, "command": command})
     tracking.log_dataset(run_id, manifest, str(dataset), context="meta-learning")
-    tracking.log_artifact(run_id, report)
+    _log_page(run_id, report, "report.html")
     for page in sorted(quality.glob("quality.*")):
         tracking.log_artifact(run_id, page, folder="data-quality")
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
@@ -91,21 +99,18 @@ def close_run(
     return summary
 
 
-def _add_kept_children(run_id: str, records: Sequence[Mapping[str, Any]], shape: str, manifest: Manifest) -> None:
-    """Give a learner whose training was found, not made, a child run that says where it comes from."""
-    present = set(tracking.child_runs(run_id))
-    for record in records:
-        training = record["training"]
-        if training["run_id"] in present:
-            continue
-        child = tracking.start_child(
-            run_id,
-            f"{learner_name(training['item'])} {shape}",
-            tags={"learner": training["learner"], "dataset": manifest.digest, "cached_from": training["run_id"]},
-            params={**training["item"], "request": training["request"]},
-        )
-        tracking.log_metrics(child, result_metrics(training, record))
-        tracking.set_outcome(child, "FINISHED")
+def _log_page(run_id: str, page: Path, name: str) -> None:
+    """Log a page under a name that MLflow shows as one: KFP's path of an artifact has no suffix."""
+    with TemporaryDirectory() as folder:
+        tracking.log_artifact(run_id, Path(shutil.copyfile(page, Path(folder) / name)))
+
+
+def _complete_child(record: Mapping[str, Any]) -> None:
+    """Give the run of a learner its figures where its evaluation was found, not made."""
+    child = child_of(record["training"])
+    if not child.finished:
+        tracking.log_metrics(child.run_id, result_metrics(record["training"], record))
+        tracking.set_outcome(child.run_id, "FINISHED")
 
 
 def dataset_summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -130,4 +135,5 @@ def result_summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "train_seconds": training["train_seconds"],
         "train_episodes": training["train_episodes"],
         "bundle": training["bundle"],
+        "bundle_digest": training["bundle_digest"],
     }

@@ -6,14 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from metalearn_core.data.manifest import Record, Split, read_manifest
+from metalearn_core.data.manifest import Split, read_manifest
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.reuse import kept, result_digest, result_folder
 from metalearn_core.steps.data import read_dataset
-from metalearn_core.steps.frame import pipeline_run_id
-from metalearn_core.steps.naming import learner_name
+from metalearn_core.steps.requests import EvaluationRequest, TrainingRequest
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.version import git_commit, package_version
 
@@ -24,37 +21,6 @@ if TYPE_CHECKING:
 BUNDLE = "bundle"
 TRAINING = "training.json"
 EVALUATION = "evaluation.json"
-
-
-class TrainingRequest(Record):
-    """What a learner is trained for, and for how long.
-
-    Attributes:
-        way, shot, query: the shape of evaluation episodes.
-        train_way, train_shot, train_query: of training episodes; 0: as the learner's recipe wants.
-        episodes, seconds: the budget, one of the two; 0: the other decides.
-        seed: of the initial weights and the stream of training episodes.
-    """
-
-    way: int
-    shot: int
-    query: int
-    train_way: int = 0
-    train_shot: int = 0
-    train_query: int = 0
-    episodes: int = Field(0, ge=0)
-    seconds: float = Field(0, ge=0)
-    seed: int = 0
-
-
-class EvaluationRequest(Record):
-    """The episodes that learners are measured on; `seed` is that of the episodes."""
-
-    way: int
-    shot: int
-    query: int
-    episodes: int = Field(1000, ge=2)
-    seed: int = 0
 
 
 def train_learner(
@@ -78,17 +44,18 @@ def train_learner(
 
     def make(folder: Path) -> None:
         from metalearn_core import tracking
+        from metalearn_core.steps.children import start_training
 
-        run_id = _child_run(item, request, digest)
+        place = result_folder(storage / "results", "training", key)
+        run_id = start_training(item, request.model_dump(), digest, place.name)
         try:
             with tracking.MetricBuffer(run_id) as buffer:
                 record = _train(dataset, item, request, checkpoints, folder / BUNDLE, run_id, buffer.log)
-        except Exception as error:
+        except BaseException as error:
             with suppress(MetalearnError):
                 tracking.set_outcome(run_id, "FAILED", one_line(error))
             raise
-        place = result_folder(storage / "results", "training", key) / BUNDLE
-        write_json(folder / TRAINING, {**record, "bundle": str(place)})
+        write_json(folder / TRAINING, {**record, "key": place.name, "bundle": str(place / BUNDLE)})
 
     folder, _ = kept(storage / "results", "training", key, make)
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -156,6 +123,7 @@ def _train(
     )
     return {
         "learner": spec.learner,
+        "dataset_digest": dataset.digest,
         "item": spec.model_dump(mode="json"),
         "request": request.model_dump(),
         "run_id": run_id,
@@ -182,24 +150,6 @@ def _plan(request: TrainingRequest) -> "TrainingPlan":
         episodes=request.episodes or None,
         seconds=request.seconds or None,
         seed=request.seed,
-    )
-
-
-def _child_run(item: Mapping[str, Any], request: TrainingRequest, dataset_digest: str) -> str:
-    from metalearn_core import tracking
-
-    parent = tracking.find_parent_run(pipeline_run_id())
-    if parent is None:
-        raise MetalearnError(f"there is no MLflow run for pipeline run {pipeline_run_id()}: its first step makes it")
-    return tracking.start_child(
-        parent,
-        f"{learner_name(item)} {request.way}-way {request.shot}-shot",
-        tags={
-            "learner": item["learner"],
-            "dataset": dataset_digest,
-            "shape": f"{request.way}-way {request.shot}-shot {request.query}-query",
-        },
-        params={**item, "request": request.model_dump()},
     )
 
 
@@ -241,10 +191,11 @@ def evaluate_learner(
     folder, was_kept = kept(storage / "results", "evaluation", key, make)
     if not was_kept:
         from metalearn_core import tracking
+        from metalearn_core.steps.children import child_of
 
-        metrics = result_metrics(record, read_json(folder / EVALUATION, "evaluation"))
-        tracking.log_metrics(record["run_id"], metrics)
-        tracking.set_outcome(record["run_id"], "FINISHED")
+        child = child_of(record)
+        tracking.log_metrics(child.run_id, result_metrics(record, read_json(folder / EVALUATION, "evaluation")))
+        tracking.set_outcome(child.run_id, "FINISHED")
     return folder
 
 

@@ -143,15 +143,16 @@ def validate(
 ) -> None:
     """Judge an episode dataset with Great Expectations; exit status 1 where a check that must pass does not."""
     from metalearn_core.data.dataset import EpisodeDataset
-    from metalearn_core.data.episodes import EpisodeShape
-    from metalearn_core.data.manifest import SPLITS
     from metalearn_core.data.quality import validate_dataset, write_quality
+    from metalearn_core.steps.data import wanted_shapes
+    from metalearn_core.steps.requests import training_request
     from pipelines.command_line.watch import watching
 
-    shape = EpisodeShape(way or 5, shot or 1, query or 15)
+    shape = {"way": 5, "shot": 1, "query": 15, **given(way=way, shot=shot, query=query)}
+    shapes = wanted_shapes(training_request(**shape, episodes=1))
     opened = EpisodeDataset.open(dataset)
     with watching(notices):
-        report = validate_dataset(opened, dict.fromkeys(SPLITS, shape))
+        report = validate_dataset(opened, shapes)
     if page:
         write_quality(report, opened.manifest, page)
     if json:

@@ -29,11 +29,13 @@ def ui(
     json: JsonOption = False,
 ) -> None:
     """Open MLflow's page on the runs and models of the work directory; ends with Ctrl-C."""
+    from metalearn_core.tracking_server import shown
+
     directory = workdir_at(workdir)
     uri = directory.open_tracking()
-    address = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    address = shown(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
     if json:
-        print_json({"address": address, "tracking_uri": uri})
+        print_json({"address": address, "tracking_uri": shown(uri)})
     if uri.startswith("http"):
         notices.print(f"tracking is at {address}")
         return

@@ -10,6 +10,9 @@ from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     BackboneOption,
     JsonOption,
+    OwnQueryOption,
+    OwnShotOption,
+    OwnWayOption,
     QueryOption,
     SetOption,
     ShotOption,
@@ -102,9 +105,10 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Meta-train one learner; a training that was cut off goes on from its checkpoint."""
+    from metalearn_core.errors import UsageError
     from metalearn_core.steps.training import train_bundle
     from pipelines.command_line.watch import watching
-    from pipelines.config import learner_items, read_config, training_request
+    from pipelines.config import learner_items, read_config, train_request
 
     config = read_config(
         None,
@@ -124,12 +128,14 @@ def train(
         set_ or [],
         [],
     )
+    if config.gate:
+        raise UsageError("--set: training has no gate: give its rules to run or promote")
     [item] = learner_items(config)
     with watching(notices):
         record = train_bundle(
             dataset,
             jsonlib.loads(item),
-            training_request(config),
+            train_request(config),
             output,
             checkpoints=checkpoint_dir or workdir_at(workdir).path / "checkpoints",
             restart=restart,
@@ -150,9 +156,9 @@ def evaluate(
     model: ModelArgument,
     dataset: DatasetArgument,
     split: SplitOption = "test",
-    way: WayOption = None,
-    shot: ShotOption = None,
-    query: QueryOption = None,
+    way: OwnWayOption = None,
+    shot: OwnShotOption = None,
+    query: OwnQueryOption = None,
     episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
     seed: SeedOption = 0,
     batch_norm: Annotated[str, typer.Option("--batch-norm", help="inductive or transductive.")] = "inductive",
@@ -172,9 +178,7 @@ def evaluate(
     defaults = description.episode
     protocol = evaluation.make_protocol(
         split=split,
-        way=way or defaults.way,
-        shot=shot or defaults.shot,
-        query=query or defaults.query,
+        **{**defaults.model_dump(), **given(way=way, shot=shot, query=query)},
         episodes=episodes,
         seed=seed,
         batch_norm=batch_norm,
@@ -242,9 +246,9 @@ def compare(
         Path | None, typer.Argument(help="An episode dataset.", show_default="the one that model A was trained on")
     ] = None,
     split: SplitOption = "test",
-    way: WayOption = None,
-    shot: ShotOption = None,
-    query: QueryOption = None,
+    way: OwnWayOption = None,
+    shot: OwnShotOption = None,
+    query: OwnQueryOption = None,
     episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
     seed: SeedOption = 0,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
@@ -263,9 +267,7 @@ def compare(
     defaults = description.episode
     protocol = make_protocol(
         split=split,
-        way=way or defaults.way,
-        shot=shot or defaults.shot,
-        query=query or defaults.query,
+        **{**defaults.model_dump(), **given(way=way, shot=shot, query=query)},
         episodes=episodes,
         seed=seed,
         batch_norm="inductive",

@@ -23,6 +23,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object;
 WayOption = Annotated[int | None, typer.Option("--way", help="Classes an episode.", show_default="5")]
 ShotOption = Annotated[int | None, typer.Option("--shot", help="Support examples a class.", show_default="1")]
 QueryOption = Annotated[int | None, typer.Option("--query", help="Query examples a class.", show_default="15")]
+OwnWayOption = Annotated[int | None, typer.Option("--way", help="Classes an episode.", show_default="the model's")]
+OwnShotOption = Annotated[
+    int | None, typer.Option("--shot", help="Support examples a class.", show_default="the model's")
+]
+OwnQueryOption = Annotated[
+    int | None, typer.Option("--query", help="Query examples a class.", show_default="the model's")
+]
 TrainWayOption = Annotated[
     int | None, typer.Option("--train-way", help="Classes a training episode.", show_default="the recipe's")
 ]

@@ -8,10 +8,10 @@ import typer
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     JsonOption,
-    QueryOption,
+    OwnQueryOption,
+    OwnShotOption,
+    OwnWayOption,
     SetOption,
-    ShotOption,
-    WayOption,
     WorkdirOption,
     answers,
     given,
@@ -63,9 +63,9 @@ def promote(
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="Test classes come from it.", show_default="the model's own")
     ] = None,
-    way: WayOption = None,
-    shot: ShotOption = None,
-    query: QueryOption = None,
+    way: OwnWayOption = None,
+    shot: OwnShotOption = None,
+    query: OwnQueryOption = None,
     episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")] = 0,
     set_: SetOption = None,
@@ -73,12 +73,16 @@ def promote(
     json: JsonOption = False,
 ) -> None:
     """Let the gate compare a model with the champion, and promote it where its rules allow; exit status 1 where not."""
+    from metalearn_core.errors import UsageError
     from metalearn_core.steps.promotion import promote_model
+    from metalearn_core.steps.requests import gate_rules
     from pipelines.command_line.watch import watching
-    from pipelines.config import check_gate, read_config
+    from pipelines.config import read_config
 
     config = read_config(None, {}, set_ or [], [])
-    check_gate(config)
+    if config.settings:
+        raise UsageError(f"--set: promotion has options of the gate alone, got some of {sorted(config.settings)[0]}")
+    gate_rules(config.gate)
     workdir_at(workdir).open_tracking()
     with watching(notices):
         outcome = promote_model(model, dataset, given(way=way, shot=shot, query=query), episodes, seed, config.gate)

@@ -101,6 +101,8 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline here: build, validate, meta-train, evaluate, select, register, promote."""
+    from metalearn_core.steps.requests import gate_rules
+    from metalearn_core.tracking_server import shown
     from pipelines import config as configuration
     from pipelines.command_line.watch import Watcher
     from pipelines.launch import run_pipeline
@@ -139,13 +141,17 @@ def run(
         sweep or [],
     )
     configuration.check_source(settings)
-    configuration.check_gate(settings)
+    gate_rules(settings.gate)
     items = configuration.learner_items(settings)
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
     arguments = configuration.pipeline_arguments(settings, items, directory.path, _command())
     watcher = Watcher(notices, quiet=False)
-    summary = {**run_pipeline(arguments, directory, watcher), "workdir": str(directory.path), "tracking_uri": uri}
+    summary = {
+        **run_pipeline(arguments, directory, watcher),
+        "workdir": str(directory.path),
+        "tracking_uri": shown(uri),
+    }
     if json:
         print_json(summary)
     else:
@@ -171,7 +177,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
     answers.print(f"{title}\n", soft_wrap=True)
     rows = [
         [
-            ("* " if result["name"] == summary["selected"]["name"] else "  ") + result["name"],
+            ("* " if result["bundle_digest"] == summary["selected"]["bundle_digest"] else "  ") + result["name"],
             percent(result["accuracy"], result["ci95"]),
             percent(result["validation_accuracy"]),
             f"{result['train_seconds']:.0f}",

@@ -4,7 +4,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,8 @@ class Watcher:
                     lines = (rest + file.read()).split("\n")
                     rest = lines.pop()
                     for line in lines:
-                        self._show(json.loads(line))
+                        with suppress(ValueError, KeyError):  # a line that a full disk cut off
+                            self._show(json.loads(line))
                     if last:
                         return
                     ended.wait(_PERIOD_S)

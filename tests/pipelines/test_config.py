@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from metalearn_core.errors import MetalearnError, UsageError
-from pipelines.config import check_gate, check_source, learner_items, read_config
+from pipelines.config import check_source, learner_items, pipeline_arguments, read_config
 
 
 def test_options_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
@@ -36,7 +36,16 @@ def test_a_bad_file_is_one_line(tmp_path: Path, content: str, complaint: str) ->
 
 
 @pytest.mark.parametrize(
-    "given", [{"way": 1}, {"shot": 0}, {"query": -3}, {"train_episodes": 0}, {"train_seconds": -1.0}, {"learners": []}]
+    "given",
+    [
+        {"way": 1},
+        {"shot": 0},
+        {"query": -3},
+        {"seed": -1},
+        {"train_episodes": 0},
+        {"train_seconds": -1.0},
+        {"learners": []},
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(given: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(given))):
@@ -99,9 +108,38 @@ def test_a_learner_or_option_that_is_not_there_is_named_with_the_nearest(
         learner_items(read_config(None, given, assignments, []))
 
 
-def test_an_unknown_gate_rule_is_named_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="did you mean 'min_accuracy'"):
-        check_gate(read_config(None, {}, ["gate.min_acuracy=0.5"], []))
+def test_a_budget_on_the_command_line_replaces_the_one_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("train_seconds: 60\n")
+    config = read_config(file, {"train_episodes": 100}, [], [])
+    assert (config.train_episodes, config.train_seconds) == (100, None)
+
+
+def test_a_sweep_over_the_backbone_reaches_every_learner() -> None:
+    config = read_config(None, {"learners": ["maml", "protonet"]}, [], ["backbone.width=16,32"])
+    items = [json.loads(item) for item in learner_items(config)]
+    assert [(item["learner"], item["backbone_options"]["width"]) for item in items] == [
+        ("maml", 16),
+        ("maml", 32),
+        ("protonet", 16),
+        ("protonet", 32),
+    ]
+
+
+@pytest.mark.parametrize("content", ["settings: {maml: 5}", "sweep: {maml: {inner_lr: []}}", "sweep: {maml: 1}"])
+def test_options_of_the_wrong_kind_are_one_line(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(content)
+    with pytest.raises(UsageError, match="maml"):
+        read_config(file, {"learners": ["maml"]}, [], [])
+
+
+def test_a_home_directory_is_understood_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "run.yaml"
+    file.write_text("source: ~/photos\n")
+    arguments = pipeline_arguments(read_config(file, {}, [], []), [], tmp_path, "")
+    assert arguments["source"] == str(tmp_path / "photos")
 
 
 def test_files_that_are_not_there_are_named_before_any_step(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""What is asked of the steps, as values that are checked before any work: training, evaluation, rules of promotion."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import Field, ValidationError
+
+from metalearn_core.data.manifest import Record
+from metalearn_core.errors import UsageError, invalid
+
+if TYPE_CHECKING:
+    from metalearn_core.gate import GateRules
+
+Request = TypeVar("Request", bound=Record)
+
+
+class TrainingRequest(Record):
+    """What a learner is trained for, and for how long.
+
+    Attributes:
+        way, shot, query: the shape of evaluation episodes.
+        train_way, train_shot, train_query: of training episodes; 0: as the learner's recipe wants.
+        episodes, seconds: the budget, one of the two; 0: the other decides.
+        seed: of the initial weights and the stream of training episodes.
+    """
+
+    way: int = Field(ge=2)
+    shot: int = Field(ge=1)
+    query: int = Field(ge=1)
+    train_way: int = Field(0, ge=0)
+    train_shot: int = Field(0, ge=0)
+    train_query: int = Field(0, ge=0)
+    episodes: int = Field(0, ge=0)
+    seconds: float = Field(0, ge=0)
+    seed: int = Field(0, ge=0)
+
+
+class EvaluationRequest(Record):
+    """The episodes that learners are measured on; `seed` is that of the episodes."""
+
+    way: int = Field(ge=2)
+    shot: int = Field(ge=1)
+    query: int = Field(ge=1)
+    episodes: int = Field(1000, ge=2)
+    seed: int = Field(0, ge=0)
+
+
+def training_request(**values: Any) -> TrainingRequest:
+    """Return a request from a pipeline's inputs.
+
+    Raises:
+        UsageError: a value is out of range, or the budget is not exactly one of episodes and seconds.
+    """
+    request = _checked(TrainingRequest, "input", values)
+    if bool(request.episodes) == bool(request.seconds):
+        raise UsageError(
+            f"training budget: give episodes or seconds, exactly one of them; got {request.episodes} episodes and "
+            f"{request.seconds:g} seconds"
+        )
+    return request
+
+
+def evaluation_request(**values: Any) -> EvaluationRequest:
+    """Return a request from a pipeline's inputs.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    return _checked(EvaluationRequest, "input", values)
+
+
+def gate_rules(values: Mapping[str, Any]) -> "GateRules":
+    """Return the rules of promotion.
+
+    Raises:
+        UsageError: an unknown rule, or a value that it cannot have.
+    """
+    from metalearn_core.gate import GateRules
+
+    return _checked(GateRules, "gate rule", values)
+
+
+def learner_items(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the learners of a run from the JSON of each `LearnerSpec`.
+
+    Raises:
+        UsageError: there is none, one is no JSON, or it has no learner.
+    """
+    items = []
+    for text in texts:
+        try:
+            item = json.loads(text)
+        except ValueError:
+            raise UsageError(f"learners: expected JSON of a learner, got {text!r}") from None
+        if not isinstance(item, dict) or not isinstance(item.get("learner"), str):
+            raise UsageError(f"learners: expected an object with the name of a learner, got {text!r}")
+        items.append({"options": {}, "backbone": "conv4", "backbone_options": {}, **item})
+    if not items:
+        raise UsageError("learners: there is none")
+    return items
+
+
+def _checked(model: type[Request], what: str, values: Mapping[str, Any]) -> Request:
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise invalid(what, error, model) from None
