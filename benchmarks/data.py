@@ -1,6 +1,6 @@
 """Measures the data layer on a folder of images: building, opening again, drawing batches of episodes.
 
-Run it as `python benchmarks/data.py path/to/images_background`, with Omniglot unpacked there.
+Run it as `python -m benchmarks.data path/to/images_background`, with Omniglot unpacked there.
 """
 
 import argparse

@@ -1,0 +1,1 @@
+"""What is measured, beside its peers in the same run. Start with `python -m benchmarks --help`."""

@@ -1,0 +1,38 @@
+"""Run the benchmarks one after the other, each a process of its own.
+
+python -m benchmarks                                    what needs no data: about ten minutes
+python -m benchmarks --omniglot images_background       the data layer on Omniglot too
+python -m benchmarks --omniglot images_background --full    and training against plain loops: 75 minutes
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def main() -> int:
+    """Run them, and return 1 where one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omniglot", type=Path, help="Omniglot's images_background, unpacked")
+    parser.add_argument("--full", action="store_true", help="with --omniglot: train against plain loops")
+    arguments = parser.parse_args()
+    if arguments.full and not arguments.omniglot:
+        parser.error("--full needs --omniglot")
+    source = str(arguments.omniglot or "glyphs")
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "glyphs"
+        build = [sys.executable, "-c", "from pipelines.command_line import main; main()"]
+        subprocess.run([*build, "dataset", "build", "glyphs", dataset], check=True, capture_output=True)
+        runs = [["benchmarks.command_line"], ["benchmarks.data", source], ["benchmarks.evaluation", str(dataset)]]
+        if arguments.full:
+            runs.append(["benchmarks.omniglot", source])
+        failed = [run[0] for run in runs if subprocess.run([sys.executable, "-m", *run], check=False).returncode]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
