@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from metalearn_core.errors import MetalearnError, UsageError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-DEFAULT_EXPERIMENT = "metalearn"
+DEFAULT_EXPERIMENT = "few-shot"
 _SQLITE = "sqlite:///"
 _PATIENCE = {  # MLflow's own defaults keep a process waiting for four minutes and more
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

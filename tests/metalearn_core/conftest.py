@@ -73,7 +73,9 @@ def evaluation(accuracy: float = 0.75) -> dict[str, Any]:
 
 
 def new_run() -> str:
-    return tracking.start_child(tracking.open_parent_run("metalearn", "pipeline", "pipeline"), "learner")
+    return tracking.start_child(
+        tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline", "pipeline"), "learner"
+    )
 
 
 def register(bundle: Path, name: str, run_id: str | None = None) -> RegisteredVersion:

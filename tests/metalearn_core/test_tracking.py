@@ -150,8 +150,10 @@ def test_without_a_tracking_uri_it_says_which_variable_is_missing(monkeypatch: p
 
 
 def test_a_pipeline_run_has_one_parent_run_however_often_it_is_opened(uri: str) -> None:
-    first = tracking.open_parent_run("metalearn", "pipeline-1", "first", {"way": 5})
-    second = tracking.open_parent_run("metalearn", "pipeline-1", "again", {"way": 6, "shot": 1}, {"dataset": "d"})
+    first = tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline-1", "first", {"way": 5})
+    second = tracking.open_parent_run(
+        tracking.DEFAULT_EXPERIMENT, "pipeline-1", "again", {"way": 6, "shot": 1}, {"dataset": "d"}
+    )
     assert first == second == tracking.find_parent_run("pipeline-1")
     assert tracking.find_parent_run("pipeline-2") is None
     run = MlflowClient(uri).get_run(first)
@@ -165,7 +167,7 @@ def test_the_run_of_the_kfp_plugin_is_used_whatever_its_experiment(uri: str, mon
     client = MlflowClient(uri)
     run_id = client.create_run(client.create_experiment("the plugin's")).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
-    assert tracking.open_parent_run("metalearn", "pipeline-3", "name", {"way": 5}) == run_id
+    assert tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline-3", "name", {"way": 5}) == run_id
     assert tracking.find_parent_run("pipeline-3") == run_id
     assert client.get_run(run_id).data.params == {"cfg/way": "5"}
 
@@ -173,13 +175,13 @@ def test_the_run_of_the_kfp_plugin_is_used_whatever_its_experiment(uri: str, mon
 def test_a_run_id_that_does_not_exist_is_named(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_RUN_ID", "f" * 32)
     with pytest.raises(MetalearnError, match=r"MLFLOW_RUN_ID: there is no run ffff"):
-        tracking.open_parent_run("metalearn", "pipeline-4", "name")
+        tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline-4", "name")
 
 
 def test_parameters_are_flat_and_long_values_are_cut(uri: str) -> None:
     params = {"maml": {"inner_lr": 0.1, "layers": [1, 2]}, "long": "x" * 7000, "none": None, "odd name?": True}
     params |= {f"option{number}": number for number in range(150)}
-    run_id = tracking.open_parent_run("metalearn", "pipeline-5", "name", params)
+    run_id = tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline-5", "name", params)
     logged = MlflowClient(uri).get_run(run_id).data.params
     assert len(logged) == 155
     assert logged["cfg/maml/inner_lr"] == "0.1"
@@ -211,7 +213,7 @@ def test_runs_are_listed_newest_first_with_the_figures_of_their_learners(databas
 
 
 def test_the_dataset_of_a_run_has_the_digest_of_its_manifest(uri: str, tmp_path: Path) -> None:
-    run_id = tracking.open_parent_run("metalearn", "pipeline-6", "name")
+    run_id = tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline-6", "name")
     tracking.log_dataset(run_id, manifest(), str(tmp_path), "train")
     tracking.log_dataset(run_id, manifest(), "s3://bucket/datasets/x", "test")
     inputs = MlflowClient(uri).get_run(run_id).inputs.dataset_inputs
@@ -220,7 +222,7 @@ def test_the_dataset_of_a_run_has_the_digest_of_its_manifest(uri: str, tmp_path:
 
 
 def test_buffered_metrics_arrive_in_batches_with_their_steps(uri: str) -> None:
-    run_id = tracking.open_parent_run("metalearn", "pipeline-7", "name")
+    run_id = tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline-7", "name")
     buffer = tracking.MetricBuffer(run_id, every_seconds=3600)
     for step in range(2500):
         buffer.log({"train/loss": 1 / (step + 1)}, step)
@@ -232,7 +234,7 @@ def test_buffered_metrics_arrive_in_batches_with_their_steps(uri: str) -> None:
 
 
 def test_metrics_are_sent_while_training_goes_on(uri: str) -> None:
-    run_id = tracking.open_parent_run("metalearn", "pipeline-8", "name")
+    run_id = tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "pipeline-8", "name")
     with tracking.MetricBuffer(run_id, every_seconds=0.05) as buffer:
         buffer.log({"loss": 1.0}, 1)
         deadline = time.monotonic() + 10
@@ -250,7 +252,7 @@ def test_a_server_that_goes_away_costs_no_metric_when_it_returns(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with server(tmp_path, port):
         tracking.prepare(uri)
-        run_id = tracking.open_parent_run("metalearn", "lost", "name")
+        run_id = tracking.open_parent_run(tracking.DEFAULT_EXPERIMENT, "lost", "name")
         buffer = tracking.MetricBuffer(run_id, every_seconds=3600, step="protonet")
         buffer.log({"loss": 1.0}, 1)
         assert buffer.flush() == 0

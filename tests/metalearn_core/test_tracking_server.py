@@ -1,6 +1,7 @@
 import pytest
 
-from metalearn_core.tracking_server import shown
+from metalearn_core.tracking_server import DEFAULT_EXPERIMENT, shown
+from pipelines.config import RunConfig
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,7 @@ def test_no_part_of_a_password_is_shown(uri: str, expected: str) -> None:
 )
 def test_an_address_without_credentials_is_shown_whole(text: str) -> None:
     assert shown(text) == text
+
+
+def test_runs_are_looked_for_where_the_pipeline_puts_them() -> None:
+    assert RunConfig().experiment == DEFAULT_EXPERIMENT
