@@ -26,6 +26,7 @@ from metalearn_core.data.manifest import (
     Unreadable,
     read_manifest,
 )
+from metalearn_core.data.moments import merge
 from metalearn_core.data.rotations import ClassMeans, distinct_rotations
 from metalearn_core.data.shards import HASH_BYTES, ClassBlock, ShardWriter, examples_digest
 from metalearn_core.data.sources import open_source
@@ -300,17 +301,14 @@ def _rotations(
 def _spec(spool: ClassSpool, kept: Sequence[SpooledClass], entries: Sequence[ClassEntry]) -> DatasetSpec:
     """Describe the dataset; mean and std are those of the training split (of everything, where that is empty)."""
     train = [found for found, entry in zip(kept, entries, strict=True) if entry.split == "train"] or list(kept)
-    count = sum(found.values_per_channel for found in train)
-    mean = np.sum([found.sum for found in train], axis=0) / count
-    variance = np.sum([found.sum_of_squares for found in train], axis=0) / count - mean**2
-    std = np.sqrt(np.maximum(variance, 0))
+    moments = merge(found.moments for found in train if found.moments is not None)
     dtype: Literal["uint8", "float32"] = spool.dtype
     return DatasetSpec(
         modality="image" if dtype == "uint8" else "vector",
         example_shape=spool.example_shape,
         dtype=dtype,
-        mean=tuple(float(value) for value in mean),
-        std=tuple(float(value) if value > 0 else 1.0 for value in std),
+        mean=tuple(moments.mean.tolist()),
+        std=tuple(moments.scale().tolist()),
         train_classes=sum(len(entry.rotations) for entry in entries if entry.split == "train"),
     )
 

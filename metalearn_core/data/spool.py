@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from metalearn_core.data.decode import Decoded
+from metalearn_core.data.moments import Moments, chunks, moments_of
 from metalearn_core.errors import MetalearnError
-
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,7 @@ class SpooledClass:
 
     Attributes:
         offset: of its first byte in the spool.
-        sum, sum_of_squares: per channel or feature, of the values (uint8 divided by 255).
-        values_per_channel: how many values each sum is over.
+        moments: of its values, per channel or feature; None where it is empty.
         noise: trace of the covariance of the (undivided) examples, over their number; 0 for a single example.
     """
 
@@ -30,9 +28,7 @@ class SpooledClass:
     keys: list[str]
     hashes: list[bytes]
     offset: int
-    sum: npt.NDArray[np.float64]
-    sum_of_squares: npt.NDArray[np.float64]
-    values_per_channel: int
+    moments: Moments | None
     noise: float
 
     @property
@@ -58,9 +54,8 @@ class ClassSpool:
         keys = [key for part in parts for key in part.keys]
         hashes = [whole for part in parts for whole in part.hashes]
         order = sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i]))
-        nothing = np.zeros(1)
         if not blocks:
-            self.classes.append(SpooledClass(name, domain, [], [], self._file.tell(), nothing, nothing, 0, 0.0))
+            self.classes.append(SpooledClass(name, domain, [], [], self._file.tell(), None, 0.0))
             return
         examples = np.concatenate(blocks)[order]
         if not self.example_shape:
@@ -70,13 +65,18 @@ class ClassSpool:
             raise MetalearnError(f"class {name}: examples of shape {examples.shape[1:]}, others {self.example_shape}")
         offset = self._file.tell()
         self._file.write(np.ascontiguousarray(examples).data)
-        mean, noise = _moments(examples)
+        mean, noise = _mean_and_noise(examples)
         self._mean_rows[name] = len(self._mean_rows)
         self._means.write(mean.tobytes())
-        total, squares, count = _channel_sums(examples)
         self.classes.append(
             SpooledClass(
-                name, domain, [keys[i] for i in order], [hashes[i] for i in order], offset, total, squares, count, noise
+                name,
+                domain,
+                [keys[i] for i in order],
+                [hashes[i] for i in order],
+                offset,
+                moments_of(examples),
+                noise,
             )
         )
 
@@ -99,31 +99,9 @@ class ClassSpool:
         self._means.close()
 
 
-def _moments(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], float]:
+def _mean_and_noise(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], float]:
     """Return the mean example, and the trace of the examples' covariance over their number."""
     count = len(examples)
-    mean = sum((chunk.sum(0, dtype=np.float64) for chunk in _chunks(examples)), np.zeros(examples.shape[1:])) / count
-    spread = sum(float(((chunk - mean) ** 2).sum()) for chunk in _chunks(examples))
+    mean = sum((chunk.sum(0, dtype=np.float64) for chunk in chunks(examples)), np.zeros(examples.shape[1:])) / count
+    spread = sum(float(((chunk - mean) ** 2).sum()) for chunk in chunks(examples))
     return mean, spread / (count - 1) / count if count > 1 else 0.0
-
-
-def _channel_sums(examples: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], int]:
-    """Return sums and sums of squares over all but the second axis, and the number of values in each.
-
-    Those of bytes are added up as integers, so that they are exact on every machine.
-    """
-    kind: type[np.int64 | np.float64] = np.int64 if examples.dtype == np.uint8 else np.float64
-    scale = 255 if examples.dtype == np.uint8 else 1
-    axes = tuple(axis for axis in range(examples.ndim) if axis != 1)
-    width = examples.shape[1]
-    total: npt.NDArray[Any] = np.zeros(width, kind)
-    squares: npt.NDArray[Any] = np.zeros(width, kind)
-    for chunk in _chunks(examples):
-        values = chunk.astype(kind)
-        total += values.sum(axes)
-        squares += (values**2).sum(axes)
-    return total / scale, squares / scale**2, examples.size // width
-
-
-def _chunks(examples: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    return [examples[start : start + _CHUNK] for start in range(0, len(examples), _CHUNK)]

@@ -103,3 +103,13 @@ def test_a_file_that_is_no_parquet_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(MetalearnError, match="is no Parquet file"):
         build_dataset(str(tmp_path / "t.parquet"), tmp_path / "out")
+
+
+def test_a_constant_feature_is_not_blown_up(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(1000, 0.01, size=60).astype(np.float32)
+    rows = [{"features": [0.1, float(value)], "class": "abc"[i % 3], "id": str(i)} for i, value in enumerate(values)]
+    manifest = build_dataset(write(tmp_path / "f.parquet", rows), tmp_path / "out")
+    dataset = EpisodeDataset.open(tmp_path / "out")
+    train = dataset.examples[: sum(entry.count for entry in manifest.of_split("train"))].double()
+    assert manifest.spec.std[0] == 1
+    assert manifest.spec.std[1] == pytest.approx(train[:, 1].std(correction=0).item(), rel=1e-9)
