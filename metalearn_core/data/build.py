@@ -24,6 +24,7 @@ from metalearn_core.data.manifest import (
     Manifest,
     Split,
     Unreadable,
+    content_digest,
     read_manifest,
 )
 from metalearn_core.data.moments import merge
@@ -36,7 +37,7 @@ from metalearn_core.data.spool import ClassSpool, SpooledClass
 from metalearn_core.data.workers import map_in_order
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
-from metalearn_core.storage import text_digest, write_json
+from metalearn_core.storage import write_json
 
 __all__ = ["build_dataset", "read_split_file"]
 
@@ -255,7 +256,7 @@ def _commit(
         writer.abandon()
     spec = _spec(spool, kept, entries)
     return Manifest(
-        digest=_digest(spec, options, source.rasteriser, entries),
+        digest=content_digest(spec, options, source.rasteriser, entries),
         source=source.location,
         rasteriser=source.rasteriser,
         spec=spec,
@@ -311,17 +312,3 @@ def _spec(spool: ClassSpool, kept: Sequence[SpooledClass], entries: Sequence[Cla
         std=tuple(moments.scale().tolist()),
         train_classes=sum(len(entry.rotations) for entry in entries if entry.split == "train"),
     )
-
-
-def _digest(spec: DatasetSpec, options: BuildOptions, rasteriser: str, entries: Sequence[ClassEntry]) -> str:
-    """Return the dataset's name: 32 hexadecimal digits over content and options, never over bytes of Parquet."""
-    content = {
-        "options": options.model_dump(mode="json"),
-        "rasteriser": rasteriser,
-        "shape": spec.example_shape,
-        "dtype": spec.dtype,
-        "classes": [
-            [entry.name, entry.domain, entry.split, entry.rotations, entry.count, entry.digest] for entry in entries
-        ],
-    }
-    return text_digest(content)[:32]

@@ -1,12 +1,13 @@
 """What an episode dataset says about itself: `manifest.json`, and the short description that learners are made from."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from metalearn_core.errors import MetalearnError
-from metalearn_core.storage import read_json
+from metalearn_core.storage import read_json, text_digest
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -100,7 +101,7 @@ class Manifest(Record):
     """Everything about an episode dataset but its examples.
 
     Attributes:
-        digest: 32 hexadecimal digits over content and options alone; the dataset's name in MLflow.
+        digest: 32 hexadecimal digits over content and options alone (`content_digest`); the dataset's name in MLflow.
         source: the source's location, for people; not part of the digest.
         rasteriser: the version of what drew the examples, where the source draws them; part of the digest.
         options: with `auto` resolved to what was chosen.
@@ -124,11 +125,25 @@ class Manifest(Record):
         return tuple(entry for entry in self.classes if entry.split == split)
 
 
+def content_digest(spec: DatasetSpec, options: BuildOptions, rasteriser: str, classes: Iterable[ClassEntry]) -> str:
+    """Return the name of a dataset with this content: 32 hexadecimal digits, never over bytes of Parquet.
+
+    Every example is in it by its class's digest; where the examples lie in the shards is not.
+    """
+    content = {
+        "spec": spec.model_dump(mode="json"),
+        "options": options.model_dump(mode="json"),
+        "rasteriser": rasteriser,
+        "classes": [entry.model_dump(mode="json", exclude={"shard", "row_group"}) for entry in classes],
+    }
+    return text_digest(content)[:32]
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read and check `manifest.json` of the episode dataset in `folder`.
 
     Raises:
-        MetalearnError: it is missing, damaged, or of a schema that this version does not know.
+        MetalearnError: it is missing, damaged, changed, or of a schema that this version does not know.
     """
     path = folder / MANIFEST_NAME
     content = read_json(path, "episode dataset")
@@ -139,8 +154,13 @@ def read_manifest(folder: Path) -> Manifest:
             f"{SCHEMA_VERSION}: upgrade it, or build the dataset again"
         )
     try:
-        return Manifest.model_validate(content)
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "manifest"
         raise MetalearnError(f"episode dataset: {path} is damaged: {field}: {first['msg'].lower()}") from None
+    if manifest.digest != content_digest(manifest.spec, manifest.options, manifest.rasteriser, manifest.classes):
+        raise MetalearnError(
+            f"episode dataset: {path} is damaged: its digest does not fit its content: build the dataset again"
+        )
+    return manifest
