@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,13 +151,21 @@ def _list(parts: tuple[str, ...], path: str) -> _Folder:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name in _IGNORED:
                 continue
-            if entry.is_dir():
+            if _there(entry.is_dir):
                 (links if entry.is_symlink() else folders).append(entry.name)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and (  # noqa: PTH122
-                entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
+                _there(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
             ):
                 images.append(entry.name)
     return _Folder(parts, path, images, folders, links)
+
+
+def _there(is_what: Callable[[], bool]) -> bool:
+    """Whether an entry is what is asked; not where it cannot be looked at, like a link that points to itself."""
+    try:
+        return is_what()
+    except OSError:
+        return False
 
 
 def _source_class(folder: _Folder) -> SourceClass:

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from metalearn_core.data.decode import decode_image
 from metalearn_core.data.sources import open_source
-from metalearn_core.data.sources.contract import SourceClass
+from metalearn_core.data.sources.contract import SourceClass, UndecodableError
 from metalearn_core.data.sources.folder import readable
 from metalearn_core.errors import MetalearnError
 
@@ -50,6 +51,17 @@ def test_links_in_circles_end_and_show_each_folder_once(tmp_path: Path) -> None:
     (root / "b" / "other").symlink_to(root / "a")
     (root / "0").symlink_to(root / "b")
     assert set(classes(root)) == {"a/x", "b/y"}
+
+
+def test_a_link_that_points_to_itself_is_not_there(tmp_path: Path) -> None:
+    root = touch(tmp_path, "a/1.png", "b/1.png")
+    for link in (root / "self", root / "a" / "self", root / "b" / "self.png"):
+        link.symlink_to(link.name)
+    found = classes(root)
+    assert [item.key for one in found.values() for item in one.items] == ["a/1.png", "b/1.png", "b/self.png"]
+    with pytest.raises(UndecodableError, match="too many levels of symbolic links"):
+        decode_image(found["b"].items[1].place, 8, "grey")
+    assert len(open_source(str(root)).fingerprint()) == 64
 
 
 def test_a_link_to_classes_elsewhere_is_followed(tmp_path: Path) -> None:
