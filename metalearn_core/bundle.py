@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +14,19 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.storage import file_digest, new_folder, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from metalearn_core.data.episodes import EpisodeShape
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.learners.contract import Learner
 
 DESCRIPTION_NAME, WEIGHTS_NAME, SUMS_NAME = "bundle.json", "weights.safetensors", "bundle.sha256"
+IMAGES_NAME = "training_images.safetensors"
 FORMAT_VERSION = 1
-_CONTENT = (DESCRIPTION_NAME, WEIGHTS_NAME)
+_REQUIRED = (DESCRIPTION_NAME, WEIGHTS_NAME)
+_CONTENT = (*_REQUIRED, IMAGES_NAME)
+_IMAGES_TENSOR = "fingerprints"
 _REGISTERED = re.compile(
     r"(?:models:/)?(?P<name>[^/@:]+)@(?P<alias>[^/@:]+)|models:/(?P<name_>[^/@:]+)/(?P<version>[0-9]+)"
 )
@@ -88,6 +94,7 @@ def save_bundle(
     *,
     episode: "EpisodeShape",
     lineage: "Lineage | Mapping[str, Any]",
+    training_images: Sequence[bytes] | None = None,
 ) -> str:
     """Write the bundle folder `path` whole, and return its digest. A bundle that is there already is replaced.
 
@@ -97,6 +104,8 @@ def save_bundle(
         spec: what it was made from.
         episode: the shape of the episodes that it is meant for.
         lineage: a `Lineage`, or its fields.
+        training_images: content hashes of the examples that it was trained on (`EpisodeDataset.example_hashes`), so
+            that none of them is tested on; their first eight bytes are kept. None: they are not known.
 
     Raises:
         UsageError: there is something else at `path`, or a field of the lineage is unknown.
@@ -120,8 +129,9 @@ def save_bundle(
     with new_folder(path) as folder:
         write_json(folder / DESCRIPTION_NAME, description.model_dump(mode="json"))
         write_bytes(folder / WEIGHTS_NAME, save(weights))
-        lines = [f"{file_digest(folder / name)}  {name}\n" for name in _CONTENT]
-        write_bytes(folder / SUMS_NAME, "".join(lines).encode())
+        if training_images is not None:
+            write_bytes(folder / IMAGES_NAME, _packed(training_images))
+        write_bytes(folder / SUMS_NAME, _sums(folder))
         if path.exists():
             shutil.rmtree(path)
     return verify_bundle(path)
@@ -145,7 +155,7 @@ def verify_bundle(path: Path) -> str:
     """
     if not path.is_dir():
         raise MetalearnError(f"bundle: there is no folder {path}")
-    for name in (DESCRIPTION_NAME, WEIGHTS_NAME, SUMS_NAME):
+    for name in (*_REQUIRED, SUMS_NAME):
         if not (path / name).is_file():
             raise MetalearnError(f"bundle {path}: {name} is missing")
     content = read_json(path / DESCRIPTION_NAME, "bundle")
@@ -158,12 +168,51 @@ def verify_bundle(path: Path) -> str:
     if strange := sorted(entry.name for entry in path.iterdir() if entry.name not in {*_CONTENT, SUMS_NAME}):
         raise MetalearnError(f"bundle {path}: holds {strange[0]!r}, which is no part of a bundle: it is not loaded")
     sums = (path / SUMS_NAME).read_bytes()
-    expected = "".join(f"{file_digest(path / name)}  {name}\n" for name in _CONTENT).encode()
+    if IMAGES_NAME.encode() in sums and not (path / IMAGES_NAME).is_file():
+        raise MetalearnError(f"bundle {path}: {IMAGES_NAME} is missing")
+    expected = _sums(path)
     if sums != expected:
         damaged = [line.split()[-1] for line in expected.decode().splitlines() if line.encode() not in sums]
         what = f"{damaged[0]} is not what {SUMS_NAME} says" if damaged else f"{SUMS_NAME} is not as it was written"
         raise MetalearnError(f"bundle {path}: {what}: it is damaged")
     return hashlib.sha256(sums).hexdigest()
+
+
+def read_training_images(path: Path) -> "NDArray[np.int64]":
+    """Return the `fingerprints` (n,) of the examples that a model was trained on; imports no torch.
+
+    None, (0,), where the bundle does not know them.
+
+    Raises:
+        MetalearnError: what `verify_bundle` raises, or the file holds something else.
+    """
+    import numpy as np
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    verify_bundle(path)
+    if not (path / IMAGES_NAME).exists():
+        return np.empty(0, np.int64)
+    try:
+        return np.asarray(load((path / IMAGES_NAME).read_bytes())[_IMAGES_TENSOR], np.int64)
+    except (SafetensorError, KeyError) as error:
+        raise MetalearnError(f"bundle {path}: {IMAGES_NAME} holds no tensor {_IMAGES_TENSOR!r}: {error}") from None
+
+
+def _packed(content_hashes: Sequence[bytes]) -> bytes:
+    """Return the file of training images: one tensor (n,) int64 of distinct fingerprints, ascending."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    from metalearn_core.data.fingerprints import fingerprints
+
+    return bytes(save({_IMAGES_TENSOR: np.unique(fingerprints(content_hashes))}))
+
+
+def _sums(folder: Path) -> bytes:
+    """Return what `bundle.sha256` has to say: a line a file, as sha256sum writes it."""
+    present = [name for name in _CONTENT if name in _REQUIRED or (folder / name).exists()]
+    return "".join(f"{file_digest(folder / name)}  {name}\n" for name in present).encode()
 
 
 def load_bundle(path: Path) -> "tuple[Learner, BundleDescription]":

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metalearn_core.bundle import BundleDescription, read_bundle, verify_bundle
+from metalearn_core.bundle import BundleDescription, read_bundle, read_training_images, verify_bundle
 from metalearn_core.bundle_fetch import fetch_bundle
 from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, UsageError
@@ -88,6 +88,7 @@ class _Contender:
         if self.digest != version.tags.get(DIGEST_TAG, self.digest):
             raise MetalearnError(f"version {self.number} of {name}: its bundle is not the one that was registered")
         self.description: BundleDescription = read_bundle(self.folder)
+        self.training_images = read_training_images(self.folder)
 
 
 def promote(
@@ -154,7 +155,10 @@ def _judge(
     checks_passed: bool | None,
 ) -> Promotion:
     """Return the outcome with the gate's decision in it; what cannot be compared is a reason, not a failure."""
+    import numpy as np
+
     from metalearn_core.bundle import load_bundle
+    from metalearn_core.data.subset import seen_classes
     from metalearn_core.evaluation.evaluate import check_fit
 
     learner, _ = load_bundle(candidate.folder)
@@ -168,15 +172,16 @@ def _judge(
         if reason := _incomparable(candidate, champion, protocol):
             return _refused(outcome, f"{reason}: {_remedy(outcome)}")
     contenders = [candidate, champion] if champion else [candidate]
-    seen = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
+    trained_on = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
+    images = np.concatenate([one.training_images for one in contenders])
+    seen = seen_classes(dataset, protocol.split, trained_on, images)
     try:
         return _measured(outcome, candidate, champion, dataset, protocol, checks_passed, seen)
     except UsageError as error:
-        left_out = sum(entry.digest in seen for entry in dataset.manifest.of_split(protocol.split))
-        if not left_out:
+        if not seen:
             raise
-        why = f"{left_out} test classes are left out, since a model was trained on them; then {error}"
-        return _refused(outcome, f"the candidate cannot be judged: {why}")
+        why = f"{len(seen)} test classes are left out, since a model was trained on them or on images of theirs"
+        return _refused(outcome, f"the candidate cannot be judged: {why}; then {error}")
 
 
 def _incomparable(candidate: _Contender, champion: _Contender, protocol: "Protocol") -> str | None:

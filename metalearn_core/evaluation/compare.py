@@ -4,13 +4,14 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
-from metalearn_core.bundle import load_bundle
+from metalearn_core.bundle import load_bundle, read_training_images
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import Record
 from metalearn_core.data.sampler import EpisodeSampler
-from metalearn_core.data.subset import without_classes
+from metalearn_core.data.subset import seen_classes, without_classes
 from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.evaluate import Protocol, check_fit, domain_samplers, make_sampler
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
@@ -84,7 +85,7 @@ def compare(
         a, b: the learners, of any kind, made for examples of the same shape.
         dataset: the examples.
         protocol: what to measure on.
-        exclude_classes: content hashes of classes to leave out, since a model was trained on them.
+        exclude_classes: content hashes of classes to leave out, since a model has seen them: `seen_classes`.
         alpha: the interval has confidence 1 − alpha. For the k-th look at the same classes: `statistics.look_alpha`.
         names: of a and b, for the conclusion.
 
@@ -129,14 +130,18 @@ def compare(
 def compare_bundles(
     a: Path, b: Path, dataset: EpisodeDataset, protocol: Protocol, *, alpha: float = 0.05
 ) -> Comparison:
-    """Compare the models of two bundle folders, without the test classes that either was trained on.
+    """Compare the models of two bundle folders, without the test classes that either has seen.
+
+    Those are the classes that it was trained on, and all that share an image with its training.
 
     Raises:
         MetalearnError: what `load_bundle` and `compare` raise.
     """
     (learner_a, one), (learner_b, other) = load_bundle(a), load_bundle(b)
     names = (one.learner, other.learner) if one.learner != other.learner else ("model A", "model B")
-    seen = {*one.lineage.training_class_digests, *other.lineage.training_class_digests}
+    trained_on = {*one.lineage.training_class_digests, *other.lineage.training_class_digests}
+    images = np.concatenate([read_training_images(a), read_training_images(b)])
+    seen = seen_classes(dataset, protocol.split, trained_on, images)
     return compare(learner_a, learner_b, dataset, protocol, exclude_classes=seen, alpha=alpha, names=names)
 
 
@@ -150,7 +155,8 @@ def _samplers(
         if not excluded:
             raise
         raise UsageError(
-            f"{excluded} {protocol.split} classes are left out, since a model was trained on them; then {error}"
+            f"{excluded} {protocol.split} classes are left out, since a model was trained on them or on images of "
+            f"theirs; then {error}"
         ) from None
 
 

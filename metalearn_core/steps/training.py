@@ -100,6 +100,7 @@ def _train(
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.episodes import EpisodeShape
+    from metalearn_core.data.subset import split_hashes
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.training.loop import fit
 
@@ -120,6 +121,7 @@ def _train(
             "training_class_digests": [entry.digest for entry in dataset.manifest.of_split("train")],
             "mlflow_run_id": run_id,
         },
+        training_images=split_hashes(dataset, "train"),
     )
     return {
         "learner": spec.learner,

@@ -54,6 +54,7 @@ def make_bundle(
     guesses: bool = False,
     learner: str = "protonet",
     seen: Sequence[str] | None = None,
+    images: Sequence[bytes] | None = None,
 ) -> Path:
     """Save a learner with random weights, which is well above chance here; or one that guesses: all weights zero."""
     spec = LearnerSpec(learner=learner, backbone="mlp", backbone_options={"hidden": (32,)})
@@ -64,7 +65,7 @@ def make_bundle(
                 parameter.zero_()
     classes = [entry.digest for entry in dataset.manifest.of_split("train")] if seen is None else list(seen)
     lineage = {"dataset_digest": dataset.digest, "seed": seed, "training_class_digests": classes}
-    save_bundle(path, made, spec, episode=EpisodeShape(3, 1, 3), lineage=lineage)
+    save_bundle(path, made, spec, episode=EpisodeShape(3, 1, 3), lineage=lineage, training_images=images)
     return path
 
 

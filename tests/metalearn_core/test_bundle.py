@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from metalearn_core.bundle import (
     Lineage,
     load_bundle,
     read_bundle,
+    read_training_images,
     resolve_model,
     save_bundle,
     verify_bundle,
@@ -28,10 +30,15 @@ LINEAGE = Lineage(
 )
 
 
+FILES = ("bundle.json", "weights.safetensors", "training_images.safetensors", "bundle.sha256")
+IMAGES = [hashlib.sha256(bytes([number])).digest()[:16] for number in (7, 3, 7, 200)]
+
+
 def save(path, learner="protonet", **options):
     spec = LearnerSpec(learner=learner, options=options, backbone_options={"width": 8})
     made = make_learner(spec, SPEC, way=5, seed=1)
-    return save_bundle(path, made, spec, episode=EpisodeShape(5, 1, 15), lineage=LINEAGE), made
+    digest = save_bundle(path, made, spec, episode=EpisodeShape(5, 1, 15), lineage=LINEAGE, training_images=IMAGES)
+    return digest, made
 
 
 @pytest.mark.parametrize("name", ["protonet", "maml"])
@@ -54,6 +61,26 @@ def test_the_digest_depends_on_the_content_alone(tmp_path):
     other, _ = save(tmp_path / "three", learning_rate=0.5)
     assert first == second != other
     assert first == hashlib.sha256((tmp_path / "one" / "bundle.sha256").read_bytes()).hexdigest()
+
+
+def test_the_images_of_its_training_are_kept_once_each_and_count_for_the_digest(tmp_path):
+    digest, learner = save(tmp_path / "b")
+    kept = read_training_images(tmp_path / "b")
+    assert kept.tolist() == sorted({int.from_bytes(one[:8], "little", signed=True) for one in IMAGES})
+    description = {"episode": EpisodeShape(5, 1, 15), "lineage": LINEAGE}
+    spec = LearnerSpec(learner="protonet", backbone_options={"width": 8})
+    assert save_bundle(tmp_path / "without", learner, spec, **description) != digest
+    assert read_training_images(tmp_path / "without").tolist() == []
+    assert load_bundle(tmp_path / "without")[1] == load_bundle(tmp_path / "b")[1]
+
+
+def test_images_that_were_added_later_are_not_believed(tmp_path):
+    _, learner = save(tmp_path / "a")
+    spec = LearnerSpec(learner="protonet", backbone_options={"width": 8})
+    save_bundle(tmp_path / "b", learner, spec, episode=EpisodeShape(5, 1, 15), lineage=LINEAGE)
+    shutil.copy(tmp_path / "a" / "training_images.safetensors", tmp_path / "b")
+    with pytest.raises(MetalearnError, match=r"training_images\.safetensors is not what"):
+        verify_bundle(tmp_path / "b")
 
 
 def test_sha256sum_can_check_a_bundle(tmp_path):
@@ -83,7 +110,7 @@ def test_an_unknown_field_of_the_lineage_is_refused(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "weights.safetensors", "bundle.sha256"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("place", [0.01, 0.5, 0.99])
 def test_one_flipped_bit_is_noticed(tmp_path, name, place):
     save(tmp_path / "b")
@@ -97,7 +124,7 @@ def test_one_flipped_bit_is_noticed(tmp_path, name, place):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "weights.safetensors", "bundle.sha256"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_missing_or_cut_file_is_named(tmp_path, name):
     save(tmp_path / "b")
     path = tmp_path / "b" / name
@@ -111,8 +138,7 @@ def test_a_missing_or_cut_file_is_named(tmp_path, name):
 
 def reseal(folder):
     """Bring the digests up to date after a change, as whoever wrote such a bundle would have."""
-    names = ("bundle.json", "weights.safetensors")
-    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in FILES[:-1]]
     (folder / "bundle.sha256").write_text("".join(lines))
 
 
@@ -164,8 +190,9 @@ def test_a_pickle_beside_the_weights_is_refused(tmp_path):
 def test_verifying_needs_no_torch(tmp_path):
     save(tmp_path / "b")
     code = (
-        "import sys, pathlib; from metalearn_core.bundle import read_bundle, verify_bundle\n"
-        f"path = pathlib.Path({str(tmp_path / 'b')!r}); verify_bundle(path); read_bundle(path)\n"
+        "import sys, pathlib; from metalearn_core.bundle import read_bundle, read_training_images, verify_bundle\n"
+        f"path = pathlib.Path({str(tmp_path / 'b')!r})\n"
+        "verify_bundle(path); read_bundle(path); read_training_images(path)\n"
         "assert 'torch' not in sys.modules and 'mlflow' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

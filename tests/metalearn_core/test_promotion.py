@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from metalearn_core import promotion, registry
 from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.subset import split_hashes
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.evaluation.evaluate import Protocol
 from metalearn_core.gate import GateRules
@@ -173,6 +174,20 @@ def test_test_classes_that_a_model_has_seen_are_left_out(
     assert (outcome.comparison["classes"], outcome.comparison["excluded_classes"]) == (4, 4)
     assert outcome.evaluation is not None
     assert len({entry["name"] for entry in outcome.evaluation["by_class"]}) == 4
+
+
+def test_test_classes_that_share_an_image_with_the_training_of_a_model_are_left_out(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, tmp_path: Path
+) -> None:
+    tested = split_hashes(small_dataset, "test")
+    count = small_dataset.manifest.of_split("test")[0].count
+    champion = workshop.make_bundle(tmp_path / "a", small_dataset, guesses=True, images=tested[:1])
+    install_champion(workshop, client, "shared", champion)
+    candidate = workshop.make_bundle(tmp_path / "b", small_dataset, images=[*tested[1:3], *tested[count : count + 1]])
+    workshop.register(candidate, "shared")
+    outcome = registry.promote("shared", "candidate", small_dataset, workshop.PROTOCOL)
+    assert outcome.comparison is not None
+    assert outcome.comparison["excluded_classes"] == 2
 
 
 def test_too_few_unseen_test_classes_are_a_recorded_reason(

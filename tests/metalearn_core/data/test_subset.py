@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metalearn_core.data.build import build_dataset
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.fingerprints import fingerprints
+from metalearn_core.data.manifest import BuildOptions, Split
+from metalearn_core.data.subset import seen_classes, split_hashes, without_classes
+
+SPLITS: dict[str, Split] = {"a": "train", "b": "train", "c": "validation", "d": "test"}
+
+
+def build(folder: Path, splits: dict[str, Split], pictures: int) -> EpisodeDataset:
+    """Build a dataset of classes whose n-th picture is always the same."""
+    for name in splits:
+        (folder / "source" / name).mkdir(parents=True)
+        for number in range(pictures):
+            pixels = np.random.default_rng([number, *name.encode()]).integers(0, 256, (8, 8))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "source" / name / f"{number}.png")
+    options = BuildOptions(image_size=8, split_file=tuple(splits.items()), rotations="none")
+    build_dataset(str(folder / "source"), folder / "dataset", options, workers=1)
+    return EpisodeDataset.open(folder / "dataset")
+
+
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory: pytest.TempPathFactory) -> EpisodeDataset:
+    return build(tmp_path_factory.mktemp("before"), SPLITS, 3)
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> EpisodeDataset:
+    """The same classes with a picture more each, of which one trained class is a test class now."""
+    return build(tmp_path_factory.mktemp("after"), {"a": "train", "b": "test", "c": "train", "d": "test"}, 4)
+
+
+def test_a_class_that_gained_a_picture_since_training_is_known_by_its_others(
+    trained_on: EpisodeDataset, grown: EpisodeDataset
+) -> None:
+    digests = {entry.digest for entry in trained_on.manifest.of_split("train")}
+    assert not digests & {entry.digest for entry in grown.manifest.classes}
+    seen = seen_classes(grown, "test", digests, fingerprints(split_hashes(trained_on, "train")))
+    assert [entry.name for entry in grown.manifest.of_split("test") if entry.digest in seen] == ["b"]
+    left = without_classes(grown, "test", seen)
+    assert [entry.name for entry in left.manifest.of_split("test")] == ["d"]
+
+
+def test_a_whole_class_is_known_by_its_digest_alone(grown: EpisodeDataset) -> None:
+    digest = grown.manifest.of_split("test")[1].digest
+    assert seen_classes(grown, "test", {digest, "of another dataset"}, fingerprints([])) == {digest}
+
+
+def test_the_hashes_of_a_split_are_those_of_its_examples_also_where_classes_were_left_out(
+    grown: EpisodeDataset,
+) -> None:
+    first, second = grown.manifest.of_split("test")
+    whole = split_hashes(grown, "test")
+    assert len(set(whole)) == first.count + second.count
+    assert split_hashes(without_classes(grown, "test", {first.digest}), "test") == whole[first.count :]
