@@ -66,7 +66,8 @@ def read_split_file(path: Path) -> tuple[tuple[str, Split], ...]:
 
     Raises:
         MetalearnError: it cannot be read.
-        UsageError: a column is missing, a split is none of train, validation and test, or a class stands twice.
+        UsageError: it is no CSV, a column or a row's class is missing, a split is none of train, validation and test,
+            or a class stands twice.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -77,6 +78,13 @@ def read_split_file(path: Path) -> tuple[tuple[str, Split], ...]:
     except OSError as error:
         raise MetalearnError(f"split file {path}: {(error.strerror or str(error)).lower()}") from None
     table = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        return _split_rows(path, table)
+    except csv.Error as error:
+        raise UsageError(f"split file {path}, line {table.reader.line_num}: is no CSV: {error}") from None
+
+
+def _split_rows(path: Path, table: "csv.DictReader[str]") -> tuple[tuple[str, Split], ...]:
     columns = table.fieldnames or []
     for column in ("class", "split"):
         if column not in columns:
@@ -85,6 +93,8 @@ def read_split_file(path: Path) -> tuple[tuple[str, Split], ...]:
     for row in table:
         name, split = row["class"], row["split"]
         where = f"split file {path}, line {table.line_num}"
+        if name is None:
+            raise UsageError(f"{where}: no class: the row ends before that column")
         if split not in SPLITS:
             raise UsageError(f"{where}: split {split!r}: expected {', '.join(SPLITS)}")
         if name in rows:

@@ -5,7 +5,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +29,7 @@ class TableSource(Source):
     any order and memory holds an index alone.
 
     Raises:
-        MetalearnError: a file is no Parquet, or lacks a column.
+        MetalearnError: a file is no Parquet, lacks a column, or holds images where the first holds features.
     """
 
     def __init__(self, location: str, path: Path) -> None:
@@ -39,6 +39,10 @@ class TableSource(Source):
         for file, schema in zip(self.files, schemas, strict=True):
             _require_columns(file, schema)
         self.modality = "image" if "image" in schemas[0].names else "vector"
+        self._value: Literal["image", "features"] = "image" if self.modality == "image" else "features"
+        for file, schema in zip(self.files, schemas, strict=True):
+            if self._value not in schema.names:
+                raise MetalearnError(f"source {file}: no column {self._value!r}, as {self.files[0].name} beside it has")
         self._names = _label_names(schemas[0])
         self._spill = Path()
         self._sizes: Counter[int] = Counter()
@@ -74,12 +78,11 @@ class TableSource(Source):
 
     def _rows(self, file: Path, spill: BinaryIO) -> Iterator[tuple[str, str, Item]]:
         """Copy the examples of a file to the spill; yield class, domain and item of each row."""
-        value = "image" if self.modality == "image" else "features"
         row = 0
         try:
             with pq.ParquetFile(file) as table:
                 label = _label_column(table.schema_arrow)
-                wanted = [name for name in (value, label, "domain", "id") if name in table.schema_arrow.names]
+                wanted = [name for name in (self._value, label, "domain", "id") if name in table.schema_arrow.names]
                 for batch in table.iter_batches(_BATCH_ROWS, columns=wanted):
                     columns = {name: batch.column(name) for name in wanted}
                     for position in range(batch.num_rows):

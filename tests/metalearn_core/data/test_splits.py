@@ -93,6 +93,9 @@ def test_split_file_is_read_sorted(tmp_path: Path) -> None:
         ("class,split\na,training\n", "line 2: split 'training': expected train, validation, test"),
         ("class,split\na,train\na,test\n", "line 3: class 'a' stands there twice"),
         ("class,split\na\n", "line 2: split None"),
+        ("split,class\ntrain\ntest,a\n", "line 2: no class: the row ends before that column"),
+        pytest.param(f"class,split\n{'a' * 131_073},train\n", "line 2: is no CSV: field larger", id="long name"),
+        pytest.param(f"{'a' * 131_073},split\na,train\n", "line 1: is no CSV: field larger", id="long column"),
     ],
 )
 def test_wrong_split_file_is_one_clear_line(tmp_path: Path, content: str, message: str) -> None:

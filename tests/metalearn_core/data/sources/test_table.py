@@ -113,3 +113,14 @@ def test_a_constant_feature_is_not_blown_up(tmp_path: Path) -> None:
     train = dataset.examples[: sum(entry.count for entry in manifest.of_split("train"))].double()
     assert manifest.spec.std[0] == 1
     assert manifest.spec.std[1] == pytest.approx(train[:, 1].std(correction=0).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("first", "second"), [("image", "features"), ("features", "image")])
+def test_images_and_features_in_one_folder_are_refused(tmp_path: Path, first: str, second: str) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    values: dict[str, object] = {"image": png(0), "features": [1.0, 2.0]}
+    for name, column in (("1.parquet", first), ("2.parquet", second)):
+        write(folder / name, [{column: values[column], "label": label} for label in range(3)])
+    with pytest.raises(MetalearnError, match=f"2.parquet: no column '{first}', as 1.parquet beside it has"):
+        build_dataset(str(folder), tmp_path / "out")
