@@ -61,6 +61,7 @@ def decode_image(file: Path | str | bytes | BinaryIO, image_size: int, color: Co
     """
     try:
         with _open(file) as image:
+            image.draft(None, (2 * image_size, 2 * image_size))  # a large JPEG is decoded at a fraction of its size
             return standard_image(image, image_size, color)
     except UndecodableError:
         raise
@@ -69,8 +70,10 @@ def decode_image(file: Path | str | bytes | BinaryIO, image_size: int, color: Co
 
 
 def standard_image(image: Image.Image, image_size: int, color: Color) -> Example:
-    """Return an opened image as uint8 (c, image_size, image_size), upright, on white where it is transparent."""
-    image.draft(None, (2 * image_size, 2 * image_size))
+    """Return an image as uint8 (c, image_size, image_size), upright, on white where it is transparent.
+
+    The image stays as it is.
+    """
     pixels = _flatten(ImageOps.exif_transpose(image), color)
     if pixels.size != (image_size, image_size):
         pixels = pixels.resize((image_size, image_size), Image.Resampling.BICUBIC, reducing_gap=3.0)

@@ -1,10 +1,11 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn_core.data.decode import decode_image, is_grey_image
+from metalearn_core.data.decode import decode_image, is_grey_image, standard_image
 from metalearn_core.data.sources.contract import UndecodableError
 
 SIZE = 8
@@ -113,3 +114,12 @@ def test_grey_is_told_from_colour_by_mode_and_palette() -> None:
     assert is_grey_image(encoded(Image.new("1", (4, 4))))
     assert is_grey_image(encoded(grey_palette))
     assert not is_grey_image(encoded(Image.new("RGB", (4, 4))))
+
+
+def test_an_image_of_the_callers_stays_as_it_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 300, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.jpg")
+    with Image.open(tmp_path / "large.jpg") as opened, Image.open(tmp_path / "large.jpg") as untouched:
+        assert standard_image(opened, SIZE, "grey").shape == (1, SIZE, SIZE)
+        assert (opened.size, opened.mode) == (untouched.size, untouched.mode)
+        assert np.array_equal(np.asarray(opened), np.asarray(untouched))
