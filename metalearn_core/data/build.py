@@ -69,7 +69,8 @@ def build_dataset(
 
     Raises:
         UsageError: an option is wrong, or does not fit the classes.
-        MetalearnError: the source is missing, empty, of one class only, or unreadable for too large a share.
+        MetalearnError: the source is missing, empty, of one class only, or unreadable for too large a share; or another
+            build put another dataset at `out` meanwhile.
     """
     _check(options)
     earlier = _earlier_splits(split_from)
@@ -79,8 +80,14 @@ def build_dataset(
     with _named_errors(out), private_folder(out) as folder:
         manifest = _build(opened, folder, options, workers, earlier)
         write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
-    emit("progress", "build", done=1.0, total=1.0, text=f"{len(manifest.classes)} classes")
-    return manifest
+    there = read_manifest(out)
+    if there.digest != manifest.digest:
+        raise MetalearnError(
+            f"{out}: another build put dataset {there.digest} there meanwhile, this one was to be {manifest.digest}: "
+            "choose another folder"
+        )
+    emit("progress", "build", done=1.0, total=1.0, text=f"{len(there.classes)} classes")
+    return there
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import pytest
 from metalearn_core.data.build import build_dataset
 from metalearn_core.data.build_folder import private_folder
 from metalearn_core.data.dataset import EpisodeDataset
-from metalearn_core.data.manifest import BuildOptions
-from metalearn_core.errors import one_line
+from metalearn_core.data.manifest import BuildOptions, read_manifest
+from metalearn_core.errors import MetalearnError, one_line
+from metalearn_core.storage import write_json
 
 PROGRAM = """
 import resource, sys
@@ -63,6 +64,29 @@ def test_two_builds_at_once_leave_one_whole_dataset(image_folder: Path, tmp_path
     assert all("is there already" in error or not error for error in errors)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert len(EpisodeDataset.open(tmp_path / "out").examples) == 24 * 8
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_build_that_is_overtaken_says_so_where_the_other_dataset_differs(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    out, options = tmp_path / "out", BuildOptions(image_size=12)
+    overtaking = []
+
+    def overtaken(path: Path, value: object) -> None:
+        monkeypatch.setattr("metalearn_core.data.build.write_json", write_json)
+        other = options if same else BuildOptions(image_size=13)
+        overtaking.append(build_dataset(str(image_folder), out, other))
+        write_json(path, value)
+
+    monkeypatch.setattr("metalearn_core.data.build.write_json", overtaken)
+    if same:
+        assert build_dataset(str(image_folder), out, options) == overtaking[0]
+    else:
+        with pytest.raises(MetalearnError, match=r"out: another build put dataset \w{32} there meanwhile"):
+            build_dataset(str(image_folder), out, options)
+    assert read_manifest(out) == overtaking[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_live_build_is_not_swept_by_another(tmp_path: Path) -> None:
