@@ -3,7 +3,8 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,15 +127,34 @@ def save_bundle(
     if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= {*_CONTENT, SUMS_NAME}):
         raise UsageError(f"bundle {path}: there is something else already: give another place")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
-    with new_folder(path) as folder:
+    with _replacement(path) as folder:
         write_json(folder / DESCRIPTION_NAME, description.model_dump(mode="json"))
         write_bytes(folder / WEIGHTS_NAME, save(weights))
         if training_images is not None:
             write_bytes(folder / IMAGES_NAME, _packed(training_images))
         write_bytes(folder / SUMS_NAME, _sums(folder))
-        if path.exists():
-            shutil.rmtree(path)
     return verify_bundle(path)
+
+
+@contextmanager
+def _replacement(path: Path) -> Iterator[Path]:
+    """Yield a new folder that takes the place of what is at `path`, which is moved aside only then, and removed last.
+
+    Where the new one cannot take its place, the old one goes back. A process that is killed between the two moves
+    leaves the old one beside as `.NAME.old`; the next replacement clears it away.
+    """
+    aside = path.with_name(f".{path.name}.old")
+    try:
+        with new_folder(path) as folder:
+            yield folder
+            if path.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+    except BaseException:
+        if not path.exists() and aside.exists():
+            aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def read_bundle(path: Path) -> BundleDescription:

@@ -1,8 +1,10 @@
+import errno
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +100,37 @@ def test_saving_again_replaces_a_bundle_but_nothing_else(tmp_path):
     with pytest.raises(UsageError, match="something else"):
         save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter.txt").exists()
+
+
+def test_where_a_bundle_cannot_be_replaced_the_old_one_stays(tmp_path, monkeypatch):
+    digest, _ = save(tmp_path / "b")
+    rename = Path.rename
+
+    def full_disk(source, target):
+        if source.name.endswith(".tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path / "b", learning_rate=0.5)
+    assert verify_bundle(tmp_path / "b") == digest
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_replacement_that_was_killed_loses_nothing_and_is_cleared_away_by_the_next(tmp_path):
+    digest, _ = save(tmp_path / "b")
+    code = (
+        "import os, pathlib, sys; from metalearn_core.bundle import _replacement\n"
+        "with _replacement(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    pathlib.Path.rename = lambda source, target: (os.rename(source, target), os._exit(9))"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=False)
+    assert killed.returncode == 9
+    (aside,) = tmp_path.glob(".b.old")
+    assert verify_bundle(aside) == digest
+    assert save(tmp_path / "b")[0] == digest
+    assert not aside.exists()
 
 
 def test_an_unknown_field_of_the_lineage_is_refused(tmp_path):
