@@ -27,7 +27,8 @@ class BuildOptions(Record):
 
     Attributes:
         image_size: height and width in pixels of the stored images.
-        color: `grey` (1 channel), `rgb` (3), or `auto`: grey where every image that was looked at is.
+        color: `grey` (1 channel), `rgb` (3), or `auto`: grey where all of 64 images are, evenly spaced over the
+            source (of fewer, all are looked at); a coloured one among the others is then stored in grey.
         split_by: whole classes, or whole domains, go to a split; `auto` lets the source and its domains decide.
         split_file: the content of a CSV file with the columns class and split, as (class, split) pairs; overrides
             split_by.

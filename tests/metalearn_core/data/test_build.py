@@ -79,6 +79,14 @@ def test_one_coloured_file_makes_a_small_source_rgb(tmp_path: Path) -> None:
     assert len(manifest.spec.mean) == 3
 
 
+def test_of_a_large_source_64_files_decide_on_the_colour(tmp_path: Path) -> None:
+    source = write_classes(tmp_path / "source", ["a", "b"], 40)
+    class_image("a", 4).convert("RGB").save(source / "a" / "04.png")  # the 5th of 80 lies between two that are seen
+    assert build_dataset(str(source), tmp_path / "grey", OPTIONS).options.color == "grey"
+    class_image("a", 0).convert("RGB").save(source / "a" / "00.png")
+    assert build_dataset(str(source), tmp_path / "rgb", OPTIONS).options.color == "rgb"
+
+
 def test_classes_stand_by_split_then_name_and_each_has_a_row_group(dataset_folder: Path) -> None:
     manifest = read_manifest(dataset_folder)
     order = [(("train", "validation", "test").index(entry.split), entry.name) for entry in manifest.classes]
