@@ -137,3 +137,11 @@ def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
     with explained():
         for key, value in tags.items():
             mlflow_client.set_model_version_tag(name, version, key, value[:LONGEST_TAG])
+
+
+def untag_version(name: str, version: str, tag: str) -> None:
+    """Take a tag off a version; nothing happens where there is none."""
+    mlflow_client = client()
+    with explained():
+        if tag in mlflow_client.get_model_version(name, version).tags:
+            mlflow_client.delete_model_version_tag(name, version, tag)

@@ -1,6 +1,7 @@
 """Who is the champion: the gate compares a candidate with it on the same test episodes, and a rollback undoes it."""
 
 import json
+import shlex
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from metalearn_core.model_versions import (
     find_version,
     set_alias,
     tag_version,
+    untag_version,
 )
 from metalearn_core.storage import text_digest
 from metalearn_core.tracking_server import client, explained, lock
@@ -99,6 +101,7 @@ def promote(
     rules: GateRules | None = None,
     *,
     checks_passed: bool | None = None,
+    after_rollback: bool = False,
 ) -> Promotion:
     """Let the gate decide whether a version becomes the champion, and keep the decision, whichever way it goes.
 
@@ -114,6 +117,8 @@ def promote(
         protocol: the episodes; its split must be test, its mode inductive.
         rules: of the gate.
         checks_passed: whether the dataset passed its quality checks; None where they were not made.
+        after_rollback: judge a version also where it was rolled back before: a person asks for it. Otherwise that is
+            a reason against it, or the next run of the same pipeline would undo the rollback.
 
     Raises:
         UsageError: the candidate cannot take episodes of this dataset, or the protocol is not one for a gate.
@@ -142,6 +147,8 @@ def promote(
         )
         if champion == outcome.version:
             return outcome
+        if ROLLED_BACK_TAG in version.tags and not after_rollback:
+            return _commit(_refused(outcome, _rolled_back(outcome, version)), version.run_id or None)
         contender = _Contender(model_name, version)
         outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
         return _commit(outcome, contender.run_id)
@@ -182,6 +189,14 @@ def _judge(
             raise
         why = f"{len(seen)} test classes are left out, since a model was trained on them or on images of theirs"
         return _refused(outcome, f"the candidate cannot be judged: {why}; then {error}")
+
+
+def _rolled_back(outcome: Promotion, version: Any) -> str:
+    """Return why a version that was rolled back does not become the champion again by itself."""
+    record = json.loads(version.tags[ROLLED_BACK_TAG])
+    command = shlex.join(["metalearn", "promote", f"models:/{outcome.model_name}/{outcome.version}"])
+    when, why = record["when"][:10], record["reason"]
+    return f"version {outcome.version} was rolled back on {when} ({why}): {command} asks for it again"
 
 
 def _incomparable(candidate: _Contender, champion: _Contender, protocol: "Protocol") -> str | None:
@@ -313,6 +328,7 @@ def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
     if before:
         set_alias(name, PREVIOUS, before)
     set_alias(name, CHAMPION, outcome.version)
+    untag_version(name, outcome.version, ROLLED_BACK_TAG)
     return outcome
 
 

@@ -66,8 +66,9 @@ def promote(
 ) -> bool:
     """Let the gate decide on a version, write the file `decision`, and return whether it is the champion now.
 
-    A version that is the champion already is a success: nothing is evaluated, and nothing is counted as a look. The
-    dataset's checks have passed, or the pipeline would have ended at them.
+    A version that is the champion already is a success: nothing is evaluated, and nothing is counted as a look. One
+    that was rolled back is refused: the same run again must not undo a person's decision. The dataset's checks have
+    passed, or the pipeline would have ended at them.
 
     Raises:
         MetalearnError: what `metalearn_core.promotion.promote` raises.
@@ -94,7 +95,7 @@ def promote(
 def promote_model(
     model: str, dataset: Path | None, shape: Mapping[str, int], episodes: int, seed: int, gate: Mapping[str, Any]
 ) -> "Promotion":
-    """Let the gate decide on a registered model outside a pipeline.
+    """Let the gate decide on a registered model outside a pipeline, also on one that was rolled back.
 
     Args:
         model: `name@alias`, `models:/name@alias` or `models:/name/version`.
@@ -120,4 +121,4 @@ def promote_model(
         split="test", **{**description.episode.model_dump(), **shape}, episodes=episodes, seed=seed
     )
     rules = gate_rules(gate)
-    return promotion.promote(*address, EpisodeDataset.open(folder), protocol, rules)
+    return promotion.promote(*address, EpisodeDataset.open(folder), protocol, rules, after_rollback=True)

@@ -101,6 +101,26 @@ def test_a_better_candidate_takes_the_place_and_a_rollback_gives_it_back(
         registry.rollback("better")
 
 
+def test_a_version_that_was_rolled_back_becomes_champion_again_only_when_a_person_asks(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
+) -> None:
+    install_champion(workshop, client, "undone", guessing)
+    workshop.register(good, "undone")
+    assert registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL).promoted
+    registry.rollback("undone", "complaints from the field")
+    workshop.register(good, "undone")  # as the same pipeline run again does
+    refused = registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL)
+    assert not refused.promoted
+    assert "version 2 was rolled back" in refused.reasons[0] and "complaints from the field" in refused.reasons[0]
+    assert "metalearn promote models:/undone/2" in refused.reasons[0]
+    assert aliases(client, "undone") == {"candidate": "2", "champion": "1"}
+    assert json.loads(client.get_model_version("undone", "2").tags["decision"])["promoted"] is False
+    asked = registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL, after_rollback=True)
+    assert asked.promoted
+    assert aliases(client, "undone")["champion"] == "2"
+    assert "rolled_back" not in client.get_model_version("undone", "2").tags
+
+
 def test_a_candidate_no_better_than_the_champion_is_not_promoted_and_each_look_costs(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path, tmp_path: Path
 ) -> None:
