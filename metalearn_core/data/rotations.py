@@ -30,9 +30,10 @@ def distinct_rotations(means: ClassMeans, rotating: Sequence[bool]) -> list[tupl
     """Return for each class the quarter turns that count as classes, 0 always among them.
 
     A turned class is dropped where it coincides with any class that stays, of whatever split, turned or not: the
-    squared distance of their means is at most 1.25 times what sampling noise explains. (For one class sampled twice,
-    20 examples each, that ratio is 1 on average and below 1.25 four times in five; handwritten letters that are merely
-    similar lie above.)
+    squared distance of their means is at most 1.25 times what sampling noise explains. That ratio is a choice: for one
+    class sampled twice it is 1 on average, so a lower bound would keep doubles, and a higher one drop classes that are
+    merely similar. (Measured: 200 letters of the built-in source, drawn 40 times each and divided five times into random
+    halves: the ratio was 1.02 on average, and at most 1.25 for 80 % of the halves.)
     """
     classes = len(rotating)
     coinciding = _coincidences(means, rotating)

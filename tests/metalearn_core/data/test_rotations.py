@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 
-from metalearn_core.data.rotations import ClassMeans, distinct_rotations
+from metalearn_core.data.rotations import TOLERANCE, ClassMeans, distinct_rotations
+from metalearn_core.data.sources.glyphs import GlyphSource
+from metalearn_core.data.sources.rasterise import Glyph, draw
 
 
 def means_of(samples: list[np.ndarray]) -> ClassMeans:
@@ -53,3 +57,19 @@ def test_many_classes_are_compared_across_chunks() -> None:
     assert rotations[0] == (0, 2, 3)
     assert rotations[599] == (0,)
     assert rotations[1:599] == [(0, 1, 2, 3)] * 598
+
+
+def test_four_of_five_letters_that_are_drawn_twice_coincide(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    letters = GlyphSource().classes(tmp_path)
+    coincide = []
+    for position in random.choice(len(letters), 100, replace=False):
+        items = letters[position].items
+        fonts = sorted({item.place.font for item in items})
+        glyphs = [Glyph(items[0].place.character, fonts[k % len(fonts)], k) for k in range(40)]
+        drawn = np.stack([np.asarray(draw(glyph, 28), float) for glyph in glyphs])
+        one, other = np.split(drawn[random.permutation(40)], 2)
+        distance = ((one.mean(0) - other.mean(0)) ** 2).sum()
+        noise = sum(half.var(0, ddof=1).sum() / 20 for half in (one, other))
+        coincide.append(distance <= TOLERANCE * noise)
+    assert 0.7 < np.mean(coincide) < 0.9
