@@ -12,6 +12,7 @@ from metalearn_core.bundle_fetch import fetch_bundle
 from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.gate import Decision, Figures, GateRules, PairedFigures, decide
+from metalearn_core.looks import count_look
 from metalearn_core.model_versions import (
     CHAMPION,
     CHAMPION_BEFORE_TAG,
@@ -27,16 +28,13 @@ from metalearn_core.model_versions import (
     tag_version,
     untag_version,
 )
-from metalearn_core.storage import text_digest
 from metalearn_core.tracking_server import client, explained, lock
 
 if TYPE_CHECKING:
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation.evaluate import Protocol
 
-LOOKS_TAG = "gate_looks"
 ROLLED_BACK_TAG = "rolled_back"
-_REMEMBERED_LOOKS = 250
 _PATIENCE_S = 3600.0
 
 
@@ -106,9 +104,10 @@ def promote(
     """Let the gate decide whether a version becomes the champion, and keep the decision, whichever way it goes.
 
     Both models are evaluated on the same episodes of test classes that neither has seen in training. Each comparison
-    counts as a look at those classes: the k-th must pass at alpha / (k (k + 1)), which sums to alpha over all looks;
-    the same comparison again is the same look. The decision stands in the version's tags and, with all figures, in its
-    run's artifacts. Promotions of one model take turns; where the champion changed all the same, nothing moves.
+    counts as a look at those classes: the k-th at any of them must pass at alpha / (k (k + 1)), which sums to alpha
+    over all looks; the same comparison again is the same look (`looks.count_look`). The decision stands in the
+    version's tags and, with all figures, in its run's artifacts. Promotions of one model take turns; where the champion
+    changed all the same, nothing moves.
 
     Args:
         model_name: of the registered model.
@@ -253,7 +252,11 @@ def _measured(
     if champion is None:
         decision = decide(outcome.rules, figures, None, checks_passed)
         return _decided(outcome, decision, evaluation=evaluation.model_dump(mode="json"))
-    look = _count_look(outcome.model_name, candidate.digest, champion.digest, unseen, protocol)
+    look = count_look(
+        outcome.model_name,
+        [entry.digest for entry in unseen.manifest.of_split(protocol.split)],
+        [candidate.digest, champion.digest, unseen.digest, protocol.model_dump(exclude={"domain_episodes"})],
+    )
     level = look_alpha(outcome.rules.alpha, look)
     comparison = compare(
         learner,
@@ -289,27 +292,6 @@ def _decided(outcome: Promotion, decision: Decision, **figures: Any) -> Promotio
 
 def _refused(outcome: Promotion, reason: str) -> Promotion:
     return outcome.model_copy(update={"promoted": False, "reasons": (reason,)})
-
-
-def _count_look(name: str, candidate: str, champion: str, unseen: "EpisodeDataset", protocol: "Protocol") -> int:
-    """Count a look at these test classes on the registered model, before it is taken, and return its number from 1.
-
-    The tag is named after the classes' content, so that neither a rebuilt dataset nor other episodes of old classes
-    count as fresh data.
-    """
-    classes = text_digest(sorted(entry.digest for entry in unseen.manifest.of_split(protocol.split)))[:16]
-    look = text_digest([candidate, champion, unseen.digest, protocol.model_dump(mode="json")])[:16]
-    tag = f"{LOOKS_TAG}.{classes}"
-    mlflow_client = client()
-    with explained():
-        kept = mlflow_client.get_registered_model(name).tags.get(tag)
-        record: dict[str, Any] = json.loads(kept) if kept else {"count": 0, "looks": {}}
-        if look not in record["looks"]:
-            record["count"] += 1
-            record["looks"][look] = record["count"]
-            latest = list(record["looks"].items())[-_REMEMBERED_LOOKS:]
-            mlflow_client.set_registered_model_tag(name, tag, json.dumps({**record, "looks": dict(latest)}))
-    return int(record["looks"][look])
 
 
 def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
