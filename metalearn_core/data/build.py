@@ -58,7 +58,9 @@ def build_dataset(
 ) -> Manifest:
     """Build the episode dataset of a source in the folder `out`: whole, or not at all.
 
-    The digest depends on content and options only. Memory stays bounded by the largest class.
+    The digest depends on content and options only. Of the examples, no more than a few copies of the largest class are
+    in memory at a time; their names and hashes all are, some hundred bytes for each. Where images may be turned, the
+    time for finding the rotations grows with the square of the number of classes.
 
     Args:
         source: see `open_source`.

@@ -45,6 +45,7 @@ class ClassSpool:
         self.example_shape: tuple[int, ...] = ()
         self.dtype: Literal["uint8", "float32"] = "uint8"
         self._path, self._means_path = scratch / "examples", scratch / "means"
+        self._ordered_path = scratch / "ordered means"
         self._file, self._means = self._path.open("wb"), self._means_path.open("wb")
         self._mean_rows: dict[str, int] = {}
 
@@ -67,7 +68,7 @@ class ClassSpool:
         self._file.write(np.ascontiguousarray(examples).data)
         mean, noise = _mean_and_noise(examples)
         self._mean_rows[name] = len(self._mean_rows)
-        self._means.write(mean.tobytes())
+        self._means.write(mean.astype(np.float32).tobytes())
         self.classes.append(
             SpooledClass(
                 name,
@@ -86,12 +87,15 @@ class ClassSpool:
         shape = (found.count, *self.example_shape)
         return np.memmap(self._path, self.dtype, mode="r", offset=found.offset, shape=shape)
 
-    def means(self, classes: Sequence[SpooledClass]) -> npt.NDArray[np.float64]:
-        """Return the mean example of each class (C, *x) float64."""
+    def means(self, classes: Sequence[SpooledClass]) -> npt.NDArray[np.float32]:
+        """Return the mean example of each class (C, *x) float32, in their order, mapped from a file."""
         self._means.flush()
         shape = (len(self._mean_rows), *self.example_shape)
-        stored: npt.NDArray[np.float64] = np.memmap(self._means_path, np.float64, mode="r", shape=shape)
-        return stored[[self._mean_rows[found.name] for found in classes]]
+        stored: npt.NDArray[np.float32] = np.memmap(self._means_path, np.float32, mode="r", shape=shape)
+        with self._ordered_path.open("wb") as ordered:
+            for found in classes:
+                ordered.write(stored[self._mean_rows[found.name]].tobytes())
+        return np.memmap(self._ordered_path, np.float32, mode="r", shape=(len(classes), *self.example_shape))
 
     def close(self) -> None:
         """Close both files."""

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from metalearn_core.data.rotations import TOLERANCE, ClassMeans, distinct_rotations
 from metalearn_core.data.sources.glyphs import GlyphSource
@@ -57,6 +58,14 @@ def test_many_classes_are_compared_across_chunks() -> None:
     assert rotations[0] == (0, 2, 3)
     assert rotations[599] == (0,)
     assert rotations[1:599] == [(0, 1, 2, 3)] * 598
+
+
+@pytest.mark.parametrize("bytes_a_chunk", [1, 700, 10_000])
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, bytes_a_chunk: int) -> None:
+    samples = [sampled(pattern, i) for i, pattern in enumerate([LETTER_F, BAR, SQUARE, np.rot90(LETTER_F)])]
+    whole = distinct_rotations(means_of(samples), [True] * 4)
+    monkeypatch.setattr("metalearn_core.data.rotations._CHUNK_BYTES", bytes_a_chunk)
+    assert distinct_rotations(means_of(samples), [True] * 4) == whole
 
 
 def test_four_of_five_letters_that_are_drawn_twice_coincide(tmp_path: Path) -> None:
