@@ -4,6 +4,7 @@ import json
 import shlex
 import time
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from metalearn_core.tracking_server import client, explained, lock
 if TYPE_CHECKING:
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation.evaluate import Protocol
+    from metalearn_core.learners.contract import Learner
 
 ROLLED_BACK_TAG = "rolled_back"
 _PATIENCE_S = 3600.0
@@ -89,6 +91,13 @@ class _Contender:
             raise MetalearnError(f"version {self.number} of {name}: its bundle is not the one that was registered")
         self.description: BundleDescription = read_bundle(self.folder)
         self.training_images = read_training_images(self.folder)
+
+    @cached_property
+    def learner(self) -> "Learner":
+        """The learner, loaded once."""
+        from metalearn_core.bundle import load_bundle
+
+        return load_bundle(self.folder)[0]
 
 
 def promote(
@@ -163,12 +172,10 @@ def _judge(
     """Return the outcome with the gate's decision in it; what cannot be compared is a reason, not a failure."""
     import numpy as np
 
-    from metalearn_core.bundle import load_bundle
     from metalearn_core.data.subset import seen_classes
     from metalearn_core.evaluation.evaluate import check_fit
 
-    learner, _ = load_bundle(candidate.folder)
-    check_fit(learner, dataset, protocol)
+    check_fit(candidate.learner, dataset, protocol)
     champion = None
     if outcome.champion_before:
         try:
@@ -232,16 +239,16 @@ def _measured(
     seen: set[str],
 ) -> Promotion:
     """Evaluate the candidate, and compare it with the champion, without the test classes that either has `seen`."""
-    from metalearn_core.bundle import load_bundle
     from metalearn_core.data.subset import without_classes
     from metalearn_core.evaluation.compare import compare
-    from metalearn_core.evaluation.evaluate import evaluate
+    from metalearn_core.evaluation.evaluate import evaluate_scored
     from metalearn_core.evaluation.statistics import look_alpha
 
     unseen = without_classes(dataset, protocol.split, seen)
-    learner, _ = load_bundle(candidate.folder)
     by_domain = None if outcome.rules.min_domain_accuracy is not None else 0
-    evaluation = evaluate(learner, unseen, protocol.model_copy(update={"domain_episodes": by_domain}))
+    evaluation, scores = evaluate_scored(
+        candidate.learner, unseen, protocol.model_copy(update={"domain_episodes": by_domain})
+    )
     figures = Figures(
         accuracy=evaluation.accuracy,
         ci95=evaluation.ci95,
@@ -259,13 +266,14 @@ def _measured(
     )
     level = look_alpha(outcome.rules.alpha, look)
     comparison = compare(
-        learner,
-        load_bundle(champion.folder)[0],
+        candidate.learner,
+        champion.learner,
         dataset,
         protocol.model_copy(update={"domain_episodes": 0}),
         exclude_classes=seen,
         alpha=2 * level,  # the lower end of this two-sided interval is the one-sided bound
         names=("the candidate", "the champion"),
+        scores_a=scores,
     )
     paired = PairedFigures(
         difference=comparison.difference,

@@ -78,6 +78,7 @@ def compare(
     exclude_classes: Collection[str] = frozenset(),
     alpha: float = 0.05,
     names: tuple[str, str] = ("model A", "model B"),
+    scores_a: EpisodeScores | None = None,
 ) -> Comparison:
     """Compare two learners on the same episodes: a t interval of the differences between their accuracies.
 
@@ -88,9 +89,12 @@ def compare(
         exclude_classes: content hashes of classes to leave out, since a model has seen them: `seen_classes`.
         alpha: the interval has confidence 1 − alpha. For the k-th look at the same classes: `statistics.look_alpha`.
         names: of a and b, for the conclusion.
+        scores_a: of a on these very episodes, where it was evaluated on them already (`evaluate_scored`): it is not
+            asked again.
 
     Raises:
-        UsageError: before any work: too few classes are left, or a learner cannot take the episodes.
+        UsageError: before any work: too few classes are left, or a learner cannot take the episodes; or the scores are
+            of other episodes.
     """
     if not 0 < alpha < 1:
         raise UsageError(f"alpha must lie between 0 and 1, got {alpha}")
@@ -103,12 +107,15 @@ def compare(
     streams = [domain_samplers(learner, left, protocol) for learner in (a, b)]
     reasons = streams[0][1]
     each = protocol.episodes_by_domain(len(streams[0][0]))
-    progress = Progress("compare", 2 * (protocol.episodes + each * len(streams[0][0])))
+    asked = 2 if scores_a is None else 1
+    progress = Progress("compare", asked * protocol.episodes + 2 * each * len(streams[0][0]))
     scores, by_domain = [], []
-    for learner, sampler, (domains, _) in zip((a, b), samplers, streams, strict=True):
+    for learner, sampler, (domains, _), known in zip((a, b), samplers, streams, (scores_a, None), strict=True):
         with Scorer(learner, protocol.batch_norm, progress) as scorer:
-            scores.append(scorer.score(sampler, protocol.episodes))
+            scores.append(known or scorer.score(sampler, protocol.episodes))
             by_domain.append({name: scorer.score(one, each) for name, one in domains.items()})
+    if not np.array_equal(scores[0].classes, scores[1].classes):
+        raise UsageError("scores_a: these are scores of other episodes than those to compare on")
     result = paired(scores[0].accuracy, scores[1].accuracy, alpha=alpha)
     return Comparison(
         **_figures(result, scores[0], scores[1]),

@@ -31,8 +31,8 @@ class Protocol(Record):
         episodes: how many.
         seed: of the stream of episodes.
         batch_norm: inductive: a query's answer does not depend on the other queries; transductive: it does.
-        domain_episodes: within-domain episodes for each domain; None shares half of `episodes` out among the domains (at
-            least 50 each, or all of `episodes`); 0 leaves domains out.
+        domain_episodes: within-domain episodes for each domain; None shares half of `episodes` out among the domains
+            (at least 50 each, or all of `episodes`); 0 leaves domains out.
     """
 
     split: Split = "test"
@@ -155,6 +155,11 @@ def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> E
             too few classes or examples for the shape.
         MetalearnError: the learner's answers are no numbers.
     """
+    return evaluate_scored(learner, dataset, protocol)[0]
+
+
+def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> tuple[Evaluation, EpisodeScores]:
+    """Evaluate a learner as `evaluate` does; return the scores of its episodes too, so that they can be compared."""
     started = time.perf_counter()
     check_fit(learner, dataset, protocol)
     sampler = make_sampler(learner, dataset, protocol)
@@ -175,7 +180,7 @@ def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> E
         np.repeat(np.unique([entry.domain for entry in entries], return_inverse=True)[1], QUARTER_TURNS),
         query=protocol.query,
     )
-    return Evaluation(
+    evaluation = Evaluation(
         learner=learner.info.name,
         accuracy=episode_interval.mean,
         ci95=episode_interval.half_width,
@@ -194,6 +199,7 @@ def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> E
         protocol=protocol,
         dataset_digest=dataset.digest,
     )
+    return evaluation, scores
 
 
 def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> None:

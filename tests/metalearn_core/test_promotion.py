@@ -12,6 +12,7 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.subset import split_hashes
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.evaluation.evaluate import Protocol
+from metalearn_core.evaluation.scoring import Scorer
 from metalearn_core.gate import GateRules
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +100,31 @@ def test_a_better_candidate_takes_the_place_and_a_rollback_gives_it_back(
     assert (kept["to"], kept["reason"]) == ("1", "complaints from the field")
     with pytest.raises(MetalearnError, match="version 1 had no champion before it"):
         registry.rollback("better")
+
+
+def test_each_of_the_two_answers_every_episode_once(
+    workshop: Any,
+    client: MlflowClient,
+    small_dataset: EpisodeDataset,
+    good: Path,
+    guessing: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[int, int]] = []
+    score = Scorer.score
+
+    def counted(self: Scorer, sampler: Any, episodes: int) -> Any:
+        asked.append((id(self._learner), episodes))
+        return score(self, sampler, episodes)
+
+    monkeypatch.setattr(Scorer, "score", counted)
+    install_champion(workshop, client, "once", guessing)
+    workshop.register(good, "once")
+    outcome = registry.promote("once", "candidate", small_dataset, workshop.PROTOCOL)
+    assert [episodes for _, episodes in asked] == [60, 60]
+    assert len({learner for learner, _ in asked}) == 2
+    assert outcome.comparison is not None and outcome.evaluation is not None
+    assert outcome.comparison["accuracy_a"] == outcome.evaluation["accuracy"]
 
 
 def test_a_version_that_was_rolled_back_becomes_champion_again_only_when_a_person_asks(

@@ -8,7 +8,7 @@ from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.data.subset import split_hashes, without_classes
 from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.compare import compare, compare_bundles
-from metalearn_core.evaluation.evaluate import Protocol
+from metalearn_core.evaluation.evaluate import Protocol, evaluate_scored
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LearnerSpec, make_learner
 
@@ -49,6 +49,14 @@ def test_exchanging_the_models_turns_the_sign(dataset, protonet, other):
     assert (one.difference, one.low, one.high) == pytest.approx((-two.difference, -two.high, -two.low))
     assert one.p_value == pytest.approx(two.p_value)
     assert one.by_domain["wide"].difference == pytest.approx(-two.by_domain["wide"].difference)
+
+
+def test_scores_that_are_known_lead_to_the_same_comparison(dataset, protonet, other):
+    _, scores = evaluate_scored(protonet, dataset, PROTOCOL.model_copy(update={"domain_episodes": 0}))
+    known = compare(protonet, other, dataset, PROTOCOL, scores_a=scores)
+    assert known == compare(protonet, other, dataset, PROTOCOL)
+    with pytest.raises(UsageError, match="other episodes"):
+        compare(protonet, other, dataset, PROTOCOL.model_copy(update={"seed": 8}), scores_a=scores)
 
 
 def test_a_model_against_itself_shows_no_difference_and_says_what_that_means(dataset, protonet):
