@@ -1,9 +1,7 @@
 """An episode dataset, opened: verified, and its examples as one tensor, in memory or mapped from a cache."""
 
 import json
-import os
-import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,9 @@ from torch import Tensor
 from metalearn_core.data.manifest import DatasetSpec, Manifest, read_manifest
 from metalearn_core.data.rotations import QUARTER_TURNS
 from metalearn_core.data.shards import read_column, read_examples, verify_shard
+from metalearn_core.data.unpacked import stamp, unpacked
 from metalearn_core.errors import MetalearnError
-from metalearn_core.storage import new_folder, write_bytes
+from metalearn_core.storage import write_bytes
 
 DEFAULT_CACHE = "~/.cache/metalearn"
 TURNED_BYTES = 512 * 1024 * 1024
@@ -133,31 +132,33 @@ def _shape(manifest: Manifest) -> tuple[int, ...]:
 
 def _read_whole(folder: Path, manifest: Manifest) -> Tensor:
     examples = torch.empty(_shape(manifest), dtype=_TORCH_DTYPES[manifest.spec.dtype])
-    _fill(folder, manifest, examples.numpy())
+    target, row = examples.numpy(), 0
+    for block in _blocks(folder, manifest):
+        target[row : row + len(block)] = block
+        row += len(block)
     return examples
 
 
-def _fill(folder: Path, manifest: Manifest, target: "np.ndarray[Any, Any]") -> None:
-    row = 0
+def _blocks(folder: Path, manifest: Manifest) -> Iterator["np.ndarray[Any, Any]"]:
+    """Yield the examples (n, *x) of all shards, in order.
+
+    Raises:
+        MetalearnError: there are not as many as the manifest says.
+    """
+    wanted, found = _shape(manifest)[0], 0
     for shard in manifest.shards:
         for block in read_examples(folder / shard.path, manifest.spec.example_shape, manifest.spec.dtype):
-            target[row : row + len(block)] = block
-            row += len(block)
-    if row != len(target):
-        raise MetalearnError(f"episode dataset: {folder} has {row} examples, its manifest {len(target)}")
+            found += len(block)
+            if found <= wanted:
+                yield block
+    if found != wanted:
+        raise MetalearnError(f"episode dataset: {folder} has {found} examples, its manifest {wanted}")
 
 
 def _map(folder: Path, manifest: Manifest, store: Path) -> Tensor:
-    """Map the unpacked examples from the machine's cache, which the first to come fills."""
-    path, size = store / manifest.digest / "examples", _byte_count(manifest)
-    if path.exists() and path.stat().st_size != size:
-        shutil.rmtree(path.parent)
-    if not path.exists():
-        with new_folder(path.parent) as folder_in_work:
-            target = np.memmap(folder_in_work / path.name, manifest.spec.dtype, mode="w+", shape=_shape(manifest))
-            _fill(folder, manifest, target)
-            target.flush()
-            del target
+    """Map the unpacked examples from the machine's store."""
+    size = _byte_count(manifest)
+    path = unpacked(store, manifest.digest, size, _blocks(folder, manifest))
     dtype = _TORCH_DTYPES[manifest.spec.dtype]
     elements = size // np.dtype(manifest.spec.dtype).itemsize
     return torch.from_file(str(path), shared=False, size=elements, dtype=dtype).view(_shape(manifest))
@@ -167,7 +168,7 @@ def _verify_once(folder: Path, manifest: Manifest, store: Path) -> None:
     """Verify shards, unless these very files (size, times) were verified on this machine before."""
     note = store / f"{manifest.digest}.verified"
     state = {
-        str((folder / shard.path).resolve()): [shard.sha256, *_stamp(folder / shard.path)] for shard in manifest.shards
+        str((folder / shard.path).resolve()): [shard.sha256, *stamp(folder / shard.path)] for shard in manifest.shards
     }
     try:
         if json.loads(note.read_text()) == state:
@@ -176,11 +177,3 @@ def _verify_once(folder: Path, manifest: Manifest, store: Path) -> None:
         pass
     _verify(folder, manifest)
     write_bytes(note, json.dumps(state).encode())
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return ()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
