@@ -1,7 +1,11 @@
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from metalearn_core.evaluation.evaluate import Protocol, evaluate
 from metalearn_core.evaluation.report import (
@@ -155,3 +159,23 @@ def test_a_report_without_pictures_history_or_decision_is_whole(content, tmp_pat
 def test_the_same_content_gives_the_same_page(content, dataset, source, tmp_path):
     write_report(tmp_path / "again.html", content, dataset)
     assert (tmp_path / "again.html").read_text() == source
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_the_whole_page(source, tmp_path, width):
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    file, picture = tmp_path / "report.html", tmp_path / "report.png"
+    file.write_text(source)
+    options = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2000", f"--screenshot={picture}",
+    ]  # fmt: skip
+    subprocess.run([browser, *options, file.as_uri()], check=True, capture_output=True, timeout=120)
+    with Image.open(picture) as drawn:
+        assert drawn.width == width
+        grey = np.asarray(drawn.convert("L"))
+    ink = (grey < 128).any(axis=1)
+    assert ink[: len(ink) // 4].any(), "the top of the page is drawn"
+    assert ink.mean() > 0.2, "text and figures stand all the way down"
