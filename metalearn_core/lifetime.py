@@ -1,10 +1,15 @@
 """A step of a pipeline does not outlive the process that started the run."""
 
 import os
+import socket
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import psutil
+
+from metalearn_core.storage import text_digest
 
 OWNER_VARIABLE = "METALEARN_OWNER"
 _PERIOD_S = 0.5
@@ -27,6 +32,31 @@ def end_with_owner() -> None:
     if value:
         pid, started = value.split(":")
         threading.Thread(target=_watch, args=(int(pid), float(started)), daemon=True).start()
+
+
+def owner_runs(value: str) -> bool:
+    """Return whether the process that a value of METALEARN_OWNER on this machine names still runs.
+
+    A value that names none is believed to: what cannot be told is left alone.
+    """
+    try:
+        pid, started = value.split(":")
+        return _runs(int(pid), float(started))
+    except ValueError:
+        return True
+
+
+def host_value() -> str:
+    """Return a name for the machine on which a process id means the same process: it survives a restart.
+
+    Beside the host's name, which many machines share, it depends on the machine's own id and the container, if any.
+    """
+    identity = [socket.gethostname()]
+    with suppress(OSError):
+        identity.append(Path("/etc/machine-id").read_text().strip())
+    with suppress(OSError):
+        identity.append(str(Path("/proc/self/ns/pid").readlink()))
+    return f"{identity[0]} {text_digest(identity)[:8]}"
 
 
 def _watch(pid: int, started: float) -> None:

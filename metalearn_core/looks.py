@@ -3,9 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from metalearn_core.model_versions import LONGEST_TAG
 from metalearn_core.storage import text_digest
-from metalearn_core.tracking_server import client, explained
+from metalearn_core.tracking_server import LONGEST_TAG, client, explained
 
 LOOKS_TAG, CLASSES_TAG = "gate_looks", "gate_classes"
 _CLASS_DIGITS = 10

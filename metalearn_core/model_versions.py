@@ -8,7 +8,7 @@ from typing import Any
 
 from metalearn_core.bundle_fetch import no_such_version, registered_model, version_of
 from metalearn_core.errors import UsageError
-from metalearn_core.tracking_server import client, explained, is_missing
+from metalearn_core.tracking_server import LONGEST_TAG, client, explained, is_missing
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous_champion"
 DIGEST_TAG = "bundle_digest"
@@ -16,7 +16,6 @@ LEARNER_TAG = "learner"
 ACCURACY_TAG = "accuracy"
 CHAMPION_BEFORE_TAG = "champion_before"
 DECISION_TAG = "decision"
-LONGEST_TAG = 5000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,199}")
 
 

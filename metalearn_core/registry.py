@@ -17,7 +17,6 @@ from metalearn_core.model_versions import (
     CANDIDATE,
     DIGEST_TAG,
     LEARNER_TAG,
-    LONGEST_TAG,
     ModelVersion,
     check_name,
     models,
@@ -25,7 +24,7 @@ from metalearn_core.model_versions import (
     versions_with,
 )
 from metalearn_core.promotion import Promotion, Rollback, promote, rollback
-from metalearn_core.tracking_server import client, explained, is_missing, lock, quiet_mlflow
+from metalearn_core.tracking_server import LONGEST_TAG, client, explained, is_missing, lock, quiet_mlflow
 from metalearn_core.version import git_commit, package_version
 
 __all__ = [

@@ -13,13 +13,23 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from metalearn_core.data.manifest import SPLITS, Manifest
 from metalearn_core.errors import MetalearnError
 from metalearn_core.metric_buffer import METRICS_A_CALL, MetricBuffer
+from metalearn_core.tracking_outcome import (
+    PARENT_TAG,
+    REASON_TAG,
+    ROLE_TAG,
+    end_children,
+    end_orphans,
+    owner_tags,
+    set_outcome,
+)
 from metalearn_core.tracking_server import (
     DEFAULT_EXPERIMENT,
+    LONGEST_TAG,
     client,
     experiment_id,
     explained,
@@ -37,6 +47,7 @@ __all__ = [
     "MetricBuffer",
     "RunSummary",
     "child_runs",
+    "end_children",
     "find_parent_run",
     "list_runs",
     "log_artifact",
@@ -50,17 +61,13 @@ __all__ = [
 ]
 
 PIPELINE_RUN_TAG = "kfp.pipeline_run_id"  # the name that KFP's own MLflow plugin uses
-PARENT_TAG = "mlflow.parentRunId"
-ROLE_TAG = "metalearn.role"
 LEARNER_TAG = "learner"
 DATASET_TAG = "dataset"
 SHAPE_TAG = "shape"
-REASON_TAG = "metalearn.reason"
 CACHED_TAG = "cached_from"
 ATTACHED_VARIABLE = "MLFLOW_RUN_ID"
 
 _LONGEST_PARAMETER = 6000
-_LONGEST_TAG = 5000
 _LONGEST_KEY = 250
 _PARAMETERS_A_CALL = 100
 _TAGS_A_CALL = 100
@@ -102,7 +109,8 @@ def open_parent_run(
     """Return the id of the run of a pipeline run, made where there is none.
 
     MLFLOW_RUN_ID, which KFP's plugin sets, wins: that run is used, whatever its experiment. Next comes a run that is
-    tagged with the pipeline run's id. Two processes that ask at once get the same run.
+    tagged with the pipeline run's id. Two processes that ask at once get the same run. Other runs of its experiment
+    that still run by their status, though the process on this machine that they belonged to is gone, are ended.
 
     Args:
         experiment: the name of the experiment that a new run is made in.
@@ -111,7 +119,8 @@ def open_parent_run(
         params: nested configuration; logged flat as `cfg/…`, values cut at 6,000 characters.
         tags: further tags, beside the version, the git commit and the pipeline run's id.
     """
-    every_tag = {ROLE_TAG: "pipeline", PIPELINE_RUN_TAG: pipeline_run_id, **_code_tags(), **(tags or {})}
+    own = {ROLE_TAG: "pipeline", PIPELINE_RUN_TAG: pipeline_run_id, **owner_tags()}
+    every_tag = {**own, **_code_tags(), **(tags or {})}
     with lock("parent run"), explained():
         run_id = find_parent_run(pipeline_run_id)
         if run_id is None:
@@ -120,6 +129,7 @@ def open_parent_run(
         else:
             tag_run(run_id, every_tag)
         _log_params(run_id, params or {})
+        end_orphans(run_id)
     return run_id
 
 
@@ -175,6 +185,23 @@ def start_child(
         run_id = str(run.info.run_id)
         _log_params(run_id, params or {})
     return run_id
+
+
+@dataclass(frozen=True)
+class Child:
+    """The run of a learner below that of a pipeline run."""
+
+    run_id: str
+    finished: bool
+
+
+def find_child(parent_id: str, tag: str, value: str) -> Child | None:
+    """Return the learner's run below a pipeline run's that has a tag with this value; None where there is none."""
+    mlflow_client = client()
+    with explained():
+        experiment = mlflow_client.get_run(parent_id).info.experiment_id
+        runs = [run for run in _children(mlflow_client, [experiment], parent_id) if run.data.tags.get(tag) == value]
+    return Child(str(runs[0].info.run_id), runs[0].info.status == "FINISHED") if runs else None
 
 
 def child_runs(parent_id: str) -> tuple[str, ...]:
@@ -264,14 +291,6 @@ def log_artifact(run_id: str, path: Path, folder: str | None = None) -> None:
             mlflow_client.log_artifact(run_id, str(path), folder)
 
 
-def set_outcome(run_id: str, status: Literal["FINISHED", "FAILED"], reason: str = "") -> None:
-    """End a run with its status, and tag it with the reason in one line."""
-    tag_run(run_id, {REASON_TAG: " ".join(reason.split())})
-    mlflow_client = client()
-    with explained():
-        mlflow_client.set_terminated(run_id, status)
-
-
 def list_runs(limit: int = 20, experiment: str = DEFAULT_EXPERIMENT) -> tuple[RunSummary, ...]:
     """Return the latest pipeline runs of an experiment, newest first, with each learner's figures on test episodes."""
     mlflow_client = client()
@@ -347,7 +366,7 @@ def _key(name: str) -> str:
 
 
 def _cut_tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {name[:_LONGEST_KEY]: str(value)[:_LONGEST_TAG] for name, value in tags.items()}
+    return {name[:_LONGEST_KEY]: str(value)[:LONGEST_TAG] for name, value in tags.items()}
 
 
 def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:

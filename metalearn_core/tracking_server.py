@@ -17,6 +17,8 @@ from metalearn_core.errors import MetalearnError, UsageError
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_EXPERIMENT = "few-shot"
+LONGEST_TAG = 5000
+"""Characters of a tag's value that every database holds; sqlite takes more, PostgreSQL refuses it."""
 _SQLITE = "sqlite:///"
 _PATIENCE = {  # MLflow's own defaults keep a process waiting for four minutes and more
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",

@@ -8,13 +8,14 @@ import time
 
 import psutil
 
-from metalearn_core.lifetime import OWNER_VARIABLE
+from metalearn_core.lifetime import OWNER_VARIABLE, owner_runs, owner_value
 
 OWNER = r"""
 import os, subprocess, sys, time
 from metalearn_core.lifetime import OWNER_VARIABLE, owner_value
 environment = {**os.environ, OWNER_VARIABLE: owner_value()}
-code = "import time; from metalearn_core.lifetime import end_with_owner\nend_with_owner(); print(0, flush=True); time.sleep(60)"
+code = "import time; from metalearn_core.lifetime import end_with_owner\n"
+code += "end_with_owner(); print(0, flush=True); time.sleep(60)"
 child = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
 child.stdout.readline()
 print(child.pid, flush=True)
@@ -42,6 +43,20 @@ def test_a_step_lives_while_its_owner_does() -> None:
         owner.kill()
         owner.wait()
         child.wait(timeout=10)
+
+
+def test_an_owner_is_known_by_its_id_and_its_start() -> None:
+    assert owner_runs(owner_value())
+    pid, started = owner_value().split(":")
+    assert not owner_runs(f"{pid}:{float(started) - 100}")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    value = f"{ended.pid}:{psutil.Process(ended.pid).create_time()}"
+    ended.wait()
+    assert not owner_runs(value)
+
+
+def test_what_names_no_owner_is_left_alone() -> None:
+    assert owner_runs("") and owner_runs("somebody")
 
 
 def test_without_an_owner_nothing_is_watched() -> None:
