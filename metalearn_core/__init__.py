@@ -18,7 +18,20 @@ _HOMES = {
     "load_model": "model",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "DatasetSpec",
+    "EpisodeBatch",
+    "EpisodeDataset",
+    "EpisodeSampler",
+    "EpisodeShape",
+    "Learner",
+    "MetalearnError",
+    "build_dataset",
+    "compare",
+    "evaluate",
+    "fit",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:
