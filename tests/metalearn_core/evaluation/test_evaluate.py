@@ -113,7 +113,7 @@ def test_an_evaluation_travels_as_json(evaluation):
 
 def test_gradient_steps_and_their_time_are_reported(dataset, maml, evaluation):
     result = evaluate(maml, dataset, PROTOCOL.model_copy(update={"episodes": 10, "domain_episodes": 0}))
-    assert result.adaptation_steps == 3
+    assert result.adaptation_steps == maml.config.eval_steps > 0
     assert result.adaptation_ms > 0
     assert evaluation.adaptation_steps is None
 
