@@ -21,15 +21,21 @@ class Conv4Config(BackboneConfig):
     pooling: Literal["stride", "max"] = Field(
         "max", description="how a block halves: convolution of stride 2 (rounds up), or max-pooling (rounds down)"
     )
+    gain: float = Field(
+        2**0.5, gt=0, description="initial weights have a standard deviation of gain / √fan-in (√2: He et al. 2015)"
+    )
 
 
 class _Convolution(nn.Module):
-    """The weight of a 3×3 convolution, without a bias: the batch norm that follows has one."""
+    """The weight of a 3×3 convolution, without a bias: the batch norm that follows has one.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    Before a batch norm only the direction of the weights counts: an outer optimiser turns small ones faster.
+    """
+
+    def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        nn.init.normal_(self.weight, std=gain / (9 * inputs) ** 0.5)
 
 
 class _Norm(nn.Module):
@@ -47,9 +53,9 @@ class _Norm(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         super().__init__()
-        self.conv = _Convolution(inputs, outputs)
+        self.conv = _Convolution(inputs, outputs, gain)
         self.norm = _Norm(outputs)
 
 
@@ -75,7 +81,7 @@ class Conv4(Backbone):
                 f"{spec.example_shape[2]} pixels: use fewer blocks, larger images, or pooling=stride"
             )
         inputs = [channels] + [config.width] * (config.blocks - 1)
-        self.blocks = nn.ModuleList(_Block(size, config.width) for size in inputs)
+        self.blocks = nn.ModuleList(_Block(size, config.width, config.gain) for size in inputs)
         self.feature_size = config.width * height * width
 
     def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
