@@ -74,9 +74,9 @@ def test_a_path_that_is_not_there(metalearn: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "examples", "options", "words"),
     [
-        (1, 20, [], ["one class", "domain0/class00"]),
-        (12, 4, [], ["found", "16"]),
-        (12, 20, ["--way", 9], ["found", "9"]),
+        (1, 20, [], ["one class only", "class00"]),
+        (40, 4, [], ["found", "16"]),
+        (12, 20, ["--way", 9], ["enough classes", "9"]),
     ],
 )
 def test_data_that_cannot_give_the_episodes_asked_for_is_told_before_training(
@@ -143,8 +143,8 @@ def test_names_that_no_one_expects(metalearn: Run, images: Path, tmp_path: Path)
         ("class,split\ndomain0/class00,train\n", ["no row for class", "22 more"]),
         ("class,split\ndomain0/class00,training\n", ["'training'", "validation"]),
         ("class,split\nx,train\nx,test\n", ["'x'", "twice"]),
-        ("name,split\nx,train\n", ["columns", "name"]),
-        ("", ["columns"]),
+        ("name,split\nx,train\n", ["no column 'class'", "name"]),
+        ("", ["no column 'class'", "nothing"]),
     ],
 )
 def test_a_split_file_that_does_not_fit(
