@@ -24,7 +24,7 @@ from metalearn_core.data.manifest import BuildOptions, Split
 from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.evaluation.statistics import paired, t_interval
-from metalearn_core.learners import parse_settings
+from metalearn_core.learners import parse_spec
 from metalearn_core.learners.contract import BatchNormMode, Learner
 from metalearn_core.training.loop import fit
 from metalearn_core.training.plan import TrainingPlan
@@ -110,12 +110,12 @@ class Benchmark:
         accuracies = self._plain(lambda batch: maml_logits(model, batch), 5)
         modes: tuple[BatchNormMode, ...] = ("transductive", "inductive")
         for mode in modes:
-            learner, note = self._fit("maml", seconds, [f"maml.batch_norm={mode}"])
+            learner, note = self._fit("maml", seconds, [f"batch_norm={mode}"])
             self._compare("maml", learner, mode, seconds, 5, note, accuracies)
 
     def _fit(self, name: str, seconds: float, settings: list[str]) -> tuple[Learner, str]:
-        own = [setting for setting in self.settings if setting.startswith(name + ".")]
-        (spec,) = parse_settings([name], settings + own)
+        own = [text.removeprefix(f"{name}.") for text in self.settings if text.startswith(f"{name}.")]
+        spec = parse_spec(name, dict(text.split("=", 1) for text in [*settings, *own]))
         plan = TrainingPlan(way=5, shot=1, query=15, seconds=seconds, seed=self.seed)
         result = fit(spec, self.dataset, plan)
         note = f"{result.episodes} episodes, validation {result.best_validation:.1%}"

@@ -3,23 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
 
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.backbones.conv4 import Conv4
 from metalearn_core.backbones.mlp import MLP
 from metalearn_core.backbones.options import parse_options
-from metalearn_core.data.manifest import DatasetSpec, Record
+from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError, unknown
 
 BACKBONES: dict[str, type[Backbone]] = {"conv4": Conv4, "mlp": MLP}
-
-
-class BackboneSpec(Record):
-    """A backbone by name, with the options that differ from its defaults."""
-
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
 
 
 def backbone_class(name: str) -> type[Backbone]:

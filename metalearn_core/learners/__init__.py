@@ -1,6 +1,6 @@
 """Learners by name, and how one is made from a description that travels as JSON."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -100,39 +100,6 @@ def parse_spec(learner: str, settings: Mapping[str, Any] | None = None) -> Learn
     )
 
 
-def parse_settings(learners: Iterable[str], settings: Iterable[str]) -> list[LearnerSpec]:
-    """Return the spec of each learner from settings as a command line gives them.
-
-    Args:
-        learners: names.
-        settings: `OPTION=VALUE` for every learner, or `LEARNER.OPTION=VALUE` for one; a backbone's option is
-            `backbone.width=32` or `maml.backbone.width=32`.
-
-    Raises:
-        UsageError: a setting that is no NAME=VALUE, that names a learner which is not among those asked for, or what
-            `parse_spec` refuses.
-    """
-    names = list(learners)
-    for name in names:
-        learner_class(name)
-    chosen: dict[str, dict[str, str]] = {name: {} for name in names}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"setting {setting!r}: wanted OPTION=VALUE or LEARNER.OPTION=VALUE, as maml.inner_steps=5")
-        owner, dot, option = key.strip().partition(".")
-        if not dot or owner == "backbone":
-            for own in chosen.values():
-                own[key.strip()] = value.strip()
-        elif owner in chosen:
-            chosen[owner][option] = value.strip()
-        elif owner in LEARNERS:
-            raise UsageError(f"setting {setting!r}: {owner} is not among the learners of this run ({', '.join(names)})")
-        else:
-            raise unknown("learner", owner, LEARNERS)
-    return [parse_spec(name, own) for name, own in chosen.items()]
-
-
 def make_learner(
     spec: LearnerSpec,
     dataset: DatasetSpec,
@@ -169,7 +136,6 @@ __all__ = [
     "LearnerSpec",
     "learner_class",
     "make_learner",
-    "parse_settings",
     "parse_spec",
     "register",
     "resolve_spec",
