@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.backbones.conv4 import Conv4
 from metalearn_core.backbones.mlp import MLP
