@@ -142,24 +142,37 @@ def promote(
         protocol = Protocol(**{**protocol.model_dump(), "episodes": rules.episodes})
     with lock(f"promote {model_name}", timeout_s=_PATIENCE_S):
         version = find_version(model_name, candidate)
-        champion = aliases_of(model_name).get(CHAMPION)
-        outcome = Promotion(
-            model_name=model_name,
-            version=str(version.version),
-            learner=version.tags.get(LEARNER_TAG, ""),
-            bundle_digest=version.tags.get(DIGEST_TAG, ""),
-            promoted=True,
-            reasons=(f"version {version.version} is the champion already: nothing was changed",),
-            champion_before=champion,
-            rules=rules,
-        )
-        if champion == outcome.version:
+        outcome = _unchanged(model_name, version, rules)
+        if outcome.champion_before == outcome.version:
             return outcome
         if ROLLED_BACK_TAG in version.tags and not after_rollback:
             return _commit(_refused(outcome, _rolled_back(outcome, version)), version.run_id or None)
         contender = _Contender(model_name, version)
         outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
         return _commit(outcome, contender.run_id)
+
+
+def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | None:
+    """Return the outcome of promoting a version that is the champion already, which needs no data; None for any other.
+
+    Raises:
+        MetalearnError: no such model or version, or the tracking server does not answer.
+    """
+    outcome = _unchanged(model_name, find_version(check_name(model_name), candidate), rules)
+    return outcome if outcome.champion_before == outcome.version else None
+
+
+def _unchanged(model_name: str, version: Any, rules: GateRules) -> Promotion:
+    return Promotion(
+        model_name=model_name,
+        version=str(version.version),
+        learner=version.tags.get(LEARNER_TAG, ""),
+        bundle_digest=version.tags.get(DIGEST_TAG, ""),
+        promoted=True,
+        reasons=(f"version {version.version} is the champion already: nothing was changed",),
+        champion_before=aliases_of(model_name).get(CHAMPION),
+        rules=rules,
+    )
 
 
 def _judge(

@@ -12,7 +12,7 @@ from metalearn_core.errors import MetalearnError, UsageError, invalid, unknown
 if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
 
-DEFAULT_TRAIN_SECONDS = 35.0
+DEFAULT_TRAIN_SECONDS = 22.0
 BUDGETS = ("train_episodes", "train_seconds")
 BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
 

@@ -74,18 +74,18 @@ def promote(
         MetalearnError: what `metalearn_core.promotion.promote` raises.
     """
     from metalearn_core import promotion
-    from metalearn_core.data.dataset import EpisodeDataset
-    from metalearn_core.evaluation.evaluate import make_protocol
 
     read_dataset(dataset, dataset_digest)
-    outcome = promotion.promote(
-        model_name,
-        version,
-        EpisodeDataset.open(dataset),
-        make_protocol(split="test", **request.model_dump()),
-        gate_rules(gate),
-        checks_passed=True,
-    )
+    rules = gate_rules(gate)
+    outcome = promotion.standing(model_name, version, rules)
+    if outcome is None:
+        from metalearn_core.data.dataset import EpisodeDataset
+        from metalearn_core.evaluation.evaluate import make_protocol
+
+        protocol = make_protocol(split="test", **request.model_dump())
+        outcome = promotion.promote(
+            model_name, version, EpisodeDataset.open(dataset), protocol, rules, checks_passed=True
+        )
     write_json(decision, outcome.model_dump(mode="json"))
     for reason in outcome.reasons:
         emit("note", "promote", text=reason)
