@@ -46,7 +46,6 @@ __all__ = [
     "LearnerResult",
     "MetricBuffer",
     "RunSummary",
-    "child_runs",
     "end_children",
     "find_parent_run",
     "list_runs",
@@ -202,14 +201,6 @@ def find_child(parent_id: str, tag: str, value: str) -> Child | None:
         experiment = mlflow_client.get_run(parent_id).info.experiment_id
         runs = [run for run in _children(mlflow_client, [experiment], parent_id) if run.data.tags.get(tag) == value]
     return Child(str(runs[0].info.run_id), runs[0].info.status == "FINISHED") if runs else None
-
-
-def child_runs(parent_id: str) -> tuple[str, ...]:
-    """Return the ids of the learners' runs below the run of a pipeline run."""
-    mlflow_client = client()
-    with explained():
-        experiment = mlflow_client.get_run(parent_id).info.experiment_id
-        return tuple(str(child.info.run_id) for child in _children(mlflow_client, [experiment], parent_id))
 
 
 def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
