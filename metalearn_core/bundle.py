@@ -1,6 +1,7 @@
 """The trained learner on disk: a description and its weights, checked by digest before anything is read from them."""
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,8 +125,7 @@ def save_bundle(
         batch_norm=learner.batch_norm,
         lineage=_lineage(lineage),
     )
-    if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= {*_CONTENT, SUMS_NAME}):
-        raise UsageError(f"bundle {path}: there is something else already: give another place")
+    check_place(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
     with _replacement(path) as folder:
         write_json(folder / DESCRIPTION_NAME, description.model_dump(mode="json"))
@@ -134,6 +134,16 @@ def save_bundle(
             write_bytes(folder / IMAGES_NAME, _packed(training_images))
         write_bytes(folder / SUMS_NAME, _sums(folder))
     return verify_bundle(path)
+
+
+def check_place(path: Path) -> None:
+    """Raise a UsageError where no bundle can be written at `path`: found before any training, not after it."""
+    if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= {*_CONTENT, SUMS_NAME}):
+        raise UsageError(f"bundle {path}: there is something else already: give another place")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        what = "no permission to write there" if parent.is_dir() else "it is no folder"
+        raise UsageError(f"bundle {path}: {parent}: {what}: give another place")
 
 
 @contextmanager

@@ -15,8 +15,9 @@ def count_look(name: str, classes: Iterable[str], comparison: Sequence[Any]) -> 
     """Count a look at test classes on a registered model, before it is taken, and return its number from 1.
 
     A look at classes of which only some were looked at before is a look at those again: its number is one more than the
-    number of recorded looks whose classes overlap with these. So neither a class more in a rebuilt dataset, nor other
-    episodes of old classes, count as fresh data. The same comparison again is the same look, and keeps its number.
+    number of recorded looks whose classes overlap with these. So neither a class or a picture more in a rebuilt
+    dataset, nor other episodes of old classes, count as fresh data. The same comparison again is the same look, and
+    keeps its number.
 
     The record stands in tags of the model, none longer than the 5,000 characters that MLflow's databases hold, and
     none of it is forgotten: `gate_classes.SET.PART` has the short hashes of a set of classes, `gate_looks.SET.PART`
@@ -24,7 +25,7 @@ def count_look(name: str, classes: Iterable[str], comparison: Sequence[Any]) -> 
 
     Args:
         name: of the registered model. Its promotions take turns, so that no two looks are counted at once.
-        classes: content hashes of the test classes.
+        classes: what each of the test classes is known by, also when it has changed: `subset.class_sketches`.
         comparison: what tells it from others: a JSON value.
     """
     short = sorted({text_digest(digest)[:_CLASS_DIGITS] for digest in classes})

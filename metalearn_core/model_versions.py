@@ -64,11 +64,19 @@ def _listed(version: Any, aliases: Mapping[str, int]) -> ModelVersion:
         version=number,
         aliases=tuple(sorted(alias for alias, holder in aliases.items() if holder == number)),
         learner=tags.get(LEARNER_TAG, ""),
-        accuracy=float(tags[ACCURACY_TAG]) if ACCURACY_TAG in tags else None,
+        accuracy=_fraction(tags.get(ACCURACY_TAG)),
         bundle_digest=tags.get(DIGEST_TAG, ""),
         run_id=version.run_id or "",
         created=datetime.fromtimestamp(version.creation_timestamp / 1000, UTC),
     )
+
+
+def _fraction(text: str | None) -> float | None:
+    """Return an accuracy from a version's tag; None where somebody else's model has something of that name."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
 
 
 def _pages(search: Any, **arguments: Any) -> list[Any]:

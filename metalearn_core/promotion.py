@@ -252,7 +252,7 @@ def _measured(
     seen: set[str],
 ) -> Promotion:
     """Evaluate the candidate, and compare it with the champion, without the test classes that either has `seen`."""
-    from metalearn_core.data.subset import without_classes
+    from metalearn_core.data.subset import class_sketches, without_classes
     from metalearn_core.evaluation.compare import compare
     from metalearn_core.evaluation.evaluate import evaluate_scored
     from metalearn_core.evaluation.statistics import look_alpha
@@ -274,7 +274,7 @@ def _measured(
         return _decided(outcome, decision, evaluation=evaluation.model_dump(mode="json"))
     look = count_look(
         outcome.model_name,
-        [entry.digest for entry in unseen.manifest.of_split(protocol.split)],
+        class_sketches(unseen, protocol.split),
         [candidate.digest, champion.digest, unseen.digest, protocol.model_dump(exclude={"domain_episodes"})],
     )
     level = look_alpha(outcome.rules.alpha, look)

@@ -1,8 +1,8 @@
 """Results that are kept by what they were made from, verified before each use, and made once.
 
-A result is a folder. Its key holds everything that decides its content: inputs by digest, options, and the digest of
-the core's sources. KFP's cache is not used for this: its key knows neither the imported code nor what lies behind a
-path.
+A result is a folder. Its key holds everything that decides its content: inputs by digest, options, the digest of the
+core's sources and the versions of the libraries beneath. KFP's cache is not used for this: its key knows neither the
+imported code nor what lies behind a path.
 """
 
 import shutil
@@ -14,14 +14,15 @@ from filelock import FileLock
 
 from metalearn_core.events import emit
 from metalearn_core.storage import file_digest, new_folder, read_json, text_digest, write_json
-from metalearn_core.version import source_digest
+from metalearn_core.version import library_versions, source_digest
 
 _CONTENTS = "contents.json"
 
 
 def result_digest(kind: str, key: Mapping[str, Any]) -> str:
     """Return the 32 hexadecimal digits that a result of `kind` with this key is kept under, with this code."""
-    return text_digest({"kind": kind, "key": dict(key), "code": source_digest()})[:32]
+    code = {"sources": source_digest(), "libraries": library_versions()}
+    return text_digest({"kind": kind, "key": dict(key), "code": code})[:32]
 
 
 def result_folder(root: Path, kind: str, key: Mapping[str, Any]) -> Path:

@@ -22,7 +22,7 @@ from metalearn_core.tracking_outcome import (
     PARENT_TAG,
     REASON_TAG,
     ROLE_TAG,
-    end_children,
+    end_failed,
     end_orphans,
     owner_tags,
     set_outcome,
@@ -46,7 +46,7 @@ __all__ = [
     "LearnerResult",
     "MetricBuffer",
     "RunSummary",
-    "end_children",
+    "end_failed",
     "find_parent_run",
     "list_runs",
     "log_artifact",
@@ -61,6 +61,7 @@ __all__ = [
 
 PIPELINE_RUN_TAG = "kfp.pipeline_run_id"  # the name that KFP's own MLflow plugin uses
 LEARNER_TAG = "learner"
+NAME_TAG = "learner_with_options"
 DATASET_TAG = "dataset"
 SHAPE_TAG = "shape"
 CACHED_TAG = "cached_from"
@@ -315,7 +316,7 @@ def _summary(run: Any, children: list[Any]) -> RunSummary:
         results=tuple(
             LearnerResult(
                 run_id=child.info.run_id,
-                learner=child.data.tags.get(LEARNER_TAG, child.info.run_name),
+                learner=child.data.tags.get(NAME_TAG, child.info.run_name),
                 accuracy=child.data.metrics.get("test/accuracy"),
                 ci95=child.data.metrics.get("test/ci95"),
                 shape=child.data.tags.get(SHAPE_TAG, ""),

@@ -35,6 +35,13 @@ def end_children(parent_id: str, status: Status, reason: str = "") -> None:
         set_outcome(child.info.run_id, status, reason)
 
 
+def end_failed(run_id: str, reason: str) -> None:
+    """End a pipeline run and those below it as failed, where they still run: what ended before keeps its outcome."""
+    end_children(run_id, "FAILED", reason)
+    if _still_running(client(), run_id):
+        set_outcome(run_id, "FAILED", reason)
+
+
 def owner_tags() -> dict[str, str]:
     """Return the tags that say to which process on which machine a run belongs; none where nobody owns this process."""
     owner = os.environ.get(OWNER_VARIABLE)
@@ -61,8 +68,7 @@ def end_orphans(run_id: str) -> None:
         other = run.info.run_id
         owned = other == run_id or owner_runs(run.data.tags.get(OWNER_TAG, ""))
         if not owned and _still_running(mlflow_client, other):
-            end_children(other, "FAILED", ORPHANED)
-            set_outcome(other, "FAILED", ORPHANED)
+            end_failed(other, ORPHANED)
 
 
 def _still_running(mlflow_client: Any, run_id: str) -> bool:

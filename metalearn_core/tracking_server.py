@@ -160,8 +160,8 @@ def sqlite_path(uri: str) -> Path | None:
     return Path(uri.removeprefix(_SQLITE).partition("?")[0])
 
 
-def prepare(uri: str, artifact_root: Path | None = None, experiment: str = DEFAULT_EXPERIMENT) -> str:
-    """Make sure that tracking at `uri` works, and return the id of the experiment, made where it is missing.
+def prepare(uri: str, artifact_root: Path | None = None, experiment: str | None = None) -> None:
+    """Make sure that tracking at `uri` works, and that an experiment is there: it is made where it is missing.
 
     A sqlite database is made, or migrated to this MLflow's schema, while a lock keeps other processes away; later ones
     find it ready. A server is asked once, and must answer within ten seconds.
@@ -169,7 +169,7 @@ def prepare(uri: str, artifact_root: Path | None = None, experiment: str = DEFAU
     Args:
         uri: sqlite:///…, http(s)://…, or whatever else MLflow takes.
         artifact_root: where the artifacts of a new experiment go; None leaves it to the server.
-        experiment: its name.
+        experiment: its name; None: none is needed, as for who only reads.
 
     Raises:
         MetalearnError: nothing answers there, the folder cannot be written, or the experiment was deleted.
@@ -182,7 +182,11 @@ def prepare(uri: str, artifact_root: Path | None = None, experiment: str = DEFAU
         if database:
             _migrate(uri, database)
         with _environment(_IMPATIENCE):
-            return experiment_id(experiment, artifact_root, uri)
+            if experiment is None:
+                with explained(uri):
+                    client(uri).search_experiments(max_results=1)
+            else:
+                experiment_id(experiment, artifact_root, uri)
 
 
 def experiment_id(name: str, artifact_root: Path | None = None, uri: str | None = None) -> str:

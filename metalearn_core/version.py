@@ -13,8 +13,12 @@ COMMIT_VARIABLE = "METALEARN_GIT_COMMIT"
 @cache
 def package_version() -> str:
     """Return the version of the installed distribution."""
+    return _version("metalearn-pipelines")
+
+
+def _version(distribution: str) -> str:
     try:
-        return version("metalearn-pipelines")
+        return version(distribution)
     except PackageNotFoundError:
         return "0+unknown"
 
@@ -32,6 +36,12 @@ def source_digest() -> str:
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+@cache
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that what is computed depends on; a part of every kept result's key."""
+    return {name: _version(name) for name in ("great-expectations", "numpy", "pillow", "torch")}
 
 
 @cache

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from metalearn_core.errors import MetalearnError, UsageError, invalid, unknown
+from metalearn_core.data.manifest import LARGEST_SEED, BuildOptions
+from metalearn_core.errors import UsageError, invalid, unknown
 
 if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
@@ -31,6 +32,8 @@ class RunConfig(BaseModel):
         train_episodes, train_seconds: the training budget of each learner, one of the two.
         eval_episodes, eval_seed: evaluation episodes of each split, and the seed of their stream.
         seed: of the initial weights and the stream of training episodes; of a sweep's drawing too.
+        patience: stop training after so many validations in a row without a better one; 0: never.
+        precision: of training; `auto` is bf16 where the learner takes it and the processor computes it natively.
         gate: rules of promotion, by the names of `GateRules`.
     """
 
@@ -49,11 +52,13 @@ class RunConfig(BaseModel):
     train_shot: int | None = Field(None, ge=1)
     train_query: int | None = Field(None, ge=1)
     train_episodes: int | None = Field(None, ge=1)
-    train_seconds: float | None = Field(None, gt=0)
+    train_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     eval_episodes: int = Field(1000, ge=2)
-    eval_seed: int = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
-    image_size: int = Field(28, ge=8, le=1024)
+    eval_seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    patience: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    image_size: int = 28
     color: Literal["auto", "grey", "rgb"] = "auto"
     split_by: Literal["auto", "class", "domain"] = "auto"
     split_file: str = ""
@@ -209,24 +214,26 @@ def train_request(config: RunConfig) -> "TrainingRequest":
         episodes=config.train_episodes or 0,
         seconds=config.train_seconds or 0,
         seed=config.seed,
+        patience=config.patience,
+        precision=config.precision,
     )
 
 
 def check_source(config: RunConfig) -> None:
-    """Refuse a source or a file of options that is not there, before any step starts.
+    """Refuse a source or options of its build that the build itself would refuse, before any step starts.
 
     Raises:
-        MetalearnError: it is not there.
+        UsageError: an option's value is none that it may have.
+        MetalearnError: the source or a file is not there, or cannot be read.
     """
+    from metalearn_core.data.build import earlier_build
     from metalearn_core.data.sources import open_source
+    from metalearn_core.steps.data import build_options
 
     open_source(config.source)
-    if config.split_file and config.split_from:
-        raise UsageError("split_file and split_from are both given: the splits come from one of the two")
-    for option in ("split_file", "split_from"):
-        path = getattr(config, option)
-        if path and not _absolute(path).is_file():
-            raise MetalearnError(f"{option.replace('_', '-')}: there is no file {path}")
+    names = BuildOptions.model_fields.keys() - {"split_file"}
+    options = build_options(config.split_file, **config.model_dump(include=set(names)))
+    earlier_build(options, _absolute(config.split_from) if config.split_from else None)
 
 
 def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: Path, command: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from metalearn_core.cores import available_cores
 from metalearn_core.errors import MetalearnError, one_line
+from metalearn_core.resources import available_cores
 from pipelines.workdir import Workdir
 
 _PACKAGES = ("torch", "kfp", "mlflow", "great-expectations", "pyarrow", "pillow", "numpy")

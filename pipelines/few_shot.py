@@ -74,6 +74,8 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
         eval_episodes: int = 1000,
         eval_seed: int = 0,
         seed: int = 0,
+        patience: int = 0,
+        precision: str = "auto",
         image_size: int = 28,
         color: str = "auto",
         split_by: str = "auto",
@@ -106,6 +108,8 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
             eval_episodes: evaluation episodes on each of validation and test.
             eval_seed: of the stream of evaluation episodes.
             seed: of the initial weights and the stream of training episodes.
+            patience: stop training after so many validations in a row without a better one; 0: never.
+            precision: of training: `fp32`, `bf16`, or `auto`: bf16 where learner and processor take it.
             image_size: height and width of the stored images, in pixels.
             color: `grey`, `rgb`, or `auto`.
             split_by: `class`, `domain`, or `auto`.
@@ -137,7 +141,13 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
             "min_examples": min_examples,
             "max_unreadable": max_unreadable,
         }
-        budget = {"train_episodes": train_episodes, "train_seconds": train_seconds, "seed": seed}
+        budget = {
+            "train_episodes": train_episodes,
+            "train_seconds": train_seconds,
+            "seed": seed,
+            "patience": patience,
+            "precision": precision,
+        }
         opened = placed(
             open_run(
                 experiment=experiment,
@@ -152,7 +162,7 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
         )
         built = placed(build_episodes(**build, storage=storage)).after(opened)
         dataset = built.outputs["dataset"]
-        validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape, storage=storage))
+        validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape))
         with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
             trained = placed(
                 meta_train(

@@ -59,22 +59,23 @@ def run_pipeline(arguments: dict[str, Any], workdir: Workdir, watcher: Watcher) 
                     time.sleep(_PERIOD_S)
         except BaseException:
             process.kill()
-            _tell_interrupted(run_id)
+            _end_runs(run_id, "interrupted: the same command goes on")
             raise
     if process.returncode != 0 or watcher.summary is None:
-        raise MetalearnError(f"{watcher.error or _last_lines(log)} (log: {log})")
+        reason = watcher.error or _last_lines(log)
+        _end_runs(run_id, reason)
+        raise MetalearnError(f"{reason} (log: {log})")
     return dict(read_json(watcher.summary, "summary of the run"))
 
 
-def _tell_interrupted(run_id: str) -> None:
+def _end_runs(run_id: str, reason: str) -> None:
+    """End the MLflow runs that no step is left to end: of one that was killed, say."""
     from metalearn_core import tracking
 
     with suppress(Exception):
         parent = tracking.find_parent_run(run_id)
         if parent:
-            reason = "interrupted: the same command goes on"
-            tracking.end_children(parent, "FAILED", reason)
-            tracking.set_outcome(parent, "FAILED", reason)
+            tracking.end_failed(parent, reason)
 
 
 def _last_lines(log: Path) -> str:

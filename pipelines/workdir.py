@@ -44,5 +44,18 @@ class Workdir:
 
         uri = self.select_tracking()
         self.path.mkdir(parents=True, exist_ok=True)
-        tracking.prepare(uri, self.artifacts)
+        tracking.prepare(uri)
         return uri
+
+    def open_for(self, *models: str) -> None:
+        """Point this process at the tracking store; open it where one of the models is a registered one.
+
+        Raises:
+            MetalearnError: the tracking store does not answer.
+        """
+        from metalearn_core.bundle import registered_address
+
+        if any(registered_address(model) for model in models):
+            self.open_tracking()
+        else:
+            self.select_tracking()

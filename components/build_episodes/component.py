@@ -28,7 +28,7 @@ def build_episodes(
         source: `glyphs`, a folder of images, or a Parquet file or folder.
         storage: where datasets, results and checkpoints are kept.
         image_size: height and width of the stored images, in pixels.
-        color: `grey`, `rgb`, or `auto`: grey where each of up to 64 images that are looked at is.
+        color: `grey`, `rgb`, or `auto`: grey where every image is.
         split_by: `class`, `domain`, or `auto`: the source decides.
         split_file: CSV with the columns class and split; overrides `split_by`.
         split_from: manifest of an older dataset, whose classes keep their splits.

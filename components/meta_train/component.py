@@ -19,6 +19,8 @@ def meta_train(
     train_episodes: int,
     train_seconds: float,
     seed: int,
+    patience: int,
+    precision: str,
     storage: str,
     trained: Output[Model],
 ) -> None:
@@ -36,6 +38,8 @@ def meta_train(
         train_episodes: the training budget in episodes; 0: `train_seconds` decides.
         train_seconds: the training budget in seconds; 0: `train_episodes` decides.
         seed: of the initial weights and the stream of training episodes.
+        patience: stop after so many validations in a row without a better one; 0: never.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the learner takes it and the processor computes it natively.
         storage: where finished trainings and checkpoints are kept.
         trained: the model in `bundle/`, and what happened in `training.json`.
     """
@@ -61,8 +65,10 @@ def meta_train(
             episodes=train_episodes,
             seconds=train_seconds,
             seed=seed,
+            patience=patience,
+            precision=precision,
         )
         folder = train_learner(*read_pointer(dataset.path), item, request, Path(storage))
         copy_folder(folder, Path(trained.path))
-        trained.metadata["learner"] = item["learner"]
+        trained.metadata["learner"] = learner_of(learner)
         trained.metadata["dataset_digest"] = dataset.metadata["digest"]

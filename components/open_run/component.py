@@ -23,6 +23,8 @@ def open_run(
     eval_episodes: int,
     eval_seed: int,
     seed: int,
+    patience: int,
+    precision: str,
     image_size: int,
     color: str,
     split_by: str,
@@ -55,6 +57,8 @@ def open_run(
         eval_episodes: evaluation episodes of each split.
         eval_seed: of the stream of evaluation episodes.
         seed: of the initial weights and the stream of training episodes.
+        patience: stop training after so many validations in a row without a better one; 0: never.
+        precision: of training: `fp32`, `bf16` or `auto`.
         image_size: height and width of the stored images, in pixels.
         color: `grey`, `rgb` or `auto`.
         split_by: `class`, `domain` or `auto`.
@@ -87,6 +91,8 @@ def open_run(
             eval_episodes=eval_episodes,
             eval_seed=eval_seed,
             seed=seed,
+            patience=patience,
+            precision=precision,
             image_size=image_size,
             color=color,
             split_by=split_by,

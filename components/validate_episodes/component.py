@@ -15,7 +15,6 @@ def validate_episodes(
     train_way: int,
     train_shot: int,
     train_query: int,
-    storage: str,
     verdict: Output[Artifact],
     page: Output[HTML],
 ) -> None:
@@ -29,12 +28,10 @@ def validate_episodes(
         train_way: classes a training episode; 0: as the learner's recipe wants.
         train_shot: likewise, support examples a class.
         train_query: likewise, query examples a class.
-        storage: where results are kept.
         verdict: `quality.json` and the suite `suite.json`.
         page: the verdict as a page.
     """
     import shutil
-    from pathlib import Path
 
     from metalearn_core.steps.data import read_pointer, validate_dataset
     from metalearn_core.steps.frame import step
@@ -44,6 +41,6 @@ def validate_episodes(
         request = TrainingRequest(
             way=way, shot=shot, query=query, train_way=train_way, train_shot=train_shot, train_query=train_query
         )
-        folder = validate_dataset(*read_pointer(dataset.path), request, Path(storage))
+        folder = validate_dataset(*read_pointer(dataset.path), request)
         shutil.copytree(folder, verdict.path, dirs_exist_ok=True)
         shutil.copyfile(folder / "quality.html", page.path)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
-from metalearn_core.backbones.functional import convolve, fold_groups, normalise, unfold_groups
+from metalearn_core.backbones.functional import convolve, fold_groups, fold_norm, normalise, unfold_groups
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 
@@ -90,14 +90,19 @@ class Conv4(Backbone):
         used: dict[str, Tensor] = {}
         hidden = fold_groups(x)
         pooled = self.config.pooling == "max"
+        stride = 1 if pooled else 2
         for number in range(len(self.blocks)):
             name = f"blocks.{number}"
-            hidden = convolve(hidden, weights[f"{name}.conv.weight"], groups, stride=1 if pooled else 2)
+            weight = weights[f"{name}.conv.weight"]
+            scale, shift = weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"]
             mean, var = f"{name}.norm.mean", f"{name}.norm.var"
-            given = None if statistics is None else (statistics[mean], statistics[var])
-            hidden, used[mean], used[var] = normalise(
-                hidden, weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"], given, groups
-            )
+            if statistics is None:
+                hidden = convolve(hidden, weight, groups, stride)
+                hidden, used[mean], used[var] = normalise(hidden, scale, shift, groups)
+            else:
+                used[mean], used[var] = (statistics[which].expand(groups, -1) for which in (mean, var))
+                weight, bias = fold_norm(weight, scale, shift, statistics[mean], statistics[var])
+                hidden = convolve(hidden, weight, groups, stride, bias)
             # ReLU and max-pool commute, and a quarter of the map is quicker to rectify.
             hidden = F.relu(F.max_pool2d(hidden, 2) if pooled else hidden)
         return unfold_groups(hidden, groups), used

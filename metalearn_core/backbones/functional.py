@@ -25,8 +25,15 @@ def unfold_groups(x: Tensor, groups: int) -> Tensor:
     return x.view(examples, groups, channels // groups, height, width).transpose(0, 1).flatten(2)
 
 
-def convolve(x: Tensor, weight: Tensor, groups: int, stride: int) -> Tensor:
+def convolve(x: Tensor, weight: Tensor, groups: int, stride: int, bias: Tensor | None = None) -> Tensor:
     """Convolve x (n, g·c, h, w) with weight (o, c, k, k), or (g, o, c, k, k) for weights per group; padded.
+
+    Args:
+        x: activations.
+        weight: shared or per group.
+        groups: g.
+        stride: in both directions.
+        bias: (o,), or (g, o) for one per group.
 
     Returns:
         (n, g·o, h / stride, w / stride), sizes rounded up.
@@ -35,8 +42,10 @@ def convolve(x: Tensor, weight: Tensor, groups: int, stride: int) -> Tensor:
         weight = weight.expand(groups, *weight.shape)
     if weight.dim() == 5:
         weight = weight.flatten(0, 1)
+    if bias is not None:
+        bias = bias.expand(groups, -1).flatten()
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
+    return F.conv2d(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=groups)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -48,33 +57,38 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return x @ weight.mT + bias.unsqueeze(1)
 
 
-def normalise(
-    x: Tensor, weight: Tensor, bias: Tensor, statistics: tuple[Tensor, Tensor] | None, groups: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch-normalise x (n, g·c, h, w), each group by itself.
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch-normalise x (n, g·c, h, w), each group by its own statistics.
 
     Args:
         x: activations.
         weight, bias: scale and shift, (c,) or (g, c).
-        statistics: mean and biased variance to use, each (g, c) or (1, c); None: those of each group of x.
         groups: g.
 
     Returns:
         the activations (n, g·c, h, w), and the mean and biased variance that were used, each (g, c), differentiable.
     """
     scale, shift = (value.expand(groups, -1).flatten() for value in (weight, bias))
-    if statistics is None:
-        x, mean, variance = _BatchNorm.apply(x, scale, shift)  # type: ignore[no-untyped-call]
-        return x, mean.view(groups, -1), variance.view(groups, -1)
-    mean, variance = (value.expand(groups, -1) for value in statistics)
-    factor = scale * torch.rsqrt(variance.flatten() + EPSILON)
-    return _scale_channels(x, factor, shift - mean.flatten() * factor), mean, variance
+    x, mean, variance = _BatchNorm.apply(x, scale, shift)  # type: ignore[no-untyped-call]
+    return x, mean.view(groups, -1), variance.view(groups, -1)
 
 
-def _scale_channels(x: Tensor, factor: Tensor, shift: Tensor) -> Tensor:
-    """Return x·factor + shift by channel: batch norm at mean 0 and variance 1, a fused kernel with fused gradients."""
-    zero, one = torch.zeros_like(factor), torch.ones_like(factor)
-    return F.batch_norm(x, zero, one, factor, shift, training=False, eps=0.0)
+def fold_norm(convolution: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the convolution that does what a convolution and a batch norm by given statistics do.
+
+    The batch norm costs nothing then: activations are many, weights few.
+
+    Args:
+        convolution: weight (o, c, k, k), or (g, o, c, k, k) for weights per group.
+        weight, bias: the batch norm's scale and shift, (o,) or (g, o).
+        mean, var: its statistics, (1, o) or (g, o).
+
+    Returns:
+        (o, c, k, k) and (o,) where nothing is per group, else (g, o, c, k, k) and (g, o).
+    """
+    factor = weight * torch.rsqrt(var + EPSILON)
+    folded, shift = convolution * factor[..., None, None, None], bias - mean * factor
+    return (folded.squeeze(0), shift.squeeze(0)) if len(factor) == 1 else (folded, shift)
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -1,20 +1,18 @@
 """From a source to an episode dataset: decode on every core, split, find the rotations, write shards and manifest."""
 
 import itertools
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from metalearn_core.cores import available_cores
 from metalearn_core.data import splits
 from metalearn_core.data.build_folder import private_folder
-from metalearn_core.data.decode import decode_items
+from metalearn_core.data.decode import all_grey, decode_items
 from metalearn_core.data.manifest import (
     MANIFEST_NAME,
     SPLITS,
@@ -37,14 +35,14 @@ from metalearn_core.data.spool import ClassSpool, SpooledClass
 from metalearn_core.data.workers import map_in_order
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
-from metalearn_core.storage import write_json
+from metalearn_core.resources import available_cores
+from metalearn_core.storage import named_errors, write_json
 
 __all__ = ["build_dataset", "read_split_file"]
 
 DEFAULT_OPTIONS = BuildOptions()
 CHUNK = 64
 FEW = 500
-COLOR_SAMPLES = 64
 _EVENT_SECONDS = 0.2
 
 
@@ -74,12 +72,11 @@ def build_dataset(
         MetalearnError: the source is missing, empty, of one class only, or unreadable for too large a share; or another
             build put another dataset at `out` meanwhile.
     """
-    _check(options)
-    earlier = _earlier_splits(split_from)
+    earlier = earlier_build(options, split_from)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: is there already and not empty: choose another folder, or remove it")
     opened = open_source(source)
-    with _named_errors(out), private_folder(out) as folder:
+    with named_errors(out), private_folder(out) as folder:
         manifest = _build(opened, folder, options, workers, earlier)
         write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
     there = read_manifest(out)
@@ -92,27 +89,17 @@ def build_dataset(
     return there
 
 
-@contextmanager
-def _named_errors(out: Path) -> Iterator[None]:
-    """Name the dataset in the system's errors that name no file: a disk that is full while a file is written."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        reason = (error.strerror or str(error)).lower()
-        raise MetalearnError(f"{out}: the dataset cannot be written: {reason}") from None
-
-
 def _build(
-    opened: Source, folder: Path, options: BuildOptions, workers: int | None, earlier: Mapping[str, Split]
+    opened: Source, folder: Path, options: BuildOptions, workers: int | None, earlier: Manifest | None
 ) -> Manifest:
     """Write the shards of a source's dataset into a folder; return the manifest."""
     scratch = folder / "scratch"
     scratch.mkdir()
     classes = sorted(opened.classes(scratch), key=lambda found: found.name)
     _require_classes(opened.location, [found.name for found in classes])
-    color = _resolve_color(opened, classes, options)
+    if workers is None:
+        workers = available_cores() if sum(len(found.items) for found in classes) >= FEW else 1
+    color = _resolve_color(opened, classes, options, workers)
     if opened.modality == "image":
         options = options.model_copy(update={"color": color})
     with closing(ClassSpool(scratch)) as spool:
@@ -123,26 +110,21 @@ def _build(
     return manifest
 
 
-def _check(options: BuildOptions) -> None:
-    least = (("image_size", 1), ("min_examples", 1))
-    for name, bound in least:
-        if (value := getattr(options, name)) < bound:
-            raise UsageError(f"{name} must be at least {bound}, got {value}")
-    if not 0 <= options.max_unreadable <= 1:
-        raise UsageError(f"max_unreadable must be a share between 0 and 1, got {options.max_unreadable}")
-    ratios = options.ratios
-    if min(ratios) < 0 or not math.isclose(sum(ratios), 1, abs_tol=1e-6):
-        given = ",".join(f"{ratio:g}" for ratio in ratios)
-        raise UsageError(f"ratios must be three shares that sum to 1, got {given}")
+def earlier_build(options: BuildOptions, split_from: Path | None) -> Manifest | None:
+    """Return the manifest of an earlier build whose splits are kept, from its file or folder; None without one.
 
-
-def _earlier_splits(split_from: Path | None) -> dict[str, Split]:
+    Raises:
+        UsageError: it is no manifest, or the options have a split file as well.
+        MetalearnError: it is not there, or damaged.
+    """
     if split_from is None:
-        return {}
+        return None
+    if options.split_file is not None:
+        raise UsageError("split_file and split_from are both given: the splits come from one of the two")
     folder = split_from if split_from.is_dir() else split_from.parent
     if not split_from.is_dir() and split_from.name != MANIFEST_NAME:
         raise UsageError(f"split_from {split_from}: expected the {MANIFEST_NAME} of an episode dataset")
-    return {entry.name: entry.split for entry in read_manifest(folder).classes}
+    return read_manifest(folder)
 
 
 def _require_classes(source: str, names: Sequence[str]) -> None:
@@ -153,20 +135,15 @@ def _require_classes(source: str, names: Sequence[str]) -> None:
             raise MetalearnError(f"source {source!r}: two classes are named {one!r}")
 
 
-def _resolve_color(source: Source, classes: Sequence[SourceClass], options: BuildOptions) -> Color:
-    """Return the colour: where left open, grey if all of some files, evenly spaced in sorted order, are."""
+def _resolve_color(source: Source, classes: Sequence[SourceClass], options: BuildOptions, workers: int) -> Color:
+    """Return the colour: where left open, grey if every image is; reading headers costs little beside decoding."""
     if options.color != "auto":
         return options.color
-    if source.modality != "image":
+    is_grey = source.grey_test()
+    if is_grey is None:
         return "grey"
-    ends = np.cumsum([len(found.items) for found in classes])
-    picks = np.unique(np.linspace(0, ends[-1] - 1, COLOR_SAMPLES).astype(np.int64))
-    for pick in picks:
-        position = int(np.searchsorted(ends, pick, side="right"))
-        items = classes[position].items
-        if not source.is_grey(items[int(pick - ends[position])]):
-            return "rgb"
-    return "grey"
+    with closing(map_in_order(all_grey, ((is_grey, chunk) for chunk in _chunks(classes)), workers)) as answers:
+        return "grey" if all(answers) else "rgb"
 
 
 def _decode(
@@ -175,12 +152,10 @@ def _decode(
     loader: Loader,
     spool: ClassSpool,
     options: BuildOptions,
-    workers: int | None,
+    workers: int,
 ) -> list[Unreadable]:
     """Decode everything, class by class, into the spool; return what could not be read."""
     total = sum(len(found.items) for found in classes)
-    if workers is None:
-        workers = available_cores() if total >= FEW else 1
     unreadable: list[Unreadable] = []
     last_event = 0.0
     results = map_in_order(decode_items, ((loader, chunk) for chunk in _chunks(classes)), workers)
@@ -225,7 +200,7 @@ def _commit(
     spool: ClassSpool,
     unreadable: Sequence[Unreadable],
     options: BuildOptions,
-    earlier: Mapping[str, Split],
+    earlier: Manifest | None,
 ) -> Manifest:
     """Give the spooled classes their splits and rotations, and write the shards; return the manifest."""
     kept = [found for found in spool.classes if found.count >= options.min_examples]
@@ -282,7 +257,7 @@ def _splits(
     kept: Sequence[SpooledClass],
     left_out: Sequence[str],
     options: BuildOptions,
-    earlier: Mapping[str, Split],
+    earlier: Manifest | None,
 ) -> tuple[BuildOptions, dict[str, Split]]:
     """Return the options with `split_by` resolved, and each class's split."""
     names = [found.name for found in kept]
@@ -292,9 +267,30 @@ def _splits(
         assigned = splits.assign_from_file(names, [row for row in rows if row[0] not in left_out])
         return resolved, assigned
     domain_of = {found.name: found.domain for found in kept}
-    split_by = splits.resolve_split_by(options.split_by, source.default_split_by, len(set(domain_of.values())))
+    default = earlier.options.split_by if earlier else source.default_split_by
+    split_by = splits.resolve_split_by(options.split_by, default, len(set(domain_of.values())))
     resolved = options.model_copy(update={"split_by": split_by})
-    return resolved, splits.assign_splits(domain_of, options, split_by, earlier)
+    return resolved, splits.assign_splits(domain_of, options, split_by, _kept_splits(names, earlier))
+
+
+def _kept_splits(names: Sequence[str], earlier: Manifest | None) -> dict[str, Split]:
+    """Return the splits of those classes that an earlier build had too; what it had alone is said.
+
+    Raises:
+        UsageError: it had none of these classes: their names are others now, and test classes would be trained on.
+    """
+    if earlier is None:
+        return {}
+    found = {entry.name: entry.split for entry in earlier.classes}
+    gone = sorted(found.keys() - set(names))
+    if len(gone) == len(found):
+        raise UsageError(
+            f"split_from: none of the {len(found)} classes of dataset {earlier.digest} is in the source: they are "
+            f"named like {gone[0]!r}, the source's like {min(names)!r}"
+        )
+    if gone:
+        emit("warning", "build", text=f"split_from: {len(gone)} earlier classes are gone, the first is {gone[0]!r}")
+    return {name: found[name] for name in names if name in found}
 
 
 def _rotations(

@@ -1,13 +1,13 @@
 """An episode dataset, opened: verified, and its examples as one tensor, in memory or mapped from a cache."""
 
 import json
+import threading
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from metalearn_core.data.rotations import QUARTER_TURNS
 from metalearn_core.data.shards import read_column, read_examples, verify_shard
 from metalearn_core.data.unpacked import stamp, unpacked
 from metalearn_core.errors import MetalearnError
+from metalearn_core.resources import available_memory
 from metalearn_core.storage import write_bytes
 
 DEFAULT_CACHE = "~/.cache/metalearn"
@@ -40,6 +41,7 @@ class EpisodeDataset:
         self.class_offset = self.class_count.cumsum(0) - self.class_count
         self._moved: dict[torch.device, Tensor] = {}
         self._turned: dict[torch.device, Tensor] = {}
+        self._turning = threading.Lock()
 
     @classmethod
     def open(
@@ -60,7 +62,7 @@ class EpisodeDataset:
         folder = Path(uri).expanduser()
         manifest = read_manifest(folder)
         if max_memory_bytes is None:
-            max_memory_bytes = psutil.virtual_memory().available // 2
+            max_memory_bytes = available_memory() // 2
         if _byte_count(manifest) <= max_memory_bytes:
             _verify(folder, manifest)
             return cls(folder, manifest, _read_whole(folder, manifest))
@@ -94,8 +96,10 @@ class EpisodeDataset:
         examples = self.on(device)
         if QUARTER_TURNS * examples.numel() * examples.element_size() > TURNED_BYTES:
             return None
-        if device not in self._turned:
-            self._turned[device] = torch.cat([torch.rot90(examples, turn, (-2, -1)) for turn in range(QUARTER_TURNS)])
+        with self._turning:  # several threads may ask at once
+            if device not in self._turned:
+                turned = [torch.rot90(examples, turn, (-2, -1)) for turn in range(QUARTER_TURNS)]
+                self._turned[device] = torch.cat(turned)
         return self._turned[device]
 
     def example_ids(self, rows: Iterable[int]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from metalearn_core.data.sources.contract import Color, Example, Item, Loader, UndecodableError
+from metalearn_core.data.sources.contract import Color, Example, GreyTest, Item, Loader, UndecodableError
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -51,6 +51,14 @@ def decode_items(work: tuple[Loader, Sequence[Item]]) -> Decoded:
             hashes.append(hashlib.sha256(example.tobytes()).digest())
             keys.append(item.key)
     return Decoded(np.stack(examples) if examples else None, hashes, keys, failures)
+
+
+def all_grey(work: tuple[GreyTest, Sequence[Item]]) -> bool:
+    """Whether each image of a chunk has a single channel."""
+    is_grey, items = work
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return all(is_grey(item) for item in items)
 
 
 def decode_image(file: Path | str | bytes | BinaryIO, image_size: int, color: Color) -> Example:

@@ -1,10 +1,8 @@
 """Episodes as data: their shape, the examples that they consist of, and the pixels of those."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metalearn_core.errors import UsageError
@@ -83,13 +81,6 @@ class EpisodeBatch:
         return self.support_x.shape[0]
 
     def __getitem__(self, episodes: slice) -> "EpisodeBatch":
-        return self._each(lambda tensor: tensor[episodes])
-
-    def to(self, device: torch.device) -> "EpisodeBatch":
-        """Return the batch on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "EpisodeBatch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {name: change(v) if isinstance(v, Tensor) else v for name, v in values.items()}
-        return EpisodeBatch(**changed)
+        parts: dict[str, Any] = {name: v[episodes] if isinstance(v, Tensor) else v for name, v in values.items()}
+        return EpisodeBatch(**parts)

@@ -1,16 +1,19 @@
 """What an episode dataset says about itself: `manifest.json`, and the short description that learners are made from."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.storage import read_json, text_digest
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
+LARGEST_IMAGE = 1024
+LARGEST_SEED = 2**32 - 1  # that every generator of random numbers takes
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -27,8 +30,7 @@ class BuildOptions(Record):
 
     Attributes:
         image_size: height and width in pixels of the stored images.
-        color: `grey` (1 channel), `rgb` (3), or `auto`: grey where all of 64 images are, evenly spaced over the
-            source (of fewer, all are looked at); a coloured one among the others is then stored in grey.
+        color: `grey` (1 channel), `rgb` (3), or `auto`: grey where every image is.
         split_by: whole classes, or whole domains, go to a split; `auto` lets the source and its domains decide.
         split_file: the content of a CSV file with the columns class and split, as (class, split) pairs; overrides
             split_by.
@@ -37,6 +39,9 @@ class BuildOptions(Record):
         rotations: in which splits the quarter turns of a class count as further classes.
         min_examples: classes with fewer examples are left out, and named in the manifest.
         max_unreadable: the build stops when a larger share of the files cannot be read.
+
+    Raises:
+        UsageError: a size, number or share is out of range, or the ratios do not sum to 1.
     """
 
     image_size: int = 28
@@ -48,6 +53,19 @@ class BuildOptions(Record):
     rotations: Literal["train", "all", "none"] = "train"
     min_examples: int = 1
     max_unreadable: float = 0.05
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not 1 <= self.image_size <= LARGEST_IMAGE:
+            raise UsageError(f"image_size must be 1 to {LARGEST_IMAGE} pixels, got {self.image_size}")
+        if self.min_examples < 1:
+            raise UsageError(f"min_examples must be at least 1, got {self.min_examples}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise UsageError(f"max_unreadable must be a share between 0 and 1, got {self.max_unreadable}")
+        if not (min(self.ratios) >= 0 and math.isclose(sum(self.ratios), 1, abs_tol=1e-6)):
+            given = ",".join(f"{ratio:g}" for ratio in self.ratios)
+            raise UsageError(f"ratios must be three shares that sum to 1, got {given}")
+        return self
 
 
 class ClassEntry(Record):

@@ -39,7 +39,7 @@ def assign_splits(
     Raises:
         MetalearnError: there are fewer domains than splits that want some.
     """
-    kept = {name: split for name, split in (earlier or {}).items() if name in domain_of}
+    kept = dict(earlier or {})
     if split_by == "class":
         return _by_class(sorted(domain_of), options, kept)
     return _by_domain(domain_of, options, kept)
@@ -127,19 +127,21 @@ def _by_domain(domain_of: Mapping[str, str], options: BuildOptions, kept: Assign
     settled = {domain: max(SPLITS, key=lambda split: count[split]) for domain, count in votes.items()}
     sizes = Counter(domain_of.values())
     free = sorted(set(sizes) - set(settled))
+    taken = Counter(kept.get(name, settled[domain]) for name, domain in domain_of.items() if domain in settled)
     wanted = [split for split, ratio in zip(SPLITS, options.ratios, strict=True) if ratio > 0]
-    empty = [split for split in wanted if split not in settled.values()]
+    empty = [split for split in wanted if not taken[split]]
     if len(free) < len(empty):
         raise UsageError(
             f"split by domain: {len(sizes)} domains ({', '.join(sorted(sizes)[:_SHOWN])}), "
             f"expected at least {len(wanted)}, one for each split: split by class"
         )
     target, target_domains = _shares(len(domain_of), options.ratios), _shares(len(sizes), options.ratios)
+    lacking = {split: target[split] - taken[split] for split in SPLITS}
     best: tuple[float, dict[str, Split]] | None = None
     for attempt in range(_ORDERS_TRIED):
         order = sorted(free, key=_keyed(options.split_seed, f"{attempt}/"))
-        dealt = _deal(order, sizes, target, settled, empty)
-        classes, domains = Counter[Split](), Counter(dealt.values())
+        dealt = _deal(order, sizes, lacking, empty)
+        classes, domains = Counter(taken), Counter([*settled.values(), *dealt.values()])
         for domain, split in dealt.items():
             classes[split] += sizes[domain]
         distance = sum(
@@ -150,20 +152,15 @@ def _by_domain(domain_of: Mapping[str, str], options: BuildOptions, kept: Assign
         if best is None or distance < best[0]:
             best = (distance, dealt)
     assert best is not None
-    return {name: kept.get(name, best[1][domain]) for name, domain in domain_of.items()}
+    split_of = {**settled, **best[1]}
+    return {name: kept.get(name, split_of[domain]) for name, domain in domain_of.items()}
 
 
 def _deal(
-    order: Sequence[str],
-    sizes: Mapping[str, int],
-    target: Mapping[Split, int],
-    settled: Mapping[str, Split],
-    empty: Sequence[Split],
+    order: Sequence[str], sizes: Mapping[str, int], lacking: Mapping[Split, int], empty: Sequence[Split]
 ) -> dict[str, Split]:
     """Give each domain in turn to the split that lacks most, and the last ones to splits that have none yet."""
-    lacking, without, dealt = dict(target), list(empty), dict(settled)
-    for domain, split in settled.items():
-        lacking[split] -= sizes[domain]
+    lacking, without, dealt = dict(lacking), list(empty), Assignment()
     for position, domain in enumerate(order):
         choices: Sequence[Split] = without if len(order) - position <= len(without) else SPLITS
         split = max(choices, key=lambda split: lacking[split])

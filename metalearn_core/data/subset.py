@@ -38,6 +38,16 @@ def seen_classes(
     return seen
 
 
+def class_sketches(dataset: EpisodeDataset, split: Split) -> list[str]:
+    """Return for each class of a split what is likely to stay when pictures are added to it or taken away.
+
+    It is the smallest content hash of its examples: one picture more in a class of n changes it once in n + 1 times.
+    """
+    entries = dataset.manifest.of_split(split)
+    hashes = iter(dataset.example_hashes(_rows(dataset, entries)))
+    return [min(next(hashes) for _ in range(entry.count)).hex() for entry in entries]
+
+
 def without_classes(dataset: EpisodeDataset, split: Split, digests: Collection[str]) -> EpisodeDataset:
     """Return the dataset without the classes of a split whose content hashes are among `digests`.
 

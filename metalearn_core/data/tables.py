@@ -1,4 +1,8 @@
-"""What an episode dataset consists of, in numbers: a row a class and a row a split, from one pass in bounded memory."""
+"""What an episode dataset consists of, in numbers: a row a class and a row a split.
+
+Values are read class by class; of ids and contents, which are compared across classes, all are in memory, some tens of
+bytes for each example.
+"""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

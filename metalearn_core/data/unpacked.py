@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from metalearn_core.storage import file_digest, new_folder, write_bytes
+from metalearn_core.storage import file_digest, named_errors, new_folder, write_bytes
 
 _EXAMPLES = "examples"
 _NOTE = "examples.json"
@@ -87,7 +87,7 @@ def _write_note(path: Path, note: Path, sha256: str) -> None:
 def _write(path: Path, blocks: Iterable[npt.NDArray[Any]]) -> str:
     """Write the blocks one after the other; return the sha256 of all."""
     digest = hashlib.sha256()
-    with path.open("wb") as file:
+    with named_errors(path), path.open("wb") as file:
         for block in blocks:
             content = np.ascontiguousarray(block).data
             digest.update(content)

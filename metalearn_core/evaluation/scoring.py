@@ -1,10 +1,8 @@
 """A learner's answers over a stream of episodes, counted: by episode, by class, by confusion and by confidence."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,19 +11,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn_core import events
-from metalearn_core.cores import available_cores
 from metalearn_core.data.episodes import EpisodeIndex
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_examples
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner, Learner
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+from metalearn_core.resources import available_cores
+from metalearn_core.side_by_side import SideBySide
 
 CALIBRATION_BINS = 15
 EMBEDDED_AT_ONCE = {"cpu": 64, "cuda": 2048}
 INDICES_AT_ONCE = 2000
 FEATURES_AT_ONCE = 250
+FEATURE_BYTES_AT_ONCE = 2**25
 EPISODES_AT_ONCE = {"cpu": 4, "cuda": 64}
 SECONDS_BETWEEN_EVENTS = 0.25
 
@@ -79,7 +76,6 @@ class Scorer:
         learner: in evaluation mode inside the block, in the batch-norm mode that is asked for.
         batch_norm: inductive or transductive.
         progress: told of episodes as they are done (none, while images are embedded); may raise, to stop.
-        embed_once: take the way of the embeddings where it exists.
 
     Raises:
         UsageError: the learner has no transductive mode.
@@ -90,25 +86,24 @@ class Scorer:
         learner: Learner,
         batch_norm: BatchNormMode = "inductive",
         progress: Callable[[int], None] | None = None,
-        *,
-        embed_once: bool = True,
     ) -> None:
         if batch_norm == "transductive" and not learner.info.transductive:
             raise UsageError(f"batch_norm: {learner.info.name} is always inductive, got transductive")
         self._learner, self._batch_norm = learner, batch_norm
         self._progress = progress or (lambda _: None)
-        self._embed_once = embed_once and batch_norm == "inductive"
+        self._embed_once = batch_norm == "inductive" and isinstance(learner, EmbeddingLearner)
         self._table: FeatureTable | None = None
 
     def __enter__(self) -> "Scorer":
         self._before = self._learner.training, self._learner.batch_norm
         self._learner.eval()
         self._learner.batch_norm = self._batch_norm
-        self._side_by_side = SideBySide(self._learner.mean.device)
+        on_cpu = self._learner.mean.device.type == "cpu"
+        self._side_by_side = SideBySide(available_cores() if on_cpu else 0).__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._side_by_side.close()
+        self._side_by_side.__exit__()
         training, self._learner.batch_norm = self._before
         self._learner.train(training)
         self._table = None
@@ -120,8 +115,7 @@ class Scorer:
             MetalearnError: an answer is no number.
         """
         parts = []
-        by_feature = self._embed_once and isinstance(self._learner, EmbeddingLearner)
-        for part in self._by_feature(sampler, episodes) if by_feature else self._by_episode(sampler, episodes):
+        for part in self._by_feature(sampler, episodes) if self._embed_once else self._by_episode(sampler, episodes):
             parts.append(part)
             self._progress(len(part.accuracy))
         return _joined(parts)
@@ -133,9 +127,11 @@ class Scorer:
             self._table = FeatureTable(learner, sampler, self._side_by_side, lambda: self._progress(0))
         table = self._table
         query_y = torch.arange(shape.way, device=sampler.device).repeat_interleave(shape.query)
+        bytes_an_episode = 4 * shape.way * (shape.shot + shape.query) * learner.backbone.feature_size
+        at_once = max(1, min(FEATURES_AT_ONCE, FEATURE_BYTES_AT_ONCE // bytes_an_episode))
 
         def scored(start: int) -> EpisodeScores:
-            part = slice(start, start + FEATURES_AT_ONCE)
+            part = slice(start, start + at_once)
             support_y = index.support_order[part] // shape.shot
             with torch.no_grad():
                 state = learner.adapt_features(table.features[support[part]], support_y, way=shape.way)
@@ -145,7 +141,7 @@ class Scorer:
         for first in range(0, episodes, INDICES_AT_ONCE):
             index = sampler.index(first, min(INDICES_AT_ONCE, episodes - first))
             support, query = table.places(index)
-            yield from self._side_by_side.map(scored, range(0, len(index), FEATURES_AT_ONCE))
+            yield from self._side_by_side.map(scored, range(0, len(index), at_once))
 
     def _by_episode(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
         at_once = EPISODES_AT_ONCE[sampler.device.type]
@@ -158,28 +154,6 @@ class Scorer:
             return _scored(logits, batch.query_y, _classes(index), first, self._learner)
 
         yield from self._side_by_side.map(scored, range(0, episodes, at_once))
-
-
-class SideBySide:
-    """Runs tasks on as many threads as there are cores, each with one thread of torch; on a GPU one after the other."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._threads = torch.get_num_threads()
-        self._pool = (
-            ThreadPoolExecutor(available_cores(), "episodes", initializer=torch.set_num_threads, initargs=(1,))
-            if device.type == "cpu"
-            else None
-        )
-
-    def map(self, task: Callable[[Task], Result], items: Iterable[Task]) -> Iterator[Result]:
-        """Yield task(item) for each of the items, in order."""
-        return map(task, items) if self._pool is None else self._pool.map(task, items)
-
-    def close(self) -> None:
-        """End the threads, without what they have not begun."""
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            torch.set_num_threads(self._threads)
 
 
 class FeatureTable:

@@ -101,7 +101,7 @@ def paired(a: ArrayLike, b: ArrayLike, *, alpha: float = 0.05) -> PairedDifferen
         differences = np.full_like(differences, differences[0])
     interval = t_interval(differences, alpha=alpha, bounds=(-1.0, 1.0))
     count, mean, spread = differences.size, interval.mean, differences.std(ddof=1) if differences.size > 1 else 0.0
-    if spread == 0:
+    if np.ptp(differences) == 0:  # not the spread, which rounding keeps above zero
         p_value = min(1.0, 2.0 * (1.0 + abs(mean)) ** -count)
     else:
         p_value = float(2 * stats.t.sf(abs(mean) * np.sqrt(count) / spread, count - 1))
@@ -143,6 +143,7 @@ def class_interval(
     answers = np.bincount(columns.ravel(), np.asarray(correct, dtype=np.float64).ravel(), count)
     own = np.bincount(member, answers) / (np.bincount(member, seen) * query)
     half_width = t_interval(episodes, alpha=alpha).half_width
+    method = f"t interval over the accuracies of {groups} groups"
     if groups > 1 and np.ptp(own) > 0:
         half_width = max(half_width, t_interval(own, alpha=alpha).half_width)
     mean, left_out = float(episodes.mean()), episodes.size - seen
@@ -153,7 +154,8 @@ def class_interval(
         influence -= influence.mean()
         variance = groups / (groups - 1) * np.square(np.bincount(member, influence)).sum() / count**2
         half_width = max(half_width, _reach(mean, float(stats.t.isf(alpha / 2, groups - 1) * np.sqrt(variance))))
-    return Interval(mean, min(half_width, 1.0), f"jackknife over {groups} groups of {count} classes")
+        method = f"jackknife over {groups} groups"
+    return Interval(mean, min(half_width, 1.0), method)
 
 
 def new_class_interval(
@@ -182,7 +184,10 @@ def new_class_interval(
         bound = t_interval(np.full(n_classes, np.mean(np.asarray(accuracy))), alpha=alpha, of="class")
         return Interval(bound.mean, bound.half_width, bound.method)
     interval = class_interval(accuracy, classes, correct, class_id, query=query, alpha=alpha)
-    method = f"{level} jackknife over {n_classes} test classes"
+    kind = interval.method.partition(" over ")[0]
+    method = f"{level} {kind} over {n_classes} test classes"
+    if kind != "jackknife":
+        method += ", each of them in every episode"
     if n_domains >= FEWEST_DOMAINS:
         by_domain = class_interval(accuracy, classes, correct, domain, query=query, alpha=alpha)
         method += f" and over their {n_domains} domains, the wider of the two"

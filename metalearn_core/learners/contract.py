@@ -155,10 +155,6 @@ class Learner(nn.Module, ABC):
         """Return the outer losses of b training episodes: the mean cross-entropy over the unmasked queries of each."""
         return query_outcome(self(episodes), episodes)
 
-    def episode_losses(self, episodes: EpisodeBatch) -> Tensor:
-        """Return the outer loss of each episode (b,)."""
-        return self.train_episodes(episodes).losses
-
     def standardise(self, x: Tensor) -> Tensor:
         """Return examples (…, *x) as floats, by mean and std of the training split; uint8 is divided by 255 first."""
         values = x if x.is_floating_point() else x.to(self.mean.dtype) / 255

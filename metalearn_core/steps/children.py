@@ -62,6 +62,7 @@ def _start(
         f"{learner_name(item)} {request['way']}-way {request['shot']}-shot",
         tags={
             tracking.LEARNER_TAG: item["learner"],
+            tracking.NAME_TAG: learner_name(item),
             tracking.DATASET_TAG: dataset_digest,
             tracking.SHAPE_TAG: f"{request['way']}-way {request['shot']}-shot {request['query']}-query",
             **tags,

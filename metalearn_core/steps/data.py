@@ -12,7 +12,7 @@ from metalearn_core.errors import MetalearnError, invalid
 from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest
 from metalearn_core.steps.requests import TrainingRequest
-from metalearn_core.storage import file_digest, read_json, write_json
+from metalearn_core.storage import read_json, write_json
 
 if TYPE_CHECKING:
     from metalearn_core.data.episodes import EpisodeShape
@@ -64,7 +64,7 @@ def build_options(split_file: str, **options: Any) -> BuildOptions:
     """
     from metalearn_core.data.splits import read_split_file
 
-    pairs = read_split_file(Path(split_file)) if split_file else None
+    pairs = read_split_file(Path(split_file).expanduser()) if split_file else None
     try:
         return BuildOptions(split_file=pairs, **options)
     except ValidationError as error:
@@ -81,17 +81,18 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
         source: location of the labelled examples.
         options: of the build.
         storage: where datasets are kept.
-        split_from: manifest of an older dataset, whose classes keep their splits; empty: none.
+        split_from: manifest or folder of an older dataset, whose classes keep their splits; empty: none.
 
     Returns:
         the dataset's folder and its manifest.
     """
-    from metalearn_core.data.build import build_dataset
+    from metalearn_core.data.build import build_dataset, earlier_build
     from metalearn_core.data.sources import open_source
 
     key = {"fingerprint": open_source(source).fingerprint(), "options": options.model_dump(mode="json")}
-    if split_from:
-        key["split_from"] = file_digest(Path(split_from))
+    earlier_place = Path(split_from) if split_from else None
+    if earlier := earlier_build(options, earlier_place):
+        key["split_from"] = earlier.digest
     name = result_digest("build", key)
     record = storage / "builds" / f"{name}.json"
     record.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
                 return folder, manifest
         unfinished = storage / "builds" / name
         shutil.rmtree(unfinished, ignore_errors=True)
-        manifest = build_dataset(source, unfinished, options, split_from=Path(split_from) if split_from else None)
+        manifest = build_dataset(source, unfinished, options, split_from=earlier_place)
         folder = _move(unfinished, storage / "datasets" / manifest.digest, manifest)
         write_json(record, {"digest": manifest.digest, **key})
     return folder, manifest
@@ -155,14 +156,15 @@ def wanted_shapes(request: TrainingRequest) -> "dict[Split, EpisodeShape]":
     return {"train": train, "validation": evaluation, "test": evaluation}
 
 
-def validate_dataset(dataset: Path, dataset_digest: str, request: TrainingRequest, storage: Path) -> Path:
-    """Judge an episode dataset for the episodes that are asked of it; keep and return the folder of the verdict.
+def validate_dataset(dataset: Path, dataset_digest: str, request: TrainingRequest) -> Path:
+    """Judge an episode dataset for the episodes that are asked of it; return the folder of the verdict.
+
+    The verdict is kept with the dataset: `quality.json`, `suite.json` and `quality.html` in a folder of its own below.
 
     Args:
         dataset: the dataset's folder.
         dataset_digest: its digest.
         request: the episodes, by their shapes.
-        storage: where the verdict is kept: `quality.json`, `suite.json`, `quality.html`.
 
     Raises:
         MetalearnError: a check that must pass did not; the line names the first, and where the page is.
@@ -177,7 +179,7 @@ def validate_dataset(dataset: Path, dataset_digest: str, request: TrainingReques
         quality.write_quality(quality.validate_dataset(EpisodeDataset.open(dataset), shapes), manifest, folder)
 
     key = {"dataset": manifest.digest, "shapes": {split: str(shape) for split, shape in shapes.items()}}
-    folder, _ = kept(storage / "results", "quality", key, make)
+    folder, _ = kept(dataset, "quality", key, make)
     verdict = read_json(folder / "quality.json", "data quality")
     failed = [check for check in verdict["checks"] if check["blocking"] and not check["passed"]]
     if failed:

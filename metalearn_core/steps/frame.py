@@ -55,4 +55,4 @@ def _tag_failure(reason: str) -> None:
 
         run_id = tracking.find_parent_run(pipeline_run_id())
         if run_id:
-            tracking.set_outcome(run_id, "FAILED", reason)
+            tracking.end_failed(run_id, reason)

@@ -17,8 +17,8 @@ def learner_name(item: Mapping[str, Any]) -> str:
 
 
 def learner_of(text: str) -> str:
-    """Return the learner that an item of the pipeline's loop is about; the item itself where it cannot be read."""
+    """Return what the learner of an item of the pipeline's loop is called; the item itself where it cannot be read."""
     try:
-        return str(json.loads(text)["learner"])
-    except (ValueError, KeyError, TypeError):
+        return learner_name(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError):
         return text

@@ -14,6 +14,8 @@ from metalearn_core.steps.training import BUNDLE, EVALUATION, TRAINING
 from metalearn_core.storage import read_json, write_json
 
 if TYPE_CHECKING:
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.episodes import EpisodeShape
     from metalearn_core.promotion import Promotion
     from metalearn_core.registry import RegisteredVersion
 
@@ -97,6 +99,8 @@ def promote_model(
 ) -> "Promotion":
     """Let the gate decide on a registered model outside a pipeline, also on one that was rolled back.
 
+    The dataset's quality checks are made here, unless the rules ignore them. For the champion itself nothing is done.
+
     Args:
         model: `name@alias`, `models:/name@alias` or `models:/name/version`.
         dataset: an episode dataset's folder; None: the one that the model was trained on.
@@ -116,9 +120,24 @@ def promote_model(
     if address is None:
         raise UsageError(f"model {model!r}: only a registered model is promoted: name@alias or models:/name/version")
     description = read_bundle(resolve_model(model))
-    folder = dataset or Path(description.lineage.dataset_uri)
     protocol = make_protocol(
         split="test", **{**description.episode.model_dump(), **shape}, episodes=episodes, seed=seed
     )
     rules = gate_rules(gate)
-    return promotion.promote(*address, EpisodeDataset.open(folder), protocol, rules, after_rollback=True)
+    unchanged = promotion.standing(*address, rules)
+    if unchanged:
+        return unchanged
+    opened = EpisodeDataset.open(dataset or Path(description.lineage.dataset_uri))
+    checked = None if rules.dataset_checks == "ignored" else _checked(opened, protocol.shape)
+    return promotion.promote(*address, opened, protocol, rules, checks_passed=checked, after_rollback=True)
+
+
+def _checked(dataset: "EpisodeDataset", shape: "EpisodeShape") -> bool:
+    """Return whether a dataset's test classes pass the quality checks; say which do not."""
+    from metalearn_core.data.quality import validate_dataset
+
+    failed = [check for check in validate_dataset(dataset, {"test": shape}).checks if not check.passed]
+    for check in failed:
+        text = f"{check.name}: found {check.observed}, wanted {check.expected}"
+        emit("warning", "promote", text=f"dataset {dataset.digest}: {text}")
+    return not any(check.blocking for check in failed)

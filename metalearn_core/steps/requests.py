@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from metalearn_core.data.manifest import Record
+from metalearn_core.data.manifest import LARGEST_SEED, Record
 from metalearn_core.errors import UsageError, invalid
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class TrainingRequest(Record):
         train_way, train_shot, train_query: of training episodes; 0: as the learner's recipe wants.
         episodes, seconds: the budget, one of the two; 0: the other decides.
         seed: of the initial weights and the stream of training episodes.
+        patience: stop after so many validations in a row without a better one; 0: never.
+        precision: of convolutions; `auto` is bf16 where the learner takes it and the processor computes it natively.
     """
 
     way: int = Field(ge=2)
@@ -32,8 +34,10 @@ class TrainingRequest(Record):
     train_shot: int = Field(0, ge=0)
     train_query: int = Field(0, ge=0)
     episodes: int = Field(0, ge=0)
-    seconds: float = Field(0, ge=0)
-    seed: int = Field(0, ge=0)
+    seconds: float = Field(0, ge=0, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    patience: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
 class EvaluationRequest(Record):
@@ -43,7 +47,7 @@ class EvaluationRequest(Record):
     shot: int = Field(ge=1)
     query: int = Field(ge=1)
     episodes: int = Field(1000, ge=2)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
 
 
 def training_request(**values: Any) -> TrainingRequest:

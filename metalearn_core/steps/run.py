@@ -8,6 +8,8 @@ from typing import Any
 
 from metalearn_core import tracking
 from metalearn_core.data.manifest import SPLITS, Manifest
+from metalearn_core.data.quality import PAGE_NAME, REPORT_NAME, SUITE_NAME
+from metalearn_core.model_versions import check_name
 from metalearn_core.steps.children import child_of, parent_run
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
@@ -31,10 +33,12 @@ def open_run(experiment: str, learners: Sequence[str], **settings: Any) -> str:
     items = learner_items(learners)
     shape = {name: settings[name] for name in ("way", "shot", "query")}
     train_shape = {name: settings[name] for name in ("train_way", "train_shot", "train_query")}
-    budget = {"episodes": settings["train_episodes"], "seconds": settings["train_seconds"], "seed": settings["seed"]}
-    training_request(**shape, **train_shape, **budget)
+    budget = {"episodes": settings["train_episodes"], "seconds": settings["train_seconds"]}
+    training = {name: settings[name] for name in ("seed", "patience", "precision")}
+    training_request(**shape, **train_shape, **budget, **training)
     evaluation_request(**shape, episodes=settings["eval_episodes"], seed=settings["eval_seed"])
     gate_rules(settings["gate"])
+    check_name(settings["model_name"])
     names = " + ".join(dict.fromkeys(item["learner"] for item in items))
     source = Path(str(settings["source"])).name
     name = f"{source} {settings['way']}-way {settings['shot']}-shot: {names}"
@@ -91,8 +95,8 @@ def close_run(
     write_run_report(report, dataset, quality, records, verdict, {"run": run_id, "command": command})
     tracking.log_dataset(run_id, manifest, str(dataset), context="meta-learning")
     _log_page(run_id, report, "report.html")
-    for page in sorted(quality.glob("quality.*")):
-        tracking.log_artifact(run_id, page, folder="data-quality")
+    for name in (REPORT_NAME, SUITE_NAME, PAGE_NAME):
+        tracking.log_artifact(run_id, quality / name, folder="data-quality")
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
     tracking.tag_run(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
     tracking.set_outcome(run_id, "FINISHED")

@@ -81,6 +81,9 @@ def train_bundle(
         checkpoints: where each training's checkpoints have a folder of their own, by what it is.
         restart: begin anew, whatever checkpoint is there.
     """
+    from metalearn_core.bundle import check_place
+
+    check_place(bundle)
     key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
     folder = checkpoints / result_digest("training", key)
     return _train(dataset, item, request, folder, bundle, None, None, restart=restart)
@@ -152,6 +155,8 @@ def _plan(request: TrainingRequest) -> "TrainingPlan":
         episodes=request.episodes or None,
         seconds=request.seconds or None,
         seed=request.seed,
+        patience=request.patience or None,
+        precision=request.precision,
     )
 
 

@@ -81,13 +81,16 @@ class Checkpoints:
         try:
             for left_behind in self.folder.glob(".*.tmp"):
                 left_behind.unlink(missing_ok=True)
+            for tensors in self.folder.glob("*.safetensors"):
+                if not tensors.with_suffix(".json").exists():
+                    tensors.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         """Write a checkpoint: the tensors, then the description that makes them count; then drop the oldest."""
-        name = f"{progress.step:012d}"
+        name = f"{1 + max((int(path.stem) for path in self._descriptions()), default=0):012d}"  # none is overwritten
         content = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()})
         write_bytes(self.folder / f"{name}.safetensors", content)
         described = progress.model_dump(mode="json")

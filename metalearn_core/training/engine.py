@@ -1,21 +1,18 @@
 """Outer gradients of a batch of episodes: one task a thread, summed in the order of the tasks."""
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from metalearn_core.backbones.contract import Statistics
-from metalearn_core.cores import available_cores
 from metalearn_core.data.manifest import Record
 from metalearn_core.learners.contract import EmbeddingLearner, Learner, Outcome
+from metalearn_core.resources import available_cores
+from metalearn_core.side_by_side import SideBySide
 from metalearn_core.training.plan import TrainingPlan
-
-Result = TypeVar("Result")
 
 
 class EngineChoices(Record):
@@ -72,21 +69,17 @@ class Engine:
 
     def __init__(self, choices: EngineChoices) -> None:
         self.choices = choices
-        self._pool: ThreadPoolExecutor | None = None
+        self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
 
     def __enter__(self) -> "Engine":
         self._threads_before = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(
-            self.choices.threads, thread_name_prefix="task", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._side_by_side.__enter__()
         torch.set_num_threads(self.choices.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
+        self._side_by_side.__exit__()
         torch.set_num_threads(self._threads_before)
 
     @contextmanager
@@ -94,17 +87,6 @@ class Engine:
         """Run the convolutions and matrix products of a block in the precision that was chosen."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.choices.precision == "bf16"):
             yield
-
-    def map(self, task: Callable[[int], Result], count: int) -> list[Result]:
-        """Return task(0) … task(count − 1), side by side, each on one thread of torch."""
-        assert self._pool is not None, "an Engine works inside its with block"
-        futures = [self._pool.submit(task, number) for number in range(count)]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            for future in futures:
-                future.cancel()
-            raise
 
     def gradient(self, learner: Learner, outcome: Callable[[int], Outcome], tasks: int) -> Gradient:
         """Return the mean gradient over the tasks' losses.
@@ -127,7 +109,7 @@ class Engine:
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
-        results = [run(0)] if tasks == 1 else self.map(run, tasks)
+        results = [run(0)] if tasks == 1 else list(self._side_by_side.map(run, range(tasks)))
         return _mean(results)
 
 

@@ -236,7 +236,7 @@ class _Run:
         return MetalearnError(
             f"{name}: training diverged at step {self.progress.step + 1} (episode {self.progress.episodes}): "
             f"loss {loss}, gradient norm {norm}, learning rate {rate:.3g}: try a smaller {name}.learning_rate"
-            f"{other}, {name}.gradient_clip=10, or precision fp32"
+            f"{other}, {name}.gradient_clip=10, or --precision fp32"
         )
 
     # Validation.

@@ -6,10 +6,11 @@ from pydantic import Field, model_validator
 
 from metalearn_core.backbones.options import parse_options
 from metalearn_core.data.episodes import EpisodeShape
-from metalearn_core.data.manifest import Manifest, Record
+from metalearn_core.data.manifest import LARGEST_SEED, Manifest, Record
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LearnerSpec, learner_class
 from metalearn_core.storage import text_digest
+from metalearn_core.version import library_versions
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -39,8 +40,8 @@ class TrainingPlan(Record):
     train_shot: int | None = None
     train_query: int | None = None
     episodes: int | None = Field(None, ge=1)
-    seconds: float | None = Field(None, gt=0)
-    seed: int = Field(0, ge=0)
+    seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
+    seed: int = Field(0, ge=0, le=LARGEST_SEED)
     validations: int = Field(10, ge=0)
     validation_episodes: int = Field(200, ge=2)
     patience: int | None = Field(None, ge=1)
@@ -99,6 +100,8 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
 def fingerprint(spec: LearnerSpec, plan: TrainingPlan, dataset_digest: str) -> str:
     """Return what tells one training run from another: 64 hexadecimal digits; how often it is saved is no part of it.
 
+    The version of torch is: another one's arithmetic may differ in the last bits.
+
     Args:
         spec: resolved, with every option written out.
         plan: as asked for.
@@ -109,5 +112,6 @@ def fingerprint(spec: LearnerSpec, plan: TrainingPlan, dataset_digest: str) -> s
             "learner": spec.model_dump(mode="json"),
             "plan": plan.model_dump(mode="json", exclude={"checkpoint_seconds"}),
             "dataset": dataset_digest,
+            "torch": library_versions()["torch"],
         }
     )

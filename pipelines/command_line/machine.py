@@ -1,11 +1,13 @@
 """The verbs about this machine: `ui` and `doctor`."""
 
 import os
+import socket
 import sys
 from typing import Annotated
 
 import typer
 
+from metalearn_core.errors import MetalearnError
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     JsonOption,
@@ -33,6 +35,8 @@ def ui(
 
     directory = workdir_at(workdir)
     uri = directory.open_tracking()
+    if not uri.startswith("http"):
+        _check_free(port)
     address = shown(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
     if json:
         print_json({"address": address, "tracking_uri": shown(uri)})
@@ -40,11 +44,22 @@ def ui(
         notices.print(f"tracking is at {address}")
         return
     notices.print(f"MLflow's page: {address}  (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--artifacts-destination", str(directory.artifacts), "--serve-artifacts"]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # on the command line, every user of the machine could read a password
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes that nothing here uses
+    sys.stdout.flush()
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.execv(sys.executable, command)
+
+
+def _check_free(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise MetalearnError(f"--port {port}: {(error.strerror or str(error)).lower()}: give another") from None
 
 
 def doctor(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:

@@ -5,16 +5,20 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.padding import Padding
+from rich.text import Text
 
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     BackboneOption,
     JsonOption,
+    LearnerSetOption,
     OwnQueryOption,
     OwnShotOption,
     OwnWayOption,
+    PatienceOption,
+    PrecisionOption,
     QueryOption,
-    SetOption,
     ShotOption,
     TrainQueryOption,
     TrainShotOption,
@@ -47,8 +51,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:
-    """List the learners: family, paper, and their options with defaults."""
-    from metalearn_core.learners import LEARNERS
+    """List the learners with their options and defaults; then the options of backbones, and the gate's rules."""
+    from metalearn_core.gate import GateRules
+    from metalearn_core.learners import BACKBONES, LEARNERS
 
     listed = [_description(learner) for _, learner in sorted(LEARNERS.items())]
     if json:
@@ -57,23 +62,36 @@ def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False)
     for entry in listed:
         answers.print(f"[bold]{entry['name']}[/]  {entry['family']}", soft_wrap=True)
         answers.print(f"  {entry['paper']}", markup=False)
-        for name, option in entry["options"].items():
-            answers.print(f"    {name} = {option['default']}  {option['description']}", markup=False)
-        answers.print()
+        _print_options(entry["options"])
+    for name, kind in sorted(BACKBONES.items()):
+        answers.print(f"[bold]{name}[/]  backbone: --backbone {name}, options as --set backbone.…", soft_wrap=True)
+        _print_options(_options(kind.Config))
+    answers.print("[bold]gate[/]  the rules of promotion: --set gate.…", soft_wrap=True)
+    _print_options(_options(GateRules))
+
+
+def _options(config: Any) -> dict[str, dict[str, Any]]:
+    return {
+        name: {"default": field.default, "description": field.description or ""}
+        for name, field in config.model_fields.items()
+    }
+
+
+def _print_options(options: dict[str, dict[str, Any]]) -> None:
+    for name, option in options.items():
+        line = Text(f"{name} = {option['default']}  ")
+        answers.print(Padding(line.append(option["description"], style="dim"), (0, 0, 0, 4)))
+    answers.print()
 
 
 def _description(learner: Any) -> dict[str, Any]:
     info = learner.info
-    options = {
-        name: {"default": field.default, "description": field.description or ""}
-        for name, field in learner.Config.model_fields.items()
-    }
     return {
         "name": info.name,
         "family": info.family,
         "paper": info.paper,
         "transductive": info.transductive,
-        "options": options,
+        "options": _options(learner.Config),
     }
 
 
@@ -95,7 +113,9 @@ def train(
         float | None, typer.Option("--seconds", help="The budget in seconds.", show_default="22")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of weights and episodes.")] = 0,
-    set_: SetOption = None,
+    patience: PatienceOption = None,
+    precision: PrecisionOption = None,
+    set_: LearnerSetOption = None,
     checkpoint_dir: Annotated[
         Path | None,
         typer.Option("--checkpoint-dir", help="Where checkpoints are kept.", show_default="in the work directory"),
@@ -124,6 +144,8 @@ def train(
             train_episodes=episodes,
             train_seconds=seconds,
             seed=seed,
+            patience=patience,
+            precision=precision,
         ),
         set_ or [],
         [],
@@ -172,7 +194,7 @@ def evaluate(
     from metalearn_core.steps.training import evaluation_result
     from pipelines.command_line.watch import watching
 
-    workdir_at(workdir).select_tracking()
+    workdir_at(workdir).open_for(model)
     path = resolve_model(model)
     learner, description = load_bundle(path)
     defaults = description.episode
@@ -218,7 +240,7 @@ def predict(
 
     files, labels = labelled_images(support)
     queries = image_files(query)
-    workdir_at(workdir).select_tracking()
+    workdir_at(workdir).open_for(model)
     prediction = load_model(model).predict(files, labels, queries)
     predictions: list[dict[str, Any]] = [
         {
@@ -261,7 +283,7 @@ def compare(
     from metalearn_core.evaluation.evaluate import make_protocol
     from pipelines.command_line.watch import watching
 
-    workdir_at(workdir).select_tracking()
+    workdir_at(workdir).open_for(model_a, model_b)
     paths = resolve_model(model_a), resolve_model(model_b)
     description = read_bundle(paths[0])
     defaults = description.episode

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipelines.workdir import DEFAULT, Workdir
 
@@ -34,14 +35,39 @@ TrainWayOption = Annotated[
     int | None, typer.Option("--train-way", help="Classes a training episode.", show_default="the recipe's")
 ]
 TrainShotOption = Annotated[
-    int | None, typer.Option("--train-shot", help="Its support examples a class.", show_default="the recipe's")
+    int | None,
+    typer.Option("--train-shot", help="Support examples a class of a training episode.", show_default="the recipe's"),
 ]
 TrainQueryOption = Annotated[
-    int | None, typer.Option("--train-query", help="Its query examples a class.", show_default="the recipe's")
+    int | None,
+    typer.Option("--train-query", help="Query examples a class of a training episode.", show_default="the recipe's"),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A learner's, backbone's or the gate's option, as maml.inner_steps=5; repeatable."),
+    typer.Option(
+        "--set",
+        help="An option of a learner, of its backbone or of the gate, as maml.inner_steps=5, backbone.width=32 or "
+        "gate.min_accuracy=0.9 (`metalearn learners` lists all); repeatable.",
+    ),
+]
+LearnerSetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="An option of the learner or of its backbone, as maml.inner_steps=5 or backbone.width=32 "
+        "(`metalearn learners` lists all); repeatable.",
+    ),
+]
+GateSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A rule of the gate, as gate.min_accuracy=0.9 (docs/concepts.md); repeatable."),
+]
+PatienceOption = Annotated[
+    int | None,
+    typer.Option("--patience", help="Stop after so many validations without a better one.", show_default="never"),
+]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", help="Of training: fp32, bf16 or auto.", show_default="auto")
 ]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Network that embeds examples.", show_default="conv4")
@@ -67,7 +93,7 @@ RotationsOption = Annotated[
 ]
 SplitFromOption = Annotated[
     str | None,
-    typer.Option("--split-from", help="Manifest whose classes keep their splits.", show_default=False),
+    typer.Option("--split-from", help="Earlier dataset whose classes keep their splits.", show_default=False),
 ]
 MinExamplesOption = Annotated[
     int | None, typer.Option("--min-examples", help="Leave out classes with fewer examples.", show_default="1")
@@ -123,7 +149,7 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
         is_text = column.endswith(" ")
         table.add_column(column.strip(), justify="left" if is_text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     answers.print(table)
 
 

@@ -7,11 +7,11 @@ import typer
 
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
+    GateSetOption,
     JsonOption,
     OwnQueryOption,
     OwnShotOption,
     OwnWayOption,
-    SetOption,
     WorkdirOption,
     answers,
     given,
@@ -27,7 +27,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(epilog="Example:  metalearn models")(models)
     app.command(epilog="Example:  metalearn promote few-shot@candidate --set gate.min_accuracy=0.9")(promote)
-    app.command(epilog="Example:  metalearn rollback few-shot")(rollback)
+    app.command(epilog='Example:  metalearn rollback few-shot --reason "confuses b and d"')(rollback)
 
 
 def models(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:
@@ -68,7 +68,7 @@ def promote(
     query: OwnQueryOption = None,
     episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")] = 0,
-    set_: SetOption = None,
+    set_: GateSetOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -99,6 +99,7 @@ def promote(
 
 def rollback(
     name: Annotated[str, typer.Argument(help="The registered model.")],
+    reason: Annotated[str, typer.Option("--reason", help="Kept on the version, and told to who promotes it.")] = "",
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -106,9 +107,8 @@ def rollback(
     from metalearn_core import promotion
 
     workdir_at(workdir).open_tracking()
-    outcome = promotion.rollback(name)
+    outcome = promotion.rollback(name, reason)
     if json:
         print_json(outcome.model_dump(mode="json"))
     else:
-        for reason in outcome.reasons:
-            answers.print(reason, soft_wrap=True, markup=False)
+        answers.print("\n".join(outcome.reasons), soft_wrap=True, markup=False)

@@ -14,6 +14,8 @@ from pipelines.command_line.options import (
     JsonOption,
     MaxUnreadableOption,
     MinExamplesOption,
+    PatienceOption,
+    PrecisionOption,
     QueryOption,
     RatiosOption,
     RotationsOption,
@@ -77,6 +79,8 @@ def run(
         str | None, typer.Option("--experiment", help="MLflow experiment.", show_default="few-shot")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of training.", show_default="0")] = None,
+    patience: PatienceOption = None,
+    precision: PrecisionOption = None,
     set_: SetOption = None,
     sweep: Annotated[
         list[str] | None, typer.Option("--sweep", help="Values to try, as maml.inner_lr=0.1,0.4; repeatable.")
@@ -101,6 +105,7 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline here: build, validate, meta-train, evaluate, select, register, promote."""
+    from metalearn_core.model_versions import check_name
     from metalearn_core.steps.requests import gate_rules
     from metalearn_core.tracking_server import shown
     from pipelines import config as configuration
@@ -125,6 +130,8 @@ def run(
             model_name=model_name,
             experiment=experiment,
             seed=seed,
+            patience=patience,
+            precision=precision,
             sweep_samples=sweep_samples,
             image_size=image_size,
             color=color,
@@ -142,6 +149,7 @@ def run(
     )
     configuration.check_source(settings)
     gate_rules(settings.gate)
+    check_name(settings.model_name)
     items = configuration.learner_items(settings)
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
@@ -190,7 +198,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
     answers.print(f"\n* selected on validation; {selected['model']} is {verdict}:")
     for reason in promotion["reasons"]:
         answers.print(f"  - {reason}", soft_wrap=True, markup=False)
-    answers.print("\nlook at it:  metalearn ui", markup=False)
+    answers.print(f"\nlook at it:  {_look(summary['workdir'])}", markup=False, soft_wrap=True)
+
+
+def _look(workdir: str) -> str:
+    """Return the command that opens MLflow's page on this work directory, as this one was called."""
+    import shlex
+    import shutil
+
+    program = sys.argv[0] if shutil.which("metalearn") is None else "metalearn"
+    default = workdir_at(DEFAULT_WORKDIR).path
+    return shlex.join([program, "ui", *([] if Path(workdir) == default else ["--workdir", workdir])])
 
 
 def compile_(

@@ -49,6 +49,13 @@ class Loader(Protocol):
         """
 
 
+class GreyTest(Protocol):
+    """Tells whether an image has a single channel; travels to the workers like a loader."""
+
+    def __call__(self, item: Item) -> bool:
+        """Return whether it has; True where it cannot be read."""
+
+
 class Source(ABC):
     """Where labelled examples come from.
 
@@ -77,8 +84,8 @@ class Source(ABC):
         """Return what decodes this source's items into images of `image_size` × `image_size` pixels."""
 
     @abstractmethod
-    def is_grey(self, item: Item) -> bool:
-        """Whether an example is stored with a single channel; True where it cannot be read."""
+    def grey_test(self) -> GreyTest | None:
+        """Return what tells whether an image has a single channel; None where there is nothing to tell."""
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from metalearn_core.data.decode import decode_image, is_grey_image
-from metalearn_core.data.sources.contract import Color, Example, Item, Loader, Source, SourceClass
+from metalearn_core.data.sources.contract import Color, Example, GreyTest, Item, Loader, Source, SourceClass
 from metalearn_core.errors import MetalearnError
 from metalearn_core.events import emit
 
@@ -27,6 +27,11 @@ class FolderLoader:
     def __call__(self, item: Item) -> Example:
         """Return a file's pixels (c, image_size, image_size)."""
         return decode_image(item.place, self.image_size, self.color)
+
+
+def is_grey_file(item: Item) -> bool:
+    """Whether an image file has a single channel, by its header."""
+    return is_grey_image(item.place)
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,9 @@ class FolderSource(Source):
         """Return what decodes files."""
         return FolderLoader(image_size, color)
 
-    def is_grey(self, item: Item) -> bool:
-        """Look at a file's header."""
-        return is_grey_image(item.place)
+    def grey_test(self) -> GreyTest:
+        """Return what looks at a file's header."""
+        return is_grey_file
 
     def fingerprint(self) -> str:
         """Digest the paths, sizes and times of all images."""

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from metalearn_core.data.decode import decode_image
+from metalearn_core.data.decode import decode_image, is_grey_image
 from metalearn_core.data.sources.contract import Color, Example, Item, UndecodableError
 
 Place = tuple[int, int]
@@ -30,6 +30,17 @@ class SpilledImageLoader:
 
 
 @dataclass(frozen=True)
+class SpilledGreyTest:
+    """Tells of such images whether they have a single channel, by their headers."""
+
+    path: str
+
+    def __call__(self, item: Item) -> bool:
+        """Return whether an image has; True where there are no bytes."""
+        return item.place is None or is_grey_image(BytesIO(_read(self.path, item.place)))
+
+
+@dataclass(frozen=True)
 class FeatureLoader:
     """Reads feature vectors of a given size."""
 
@@ -46,11 +57,6 @@ class FeatureLoader:
         if not np.isfinite(values).all():
             raise UndecodableError("has features that are missing or not finite")
         return values
-
-
-def read_spilled(path: str, place: Place) -> BinaryIO:
-    """Return the bytes at a place of a spill as a file."""
-    return BytesIO(_read(path, place))
 
 
 def _read(path: str, place: Place) -> bytes:

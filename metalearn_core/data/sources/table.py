@@ -10,10 +10,9 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from metalearn_core.data.decode import is_grey_image
-from metalearn_core.data.sources.contract import Color, Item, Loader, Source, SourceClass
+from metalearn_core.data.sources.contract import Color, GreyTest, Item, Loader, Source, SourceClass
 from metalearn_core.data.sources.folder import DEFAULT_DOMAIN, readable
-from metalearn_core.data.sources.spill import FeatureLoader, Place, SpilledImageLoader, read_spilled
+from metalearn_core.data.sources.spill import FeatureLoader, Place, SpilledGreyTest, SpilledImageLoader
 from metalearn_core.errors import MetalearnError
 
 LABEL_COLUMNS = ("class", "label")
@@ -66,9 +65,9 @@ class TableSource(Source):
             return FeatureLoader(str(self._spill), usual)
         return SpilledImageLoader(str(self._spill), image_size, color)
 
-    def is_grey(self, item: Item) -> bool:
-        """Look at an image's header."""
-        return item.place is None or is_grey_image(read_spilled(str(self._spill), item.place))
+    def grey_test(self) -> GreyTest | None:
+        """Return what looks at an image's header."""
+        return SpilledGreyTest(str(self._spill)) if self.modality == "image" else None
 
     def fingerprint(self) -> str:
         """Digest the paths, sizes and times of the files."""
@@ -108,7 +107,7 @@ class TableSource(Source):
     def _features_of(self, cell: Any) -> bytes | None:
         if not cell.is_valid:
             return None
-        values = cell.values.cast(pa.float32()).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+        values = cell.values.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
         self._sizes[len(values)] += 1
         content: bytes = values.tobytes()
         return content
@@ -137,8 +136,16 @@ def _require_columns(file: Path, schema: Any) -> None:
             kind = kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
             raise MetalearnError(f"source {file}: column 'image' is {kind}, expected the bytes of encoded images")
-    elif not hasattr(kind := schema.field("features").type, "value_type"):
+    elif not _is_number(getattr(kind := schema.field("features").type, "value_type", None)):
         raise MetalearnError(f"source {file}: column 'features' is {kind}, expected lists of numbers")
+    label = schema.field(_label_column(schema))
+    text = label.type.value_type if pa.types.is_dictionary(label.type) else label.type
+    if not (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_integer(text)):
+        raise MetalearnError(f"source {file}: column {label.name!r} is {label.type}, expected text or whole numbers")
+
+
+def _is_number(kind: Any) -> bool:
+    return kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _label_column(schema: Any) -> str:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from metalearn_core.backbones.functional import convolve, fold_groups, linear, normalise, unfold_groups
+from metalearn_core.backbones.functional import convolve, fold_groups, fold_norm, linear, normalise, unfold_groups
 
 torch.manual_seed(0)
 
@@ -34,7 +34,7 @@ def test_linear_is_each_group_mapped_by_itself(own_weights, groups):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_batch_norm_normalises_each_group_by_its_own_statistics(groups):
     x, weight, bias = doubles(5, groups * 3, 4, 4), doubles(groups, 3), doubles(groups, 3)
-    out, mean, variance = normalise(x, weight, bias, None, groups)
+    out, mean, variance = normalise(x, weight, bias, groups)
     expected = F.batch_norm(x, None, None, weight.flatten(), bias.flatten(), training=True)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(mean.flatten(), x.mean((0, 2, 3)))
@@ -45,20 +45,39 @@ def test_batch_norm_and_its_statistics_are_differentiable_twice():
     x, weight, bias = doubles(3, 2, 2, 2), doubles(2), doubles(2)
 
     def outputs(x, weight, bias):
-        return normalise(x, weight, bias, None, 1)
+        return normalise(x, weight, bias, 1)
 
     assert torch.autograd.gradcheck(outputs, (x, weight, bias))
     assert torch.autograd.gradgradcheck(outputs, (x, weight, bias))
 
 
-def test_batch_norm_by_given_statistics_lets_gradients_through_them():
-    x, weight, bias, mean = doubles(3, 2, 2, 2), doubles(2), doubles(2), doubles(1, 2)
-    variance = doubles(1, 2).detach().exp().requires_grad_()
+@pytest.mark.parametrize("own_statistics", [False, True])
+@pytest.mark.parametrize("own_weights", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_folded_batch_norm_is_a_convolution_and_then_a_batch_norm_by_given_statistics(
+    groups, own_weights, own_statistics
+):
+    own = (groups,) if own_weights else ()
+    x, convolution = doubles(groups, 4, 2, 5, 5), doubles(*own, 3, 2, 3, 3)
+    weight, bias = doubles(*own, 3, seed=1), doubles(*own, 3, seed=2)
+    mean = doubles(groups if own_statistics else 1, 3, seed=3)
+    var = doubles(groups if own_statistics else 1, 3, seed=4).detach().exp()
+    folded, shift = fold_norm(convolution, weight, bias, mean, var)
+    out = unfold_groups(convolve(fold_groups(x), folded, groups, 2, shift), groups)
 
-    def outputs(x, weight, bias, mean, variance):
-        return normalise(x, weight, bias, (mean, variance), 1)[0]
+    def of(value, number, own):
+        return value[number if own and len(value) > 1 else 0] if own else value
 
-    assert torch.autograd.gradcheck(outputs, (x, weight, bias, mean, variance))
-    assert torch.autograd.gradgradcheck(outputs, (x, weight, bias, mean, variance))
-    expected = F.batch_norm(x, mean[0].detach(), variance[0].detach(), weight, bias, training=False)
-    torch.testing.assert_close(outputs(x, weight, bias, mean, variance), expected)
+    for number in range(groups):
+        plain = F.conv2d(x[number], of(convolution, number, own_weights), stride=2, padding=1)
+        statistics = (value.expand(groups, -1)[number].detach() for value in (mean, var))
+        scale, offset = of(weight, number, own_weights), of(bias, number, own_weights)
+        expected = F.batch_norm(plain, *statistics, scale, offset, training=False)
+        torch.testing.assert_close(out[number], expected.flatten(1))
+
+
+def test_gradients_go_through_a_folded_batch_norm_and_its_statistics_twice():
+    inputs = doubles(2, 2, 3, 3), doubles(2, seed=1), doubles(2, seed=2), doubles(1, 2, seed=3)
+    var = doubles(1, 2, seed=4).detach().exp().requires_grad_()
+    assert torch.autograd.gradcheck(fold_norm, (*inputs, var))
+    assert torch.autograd.gradgradcheck(fold_norm, (*inputs, var))

@@ -79,12 +79,12 @@ def test_one_coloured_file_makes_a_small_source_rgb(tmp_path: Path) -> None:
     assert len(manifest.spec.mean) == 3
 
 
-def test_of_a_large_source_64_files_decide_on_the_colour(tmp_path: Path) -> None:
-    source = write_classes(tmp_path / "source", ["a", "b"], 40)
-    class_image("a", 4).convert("RGB").save(source / "a" / "04.png")  # the 5th of 80 lies between two that are seen
-    assert build_dataset(str(source), tmp_path / "grey", OPTIONS).options.color == "grey"
-    class_image("a", 0).convert("RGB").save(source / "a" / "00.png")
-    assert build_dataset(str(source), tmp_path / "rgb", OPTIONS).options.color == "rgb"
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_coloured_image_anywhere_makes_the_dataset_coloured(tmp_path: Path, workers: int) -> None:
+    source = write_classes(tmp_path / "source", ["a", "b"], 80)
+    assert build_dataset(str(source), tmp_path / "grey", OPTIONS, workers=workers).options.color == "grey"
+    class_image("a", 4).convert("RGB").save(source / "a" / "04.png")
+    assert build_dataset(str(source), tmp_path / "rgb", OPTIONS, workers=workers).options.color == "rgb"
 
 
 def test_classes_stand_by_split_then_name_and_each_has_a_row_group(dataset_folder: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_source_without_classes_is_one_clear_line(tmp_path: Path, make: Callab
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 0}, "image_size must be at least 1, got 0"),
+        ({"image_size": 0}, "image_size must be 1 to 1024 pixels, got 0"),
         ({"min_examples": -1}, "min_examples must be at least 1"),
         ({"ratios": (0.5, 0.5, 0.5)}, "ratios must be three shares that sum to 1, got 0.5,0.5,0.5"),
         ({"ratios": (1.5, -0.5, 0.0)}, "ratios must be"),

@@ -63,7 +63,8 @@ def test_scores_are_those_counted_by_hand(dataset, request, name):
 
 def test_embedding_once_gives_the_numbers_of_whole_episodes(dataset, protonet):
     sampler = sampler_of(dataset)
-    with Scorer(protonet) as fast, Scorer(protonet, embed_once=False) as slow:
+    with Scorer(protonet) as fast, Scorer(protonet) as slow:
+        slow._embed_once = False
         one, other = fast.score(sampler, 60), slow.score(sampler, 60)
     assert (one.classes % 4 != 0).any(), "rotated classes take part"
     np.testing.assert_array_equal(one.accuracy, other.accuracy)

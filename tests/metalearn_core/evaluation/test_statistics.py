@@ -137,6 +137,10 @@ def test_class_interval_exists_when_every_class_is_in_every_episode():
     correct = random.binomial(15, np.array([0.5, 0.6, 0.7, 0.8, 0.9])[drawn])
     interval = class_interval(correct.mean(axis=1) / 15, drawn, correct, np.arange(5), query=15)
     assert 0.1 < interval.half_width < 0.4
+    described = new_class_interval(
+        correct.mean(axis=1) / 15, drawn, correct, np.arange(5), np.zeros(5, dtype=int), query=15
+    )
+    assert described.method == "95 % t interval over 5 test classes, each of them in every episode"
 
 
 def test_perfect_answers_bound_the_share_of_classes_that_were_not_seen():

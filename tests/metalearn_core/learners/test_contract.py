@@ -57,9 +57,11 @@ def test_renaming_the_classes_renames_the_columns(make_double, make_episodes, na
 
 
 @every_learner
+@pytest.mark.parametrize("batch_norm", ["inductive", "transductive"])
 @pytest.mark.parametrize("training", [False, True])
-def test_padding_changes_nothing(make_double, make_episodes, name, training):
+def test_padding_changes_nothing(make_double, make_episodes, name, training, batch_norm):
     learner, episodes = make_double(name).train(training), make_episodes()
+    learner.batch_norm = batch_norm if learner.info.transductive else "inductive"
     padding = torch.full((3, 2, *episodes.query_x.shape[2:]), 9.0).double()
     label = torch.zeros(3, 2, dtype=torch.int64)
     padded = replace(
@@ -72,7 +74,7 @@ def test_padding_changes_nothing(make_double, make_episodes, name, training):
         query_mask=torch.arange(14).expand(3, -1) < 12,
     )
     close(learner(padded)[:, :12], learner(episodes))
-    close(learner.episode_losses(padded), learner.episode_losses(episodes))
+    close(learner.train_episodes(padded).losses, learner.train_episodes(episodes).losses)
 
 
 @every_learner
@@ -90,7 +92,7 @@ def test_gradients_reach_every_parameter(make_double, make_episodes, name):
     if isinstance(learner, ExampleLearner):
         loss = learner.train_examples(make_episodes().query_x[0], torch.arange(12) % 7).losses.sum()
     else:
-        loss = learner.episode_losses(make_episodes()).sum()
+        loss = learner.train_episodes(make_episodes()).losses.sum()
     for (parameter_name, _), gradient in zip(
         learner.named_parameters(), torch.autograd.grad(loss, list(learner.parameters())), strict=True
     ):

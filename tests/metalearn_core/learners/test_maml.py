@@ -59,7 +59,7 @@ def test_loss_and_every_gradient_are_those_of_a_naive_loop(
         "maml", seed, inner_lr=0.3, inner_steps=steps, first_order=first_order, batch_norm=batch_norm
     ).train()
     episodes = make_episodes(seed=seed)
-    losses = learner.episode_losses(episodes)
+    losses = learner.train_episodes(episodes).losses
     expected = torch.stack(
         [naive_loss(learner, episodes, n, steps, first_order, batch_norm == "inductive") for n in range(3)]
     )
@@ -73,7 +73,7 @@ def test_loss_and_every_gradient_are_those_of_a_naive_loop(
 def test_evaluation_takes_the_evaluation_steps(make_double, make_episodes):
     learner, episodes = make_double("maml", inner_lr=0.3, inner_steps=1, eval_steps=3).eval(), make_episodes()
     expected = torch.stack([naive_loss(learner, episodes, number, 3, False, True) for number in range(3)])
-    torch.testing.assert_close(learner.episode_losses(episodes), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(learner.train_episodes(episodes).losses, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -91,7 +91,7 @@ def test_adapts_without_gradients_around_it_and_keeps_nothing_alive(make_double,
 def test_shared_weights_stay_as_they_were(make_double, make_episodes):
     learner = make_double("maml").train()
     before = {name: value.clone() for name, value in learner.state_dict().items()}
-    learner.episode_losses(make_episodes()).sum().backward()
+    learner.train_episodes(make_episodes()).losses.sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
 
 

@@ -31,7 +31,7 @@ def naive_loss(learner, episodes, number):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_loss_and_every_gradient_are_those_of_a_naive_loop(make_double, make_episodes, seed):
     learner, episodes = make_double("protonet", seed).train(), make_episodes(seed=seed)
-    losses = learner.episode_losses(episodes)
+    losses = learner.train_episodes(episodes).losses
     expected = torch.stack([naive_loss(learner, episodes, number) for number in range(3)])
     torch.testing.assert_close(losses, expected, rtol=1e-9, atol=1e-12)
     parameters = list(learner.parameters())
@@ -44,7 +44,7 @@ def test_training_logits_are_those_of_the_loss(make_double, make_episodes):
     learner, episodes = make_double("protonet").train(), make_episodes()
     logits = learner(episodes)
     losses = F.cross_entropy(logits.flatten(0, 1), episodes.query_y.flatten(), reduction="none").view(3, -1).mean(1)
-    torch.testing.assert_close(losses, learner.episode_losses(episodes))
+    torch.testing.assert_close(losses, learner.train_episodes(episodes).losses)
 
 
 def test_logits_are_minus_squared_distances(make_double):

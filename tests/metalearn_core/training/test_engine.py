@@ -30,7 +30,7 @@ def test_the_gradient_does_not_depend_on_the_number_of_threads(dataset, name):
 @pytest.mark.parametrize("name", ["maml", "protonet"])
 def test_it_is_the_gradient_of_the_mean_loss(dataset, name):
     learner, batch, result = gradient(dataset, name, 2, dtype=torch.float64)
-    loss = learner.episode_losses(batch).mean()
+    loss = learner.train_episodes(batch).losses.mean()
     expected = torch.autograd.grad(loss, list(learner.parameters()))
     torch.testing.assert_close(list(result.gradients), list(expected))
     assert result.loss == pytest.approx(loss.item())

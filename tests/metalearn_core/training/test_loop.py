@@ -10,9 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LEARNERS, LearnerSpec
-from metalearn_core.training.loop import TrainingStoppedError, fit
+from metalearn_core.training.loop import VALIDATION_SEED, TrainingStoppedError, fit
 from metalearn_core.training.plan import TrainingPlan
 
 HERE = Path(__file__).parent
@@ -127,16 +130,21 @@ def test_sigterm_writes_a_checkpoint_and_ends(tmp_path):
     assert "the same command goes on" in error
 
 
-def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, tmp_path):
+def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
+    batch, ended = EpisodeSampler.gather, []
 
-    def terminate(metrics, episodes):
-        if "validation/accuracy" in metrics:
+    def terminate(sampler, index):
+        if sampler.split == "validation":
             os.kill(os.getpid(), signal.SIGTERM)
+        return batch(sampler, index)
 
-    with pytest.raises(TrainingStoppedError) as stopped:
-        fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, on_metrics=terminate)
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeSampler, "gather", terminate)
+        with pytest.raises(TrainingStoppedError) as stopped:
+            fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, on_metrics=lambda m, _: ended.append(m))
     assert stopped.value.exit_status == 143
+    assert not any("validation/accuracy" in metrics for metrics in ended), "the validation was not finished"
     assert signal.getsignal(signal.SIGTERM) == before
     assert content(fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)) == content(
         fit(spec("maml"), dataset, plan())
@@ -193,7 +201,10 @@ def test_it_stops_when_validation_no_longer_improves(dataset):
 def test_the_best_weights_are_kept(dataset):
     result = fit(spec("protonet", learning_rate=0.3, schedule="constant"), dataset, plan(validations=6))
     accuracies = [record["validation/accuracy"] for record in result.history]
-    assert result.best_validation == max(accuracies)
+    assert result.best_validation == max(accuracies) > accuracies[-1]
+    validation = EpisodeSampler(dataset, "validation", EpisodeShape(4, 1, 3), seed=VALIDATION_SEED)
+    scores = evaluate_episodes(result.learner, validation, plan().validation_episodes)
+    assert scores.accuracy.mean() == pytest.approx(result.best_validation)
 
 
 def test_without_validations_the_last_weights_count(dataset):
