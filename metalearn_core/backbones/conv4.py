@@ -34,7 +34,8 @@ class _Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
+        empty = torch.empty(outputs, inputs, 3, 3, memory_format=torch.channels_last)  # as the kernels take it
+        self.weight = nn.Parameter(empty)
         nn.init.normal_(self.weight, std=gain / (9 * inputs) ** 0.5)
 
 
@@ -103,6 +104,6 @@ class Conv4(Backbone):
                 used[mean], used[var] = (statistics[which].expand(groups, -1) for which in (mean, var))
                 weight, bias = fold_norm(weight, scale, shift, statistics[mean], statistics[var])
                 hidden = convolve(hidden, weight, groups, stride, bias)
-            # ReLU and max-pool commute, and a quarter of the map is quicker to rectify.
-            hidden = F.relu(F.max_pool2d(hidden, 2) if pooled else hidden)
+            # ReLU and max-pool commute, and a quarter of the map is quicker to rectify; nobody else needs the map.
+            hidden = F.relu(F.max_pool2d(hidden, 2) if pooled else hidden, inplace=True)
         return unfold_groups(hidden, groups), used

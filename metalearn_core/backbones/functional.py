@@ -16,6 +16,9 @@ EPSILON = 1e-5
 def fold_groups(x: Tensor) -> Tensor:
     """Return x (g, n, c, h, w) as (n, g·c, h, w), channels-last."""
     folded = x.squeeze(0) if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)
+    if folded.shape[1] == 1:
+        # One channel is in both layouts at once, and torch would go on in the slow one: say which by the strides.
+        return folded.flatten(1).view(-1, *folded.shape[2:], 1).permute(0, 3, 1, 2)
     return folded.contiguous(memory_format=torch.channels_last)
 
 
