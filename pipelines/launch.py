@@ -1,11 +1,15 @@
-"""Start a local pipeline run as a process of its own, watch it, and return what it came to."""
+"""Start a local pipeline run as a process of its own, watch it, and return what it came to.
+
+The engine's process is started before the run's inputs are known to be good: it imports what it needs while they are
+checked, and does nothing until it gets its request.
+"""
 
 import os
 import subprocess
 import sys
-import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +17,36 @@ from metalearn_core.errors import MetalearnError
 from metalearn_core.events import EVENTS_VARIABLE
 from metalearn_core.lifetime import OWNER_VARIABLE, owner_value
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
-from metalearn_core.storage import read_json, write_json
+from metalearn_core.storage import read_json
 from pipelines.command_line.watch import Watcher
-from pipelines.workdir import Workdir
+from pipelines.local_engine import EngineRequest
+from pipelines.workdir import TRACKING_VARIABLE, Workdir
 
-_PERIOD_S = 0.1
 _LAST_LINES = 3
 
 
-def run_pipeline(arguments: dict[str, Any], workdir: Workdir, watcher: Watcher) -> dict[str, Any]:
+@contextmanager
+def warm_engine() -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the engine's process, and end it with the block, whatever it does then."""
+    command = [sys.executable, "-m", "pipelines.local_engine"]
+    environment = {**os.environ, OWNER_VARIABLE: owner_value(), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def run_pipeline(
+    engine: "subprocess.Popen[bytes]", arguments: dict[str, Any], workdir: Workdir, watcher: Watcher
+) -> dict[str, Any]:
     """Run the pipeline on this machine and return the summary that its last step wrote.
 
     Args:
+        engine: its process, from `warm_engine`.
         arguments: the pipeline's inputs.
         workdir: where the run's folder is made.
         watcher: is told what the steps report.
@@ -34,34 +56,30 @@ def run_pipeline(arguments: dict[str, Any], workdir: Workdir, watcher: Watcher) 
     """
     run_id = str(uuid.uuid4())
     folder = workdir.runs / run_id
-    request = {
-        "arguments": arguments,
-        "root": str(folder / "kfp"),
-        "artifacts": str(workdir.artifacts),
-        "experiment": arguments["experiment"],
-    }
-    write_json(folder / "request.json", request)
     events, log = folder / "events.jsonl", folder / "log.txt"
+    request = EngineRequest(
+        arguments=arguments,
+        root=folder / "kfp",
+        artifacts=workdir.artifacts,
+        experiment=arguments["experiment"],
+        log=log,
+        environment={
+            TRACKING_VARIABLE: workdir.tracking_uri,
+            EVENTS_VARIABLE: str(events),
+            PIPELINE_RUN_VARIABLE: run_id,
+        },
+    )
+    folder.mkdir(parents=True)
     events.touch()
-    environment = {
-        **os.environ,
-        EVENTS_VARIABLE: str(events),
-        OWNER_VARIABLE: owner_value(),
-        PIPELINE_RUN_VARIABLE: run_id,
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [sys.executable, "-m", "pipelines.local_engine", str(folder / "request.json")]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
-        try:
-            with watcher.following(events):
-                while process.poll() is None:
-                    time.sleep(_PERIOD_S)
-        except BaseException:
-            process.kill()
-            _end_runs(run_id, "interrupted: the same command goes on")
-            raise
-    if process.returncode != 0 or watcher.summary is None:
+    log.touch()
+    try:
+        with watcher.following(events):
+            engine.communicate(request.model_dump_json().encode())
+    except BaseException:
+        engine.kill()
+        _end_runs(run_id, "interrupted: the same command goes on")
+        raise
+    if engine.returncode != 0 or watcher.summary is None:
         reason = watcher.error or _last_lines(log)
         _end_runs(run_id, reason)
         raise MetalearnError(f"{reason} (log: {log})")

@@ -3,15 +3,36 @@
 The command line starts this module as a process of its own, so that KFP's output goes to a log file.
 """
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.events import emit
 from metalearn_core.lifetime import end_with_owner
+
+
+class EngineRequest(BaseModel):
+    """What the engine is asked to do.
+
+    Attributes:
+        arguments: the pipeline's inputs.
+        root: where KFP's artifacts go.
+        artifacts: where MLflow's go, when tracking is local.
+        experiment: MLflow's.
+        log: where everything is written that the engine and its steps print.
+        environment: for the engine and its steps.
+    """
+
+    arguments: dict[str, Any]
+    root: Path
+    artifacts: Path
+    experiment: str
+    log: Path
+    environment: dict[str, str]
 
 
 def run(arguments: dict[str, Any], root: Path) -> None:
@@ -25,14 +46,25 @@ def run(arguments: dict[str, Any], root: Path) -> None:
 
 
 def main() -> int:
-    """Run the request in the file that is named, JSON with `arguments`, `root`, `artifacts` and `experiment`."""
-    from metalearn_core import tracking
-
+    """Do what one `EngineRequest` on standard input asks for; without one, nothing."""
     end_with_owner()
-    request = json.loads(Path(sys.argv[1]).read_text())
+    from metalearn_core import tracking
+    from metalearn_core.tracking_server import quiet_mlflow
+
+    quiet_mlflow()
+    import pipelines.few_shot  # noqa: F401  (while the request is being checked)
+
+    content = sys.stdin.buffer.read()
+    if not content:
+        return 0
+    request = EngineRequest.model_validate_json(content)
+    os.environ.update(request.environment)
+    with request.log.open("ab") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
     try:
-        tracking.prepare(os.environ["MLFLOW_TRACKING_URI"], Path(request["artifacts"]), request["experiment"])
-        run(request["arguments"], Path(request["root"]))
+        tracking.prepare(os.environ["MLFLOW_TRACKING_URI"], request.artifacts, request.experiment)
+        run(request.arguments, request.root)
     except (MetalearnError, OSError) as error:
         emit("error", "run", text=one_line(error))
         return 1
@@ -40,4 +72,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # to take its modules down one by one takes a second

@@ -1,33 +1,11 @@
-"""Episodes as data: their shape, the examples that they consist of, and the pixels of those."""
+"""Episodes as data: the examples that they consist of, and the pixels of those."""
 
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
-from metalearn_core.errors import UsageError
-
-
-@dataclass(frozen=True)
-class EpisodeShape:
-    """An N-way K-shot problem: classes an episode, support examples a class, query examples a class.
-
-    Raises:
-        UsageError: way is below 2, or shot or query below 1.
-    """
-
-    way: int
-    shot: int
-    query: int
-
-    def __post_init__(self) -> None:
-        for name, least in (("way", 2), ("shot", 1), ("query", 1)):
-            value = getattr(self, name)
-            if value < least:
-                raise UsageError(f"{name} must be at least {least}, got {value}")
-
-    def __str__(self) -> str:
-        return f"{self.way}-way {self.shot}-shot {self.query}-query"
+from metalearn_core.data.shape import EpisodeShape as EpisodeShape  # noqa: PLC0414  (public here too)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar
 
@@ -21,7 +21,7 @@ _LENGTH_BYTES = 8
 _AHEAD = 3
 
 
-def map_in_order(function: Callable[[Work], Result], work: Iterable[Work], workers: int) -> Iterator[Result]:
+def map_in_order(function: Callable[[Work], Result], work: Iterable[Work], workers: int) -> Generator[Result]:
     """Yield `function` of each piece of work, in order; in this process where `workers` is 1.
 
     Processes are started with pipes of their own, not by multiprocessing: that would import the caller's main module

@@ -17,6 +17,7 @@ from metalearn_core.evaluation.evaluate import Protocol, check_fit, domain_sampl
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
 from metalearn_core.evaluation.statistics import PairedDifference, paired
 from metalearn_core.learners.contract import Learner
+from metalearn_core.memory import kept_memory
 
 
 class DomainComparison(Record):
@@ -111,7 +112,7 @@ def compare(
     progress = Progress("compare", asked * protocol.episodes + 2 * each * len(streams[0][0]))
     scores, by_domain = [], []
     for learner, sampler, (domains, _), known in zip((a, b), samplers, streams, (scores_a, None), strict=True):
-        with Scorer(learner, protocol.batch_norm, progress) as scorer:
+        with kept_memory(), Scorer(learner, protocol.batch_norm, progress) as scorer:
             scores.append(known or scorer.score(sampler, protocol.episodes))
             by_domain.append({name: scorer.score(one, each) for name, one in domains.items()})
     if not np.array_equal(scores[0].classes, scores[1].classes):

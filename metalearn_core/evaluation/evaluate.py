@@ -16,6 +16,7 @@ from metalearn_core.errors import UsageError, invalid
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
 from metalearn_core.evaluation.statistics import calibration_error, new_class_interval, t_interval
 from metalearn_core.learners.contract import Learner
+from metalearn_core.memory import kept_memory
 
 SHOWN_CONFUSIONS = 20
 FEWEST_DOMAIN_EPISODES = 50
@@ -166,7 +167,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
     domains, reasons = domain_samplers(learner, dataset, protocol)
     each = protocol.episodes_by_domain(len(domains))
     progress = Progress("evaluate", protocol.episodes + each * len(domains))
-    with Scorer(learner, protocol.batch_norm, progress) as scorer:
+    with kept_memory(), Scorer(learner, protocol.batch_norm, progress) as scorer:
         scores = scorer.score(sampler, protocol.episodes)
         by_domain = {name: _domain_result(scorer.score(one, each)) for name, one in domains.items()}
         adaptation_ms = _adaptation_ms(learner, sampler)

@@ -15,7 +15,7 @@ from metalearn_core.steps.requests import TrainingRequest
 from metalearn_core.storage import read_json, write_json
 
 if TYPE_CHECKING:
-    from metalearn_core.data.episodes import EpisodeShape
+    from metalearn_core.data.shape import EpisodeShape
 
 
 def write_pointer(path: Path, folder: Path, manifest: Manifest) -> None:
@@ -149,7 +149,7 @@ def wanted_shapes(request: TrainingRequest) -> "dict[Split, EpisodeShape]":
     Validation and test give evaluation episodes. The training split gives what was asked for, or at the least episodes
     of the evaluation's way with one query: a recipe shrinks to what a dataset has.
     """
-    from metalearn_core.data.episodes import EpisodeShape
+    from metalearn_core.data.shape import EpisodeShape
 
     evaluation = EpisodeShape(request.way, request.shot, request.query)
     train = EpisodeShape(request.train_way or request.way, request.train_shot or request.shot, request.train_query or 1)

@@ -1,5 +1,6 @@
 """What surrounds the work of every step: its events, its one line of error, and the outcome on the tracking server."""
 
+import atexit
 import os
 import sys
 import traceback
@@ -11,6 +12,7 @@ from metalearn_core.events import emit
 from metalearn_core.lifetime import end_with_owner
 
 PIPELINE_RUN_VARIABLE = "METALEARN_PIPELINE_RUN_ID"
+_EXECUTOR = "kfp.dsl.executor_main"
 
 
 def pipeline_run_id() -> str:
@@ -34,6 +36,8 @@ def step(name: str, subject: str = "") -> Iterator[None]:
     traceback in the step's log, and is reported in the same way.
     """
     end_with_owner()
+    done: list[str] = []
+    atexit.register(_leave, done)  # the first to be registered is the last to be called
     emit("start", name, subject=subject)
     try:
         yield
@@ -46,6 +50,19 @@ def step(name: str, subject: str = "") -> Iterator[None]:
         _tag_failure(f"{name}: {reason}")
         raise SystemExit(1) from None
     emit("done", name, subject=subject)
+    done.append(name)
+
+
+def _leave(done: list[str]) -> None:
+    """End the process of a step that is done at once: to take its modules down one by one takes up to two seconds.
+
+    Only where KFP started the process for this step alone, and nothing went wrong after it.
+    """
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    if done and specification and specification.name == _EXECUTOR and not hasattr(sys, "last_value"):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _tag_failure(reason: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 from metalearn_core import tracking
 from metalearn_core.data.manifest import SPLITS, Manifest
-from metalearn_core.data.quality import PAGE_NAME, REPORT_NAME, SUITE_NAME
 from metalearn_core.model_versions import check_name
 from metalearn_core.steps.children import child_of, parent_run
 from metalearn_core.steps.data import read_dataset
@@ -70,6 +69,7 @@ def close_run(
     Returns:
         the summary that `metalearn run --json` prints, without where things are.
     """
+    from metalearn_core.data.quality import PAGE_NAME, REPORT_NAME, SUITE_NAME
     from metalearn_core.steps.reporting import write_run_report
 
     run_id = parent_run()

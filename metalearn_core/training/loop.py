@@ -21,9 +21,9 @@ from metalearn_core.evaluation.scoring import Scorer
 from metalearn_core.evaluation.statistics import t_interval
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
+from metalearn_core.memory import kept_memory
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
-from metalearn_core.training.memory import kept_memory
 from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate

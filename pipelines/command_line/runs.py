@@ -110,7 +110,7 @@ def run(
     from metalearn_core.tracking_server import shown
     from pipelines import config as configuration
     from pipelines.command_line.watch import Watcher
-    from pipelines.launch import run_pipeline
+    from pipelines.launch import run_pipeline, warm_engine
 
     settings = configuration.read_config(
         config,
@@ -147,19 +147,16 @@ def run(
         set_ or [],
         sweep or [],
     )
-    configuration.check_source(settings)
-    gate_rules(settings.gate)
-    check_name(settings.model_name)
-    items = configuration.learner_items(settings)
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
-    arguments = configuration.pipeline_arguments(settings, items, directory.path, _command())
-    watcher = Watcher(notices, quiet=False)
-    summary = {
-        **run_pipeline(arguments, directory, watcher),
-        "workdir": str(directory.path),
-        "tracking_uri": shown(uri),
-    }
+    with warm_engine() as engine:
+        configuration.check_source(settings)
+        gate_rules(settings.gate)
+        check_name(settings.model_name)
+        items = configuration.learner_items(settings)
+        arguments = configuration.pipeline_arguments(settings, items, directory.path, _command())
+        outcome = run_pipeline(engine, arguments, directory, Watcher(notices))
+    summary = {**outcome, "workdir": str(directory.path), "tracking_uri": shown(uri)}
     if json:
         print_json(summary)
     else:

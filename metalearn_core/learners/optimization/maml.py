@@ -83,7 +83,7 @@ class MAML(Learner):
             episodes = zip(support_x, support_y, support_mask, strict=True)
             return _stack([self.adapt(x[None, keep], y[None, keep], way=way) for x, y, keep in episodes])
         if len(support_x) > 1 and support_x.device.type == "cpu":  # quicker one after the other: see `Backbone.embed`
-            one_by_one = zip(support_x.split(1), support_y.split(1), strict=True)
+            one_by_one = zip(torch.split(support_x, 1), torch.split(support_y, 1), strict=True)
             return _stack([self.adapt(x, y, way=way) for x, y in one_by_one])
         differentiable = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process while it trains: taking pages anew costs more than arithmetic."""
+"""Keep freed memory in the process while it trains or evaluates: taking pages anew costs more than arithmetic."""
 
 import ctypes
 from collections.abc import Iterator
