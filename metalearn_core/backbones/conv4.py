@@ -34,8 +34,7 @@ class _Convolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         super().__init__()
-        empty = torch.empty(outputs, inputs, 3, 3, memory_format=torch.channels_last)  # as the kernels take it
-        self.weight = nn.Parameter(empty)
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
         nn.init.normal_(self.weight, std=gain / (9 * inputs) ** 0.5)
 
 
