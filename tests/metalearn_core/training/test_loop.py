@@ -15,6 +15,7 @@ from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LEARNERS, LearnerSpec
+from metalearn_core.training import loop
 from metalearn_core.training.loop import VALIDATION_SEED, TrainingStoppedError, fit
 from metalearn_core.training.plan import TrainingPlan
 
@@ -198,8 +199,9 @@ def test_it_stops_when_validation_no_longer_improves(dataset):
     assert len(result.history) == result.episodes / 2
 
 
-def test_the_best_weights_are_kept(dataset):
-    result = fit(spec("protonet", learning_rate=0.3, schedule="constant"), dataset, plan(validations=6))
+def test_the_best_weights_are_kept(dataset, monkeypatch):
+    monkeypatch.setattr(loop, "learning_rate", lambda _start, _schedule, share: 0.01 if share < 0.5 else 1000.0)
+    result = fit(spec("protonet"), dataset, plan(episodes=24, validations=6))
     accuracies = [record["validation/accuracy"] for record in result.history]
     assert result.best_validation == max(accuracies) > accuracies[-1]
     validation = EpisodeSampler(dataset, "validation", EpisodeShape(4, 1, 3), seed=VALIDATION_SEED)
