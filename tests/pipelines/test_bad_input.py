@@ -43,6 +43,13 @@ def refused(answer: Any, status: int, *words: str) -> None:
         (["--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--no-such-option"], ["--no-such-option"]),
         (["--seed", -1], ["seed", "-1"]),
+        (["--seed", 2**64], ["seed", str(2**64)]),
+        (["--train-seconds", "inf"], ["train_seconds", "finite"]),
+        (["--ratios", "0.5,0.5,0.5"], ["ratios", "sum to 1", "0.5,0.5,0.5"]),
+        (["--image-size", 50_000], ["image_size", "50000"]),
+        (["--model-name", "team/parts"], ["model name", "team/parts"]),
+        (["--precision", "fp8"], ["precision", "fp8"]),
+        (["--patience", -1], ["patience", "-1"]),
     ],
 )
 def test_wrong_use_is_told_before_any_work(
