@@ -140,6 +140,35 @@ def test_a_rebuild_with_more_classes_keeps_the_old_splits(
     assert len(after) == 33
 
 
+def test_a_rebuild_whose_classes_are_named_otherwise_is_refused(tmp_path: Path) -> None:
+    """A second folder beside the first one makes that one's name part of the names: silently, all would be new."""
+    source = write_classes(tmp_path / "source", [f"latin/{letter}" for letter in "abcdef"], 4)
+    build_dataset(str(source), tmp_path / "first", OPTIONS)
+    write_classes(source, ["greek/alpha"], 4)
+    with pytest.raises(UsageError, match=r"none of the 6 classes of dataset .* 'a', the source's like 'greek/alpha'"):
+        build_dataset(str(source), tmp_path / "second", OPTIONS, split_from=tmp_path / "first")
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_rebuild_with_a_domain_more_splits_as_the_first_build_did(tmp_path: Path) -> None:
+    names = [f"domain{d}/class{c}" for d in range(4) for c in range(5)]
+    source = write_classes(tmp_path / "source", names, 3)
+    first = build_dataset(str(source), tmp_path / "first", OPTIONS)
+    assert first.options.split_by == "class"
+    write_classes(source, [f"domain4/class{c}" for c in range(5)], 3)
+    second = build_dataset(str(source), tmp_path / "second", OPTIONS, split_from=tmp_path / "first")
+    assert second.options.split_by == "class"
+    assert {name: split_of(second)[name] for name in names} == split_of(first)
+
+
+def test_splits_from_a_file_and_from_an_earlier_build_are_one_too_many(
+    image_folder: Path, dataset_folder: Path, tmp_path: Path
+) -> None:
+    options = OPTIONS.model_copy(update={"split_file": (("a", "train"),)})
+    with pytest.raises(UsageError, match="split_file and split_from are both given"):
+        build_dataset(str(image_folder), tmp_path / "out", options, split_from=dataset_folder)
+
+
 def test_small_classes_are_left_out_and_named(image_folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     shutil.copytree(image_folder, source)
@@ -231,7 +260,7 @@ def test_a_source_without_classes_is_one_clear_line(tmp_path: Path, make: Callab
 )
 def test_wrong_options_are_named(image_folder: Path, tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        build_dataset(str(image_folder), tmp_path / "out", OPTIONS.model_copy(update=options))
+        build_dataset(str(image_folder), tmp_path / "out", BuildOptions(**{**OPTIONS.model_dump(), **options}))
     assert not list(tmp_path.iterdir())
 
 

@@ -72,6 +72,15 @@ def test_a_new_class_of_an_old_domain_goes_with_its_domain() -> None:
     assert after["3/new"] == before["3/0"]
 
 
+def test_a_new_domain_is_placed_by_the_classes_that_are_settled_not_by_most_of_their_domains() -> None:
+    """Every old domain has most classes in training, and yet validation and test are not empty."""
+    old = {f"{d}/{c}": str(d) for d in range(4) for c in range(10)}
+    before = assign_splits(old, BuildOptions(), "class")
+    after = assign_splits({**old, **{f"4/{c}": "4" for c in range(10)}}, BuildOptions(), "domain", before)
+    assert {name: after[name] for name in old} == before
+    assert len({after[f"4/{c}"] for c in range(10)}) == 1
+
+
 def test_auto_means_domains_where_there_are_five() -> None:
     assert resolve_split_by("auto", "auto", 5) == "domain"
     assert resolve_split_by("auto", "auto", 4) == "class"

@@ -8,7 +8,7 @@ from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.fingerprints import fingerprints
 from metalearn_core.data.manifest import BuildOptions, Split
-from metalearn_core.data.subset import seen_classes, split_hashes, without_classes
+from metalearn_core.data.subset import class_sketches, seen_classes, split_hashes, without_classes
 
 SPLITS: dict[str, Split] = {"a": "train", "b": "train", "c": "validation", "d": "test"}
 
@@ -45,6 +45,17 @@ def test_a_class_that_gained_a_picture_since_training_is_known_by_its_others(
     assert [entry.name for entry in grown.manifest.of_split("test") if entry.digest in seen] == ["b"]
     left = without_classes(grown, "test", seen)
     assert [entry.name for entry in left.manifest.of_split("test")] == ["d"]
+
+
+def test_sketches_of_classes_mostly_survive_a_picture_more(tmp_path: Path) -> None:
+    splits: dict[str, Split] = {f"class{number}": "test" for number in range(20)}
+    before, after = (build(tmp_path / str(pictures), splits, pictures) for pictures in (9, 10))
+    assert not {e.digest for e in before.manifest.classes} & {e.digest for e in after.manifest.classes}
+    kept = set(class_sketches(before, "test")) & set(class_sketches(after, "test"))
+    assert len(class_sketches(after, "test")) == 20
+    assert 10 <= len(kept) <= 20
+    fewer = without_classes(after, "test", {after.manifest.classes[0].digest})
+    assert class_sketches(fewer, "test") == class_sketches(after, "test")[1:]
 
 
 def test_a_whole_class_is_known_by_its_digest_alone(grown: EpisodeDataset) -> None:

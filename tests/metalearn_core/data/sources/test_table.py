@@ -90,6 +90,9 @@ def test_rows_that_do_not_fit_are_unreadable(tmp_path: Path) -> None:
         ([{"image": b"", "kind": 1}], "no column 'class' or 'label': found image, kind"),
         ([{"image": "a.png", "label": 1}], "column 'image' is string, expected the bytes"),
         ([{"features": 1.0, "label": 1}], "column 'features' is double, expected lists"),
+        ([{"features": ["a"], "label": 1}], "column 'features' is list<.*string>, expected lists of numbers"),
+        ([{"image": png(0), "label": [1]}], "column 'label' is list<.*>, expected text or whole numbers"),
+        ([{"image": png(0), "class": 1.5}], "column 'class' is double, expected text or whole numbers"),
         ([{"image": png(0), "label": 1}, {"image": png(0), "label": None}], "row 1 has no label"),
     ],
 )
@@ -103,6 +106,12 @@ def test_a_file_that_is_no_parquet_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(MetalearnError, match="is no Parquet file"):
         build_dataset(str(tmp_path / "t.parquet"), tmp_path / "out")
+
+
+def test_large_whole_numbers_are_features_like_others(tmp_path: Path) -> None:
+    rows = [{"features": [2**24 + 1, i], "class": "abc"[i % 3], "id": str(i)} for i in range(30)]
+    build_dataset(write(tmp_path / "f.parquet", rows), tmp_path / "out")
+    assert EpisodeDataset.open(tmp_path / "out").examples[0, 0] == 2**24
 
 
 def test_a_constant_feature_is_not_blown_up(tmp_path: Path) -> None:
