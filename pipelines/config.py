@@ -33,7 +33,7 @@ class RunConfig(BaseModel):
         eval_episodes, eval_seed: evaluation episodes of each split, and the seed of their stream.
         seed: of the initial weights and the stream of training episodes; of a sweep's drawing too.
         patience: stop training after so many validations in a row without a better one; 0: never.
-        precision: of training; `auto` is bf16 where the learner takes it and the processor computes it natively.
+        precision: of training; `auto` is bf16 where the processor computes it natively.
         gate: rules of promotion, by the names of `GateRules`.
     """
 

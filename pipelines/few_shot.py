@@ -109,7 +109,7 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
             eval_seed: of the stream of evaluation episodes.
             seed: of the initial weights and the stream of training episodes.
             patience: stop training after so many validations in a row without a better one; 0: never.
-            precision: of training: `fp32`, `bf16`, or `auto`: bf16 where learner and processor take it.
+            precision: of training: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
             image_size: height and width of the stored images, in pixels.
             color: `grey`, `rgb`, or `auto`.
             split_by: `class`, `domain`, or `auto`.

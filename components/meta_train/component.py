@@ -39,7 +39,7 @@ def meta_train(
         train_seconds: the training budget in seconds; 0: `train_episodes` decides.
         seed: of the initial weights and the stream of training episodes.
         patience: stop after so many validations in a row without a better one; 0: never.
-        precision: `fp32`, `bf16`, or `auto`: bf16 where the learner takes it and the processor computes it natively.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
         storage: where finished trainings and checkpoints are kept.
         trained: the model in `bundle/`, and what happened in `training.json`.
     """

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -22,6 +22,25 @@ class BackboneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Tape(Protocol):
+    """A forward pass that is remembered, of one group of n examples; see `Backbone.tape`.
+
+    Attributes:
+        features: (n, d).
+    """
+
+    features: Tensor
+
+    def backward(self, gradient: Tensor) -> Weights:
+        """Return the gradient with respect to every weight, from that with respect to the features (n, d)."""
+
+    def forward_tangent(self, direction: Weights) -> Tensor:
+        """Return the derivative of the features (n, d) as the weights move along `direction`; after `backward`."""
+
+    def backward_tangent(self, gradient_tangent: Tensor, direction: Weights) -> Weights:
+        """Return the derivative of `backward`'s gradient along `direction`, the features' gradient moving as given."""
+
+
 class Backbone(nn.Module, ABC):
     """A network whose forward pass takes its weights as an argument, so that tasks can have weights of their own.
 
@@ -34,8 +53,10 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         feature_size: d, the size of a feature vector.
+        taped: it has a `tape`, which is quicker than autograd for the gradient of a gradient.
     """
 
+    taped: ClassVar[bool] = False
     Config: ClassVar[type[BackboneConfig]]
     modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
     feature_size: int
@@ -75,6 +96,18 @@ class Backbone(nn.Module, ABC):
         parts = [self._embed_one(weights, x, statistics, group) for group in range(groups)]
         used = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
         return torch.cat([part[0] for part in parts]), used
+
+    def tape(self, weights: Weights, x: Tensor) -> Tape:
+        """Return the forward pass of one group x (n, *x), batch-normalised by itself, with its derivatives by hand.
+
+        Args:
+            weights: by the names of `named_parameters()`, for one group.
+            x: standardised examples.
+
+        Raises:
+            NotImplementedError: the backbone is not `taped`: autograd differentiates `embed`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no tape")
 
     def running_statistics(self) -> Statistics:
         """Return the running statistics, each (1, channels)."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
+from metalearn_core.backbones.conv4_tape import Conv4Tape
 from metalearn_core.backbones.functional import convolve, fold_groups, fold_norm, normalise, unfold_groups
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
@@ -68,6 +69,7 @@ class Conv4(Backbone):
 
     Config: ClassVar[type[BackboneConfig]] = Conv4Config
     modalities: ClassVar[tuple[str, ...]] = ("image",)
+    taped = True
     config: Conv4Config
 
     def __init__(self, spec: DatasetSpec, config: Conv4Config) -> None:
@@ -106,3 +108,7 @@ class Conv4(Backbone):
             # ReLU and max-pool commute, and a quarter of the map is quicker to rectify; nobody else needs the map.
             hidden = F.relu(F.max_pool2d(hidden, 2) if pooled else hidden, inplace=True)
         return unfold_groups(hidden, groups), used
+
+    def tape(self, weights: Weights, x: Tensor) -> Conv4Tape:
+        """Return the forward pass of one group x (n, c, h, w), with its derivatives by hand."""
+        return Conv4Tape(weights, x, len(self.blocks), self.config.pooling == "max")

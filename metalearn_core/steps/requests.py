@@ -24,7 +24,7 @@ class TrainingRequest(Record):
         episodes, seconds: the budget, one of the two; 0: the other decides.
         seed: of the initial weights and the stream of training episodes.
         patience: stop after so many validations in a row without a better one; 0: never.
-        precision: of convolutions; `auto` is bf16 where the learner takes it and the processor computes it natively.
+        precision: of convolutions; `auto` is bf16 where the processor computes it natively.
     """
 
     way: int = Field(ge=2)

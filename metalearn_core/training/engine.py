@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn_core.backbones.contract import Statistics
 from metalearn_core.data.manifest import Record
-from metalearn_core.learners.contract import EmbeddingLearner, Learner, Outcome
+from metalearn_core.learners.contract import Learner, Outcome
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
 from metalearn_core.training.plan import TrainingPlan
@@ -27,16 +27,11 @@ class EngineChoices(Record):
     precision: str
 
     @classmethod
-    def choose(cls, plan: TrainingPlan, learner: Learner) -> "EngineChoices":
-        """Return the choices for this machine.
-
-        MAML stays in fp32 by default: its inner gradients, of a few examples, lose more in bf16 than its small
-        convolutions gain.
-        """
+    def choose(cls, plan: TrainingPlan) -> "EngineChoices":
+        """Return the choices for this machine."""
         precision: str = plan.precision
         if precision == "auto":
-            native = isinstance(learner, EmbeddingLearner) and _native_bf16()
-            precision = "bf16" if native else "fp32"
+            precision = "bf16" if _native_bf16() else "fp32"
         return cls(threads=plan.threads or available_cores(), precision=precision)
 
 

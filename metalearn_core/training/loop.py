@@ -116,9 +116,7 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.learner.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        self.progress = Progress(
-            fingerprint=fingerprint(spec, plan, dataset.digest), engine=EngineChoices.choose(plan, self.learner)
-        )
+        self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=EngineChoices.choose(plan))
         self.best = self._weights()
         self.clock = _Clock(0.0)
         self.reporter = Reporter(spec.learner, on_metrics)

@@ -28,7 +28,7 @@ class TrainingPlan(Record):
         validations: how often over the budget the validation episodes are run; 0: never, and the last weights count.
         validation_episodes: how many there are; the same ones each time, whatever the seed.
         patience: stop after so many validations in a row without a better one; None: never.
-        precision: of convolutions; `auto` is bf16 where the learner takes it and the processor computes it natively.
+        precision: of convolutions; `auto` is bf16 where the processor computes it natively.
         checkpoint_seconds: at most so long between checkpoints.
         threads: None: all cores.
     """

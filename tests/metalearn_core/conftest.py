@@ -119,7 +119,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URI of a tracking database that a test module has for itself."""
     folder = tmp_path_factory.mktemp("tracking")
     uri = f"sqlite:///{folder}/mlflow.db"
-    tracking.prepare(uri, folder / "artifacts")
+    tracking.prepare(uri, folder / "artifacts", tracking.DEFAULT_EXPERIMENT)
     return uri
 
 

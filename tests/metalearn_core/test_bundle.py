@@ -254,7 +254,7 @@ def registered(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
-        prepare(uri, root / "artifacts")
+        prepare(uri, root / "artifacts", "few-shot")
         mlflow_client = client(uri)
         mlflow_client.create_registered_model("few-shot")
         for number in (1, 2):

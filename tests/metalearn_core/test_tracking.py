@@ -80,7 +80,8 @@ def manifest() -> Manifest:
 def test_two_processes_that_start_at_once_in_a_fresh_folder_both_get_the_experiment(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from metalearn_core.tracking import prepare\n"
-        "print(prepare(sys.argv[1], Path(sys.argv[2])))"
+        "from metalearn_core.tracking_server import experiment_id\n"
+        "prepare(sys.argv[1], Path(sys.argv[2]), 'few-shot'); print(experiment_id('few-shot', uri=sys.argv[1]))"
     )
     arguments = [sys.executable, "-c", code, f"sqlite:///{tmp_path}/new/mlflow.db", str(tmp_path / "new" / "artifacts")]
     processes = [
@@ -90,6 +91,13 @@ def test_two_processes_that_start_at_once_in_a_fresh_folder_both_get_the_experim
     results = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     assert results[0] == results[1] == ("1\n", "")
+
+
+def test_who_only_reads_makes_no_experiment(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking.prepare(uri)
+    found = MlflowClient(tracking_uri=uri).search_experiments()
+    assert "few-shot" not in {experiment.name for experiment in found}
 
 
 def test_artifacts_of_the_experiment_lie_in_the_given_folder(uri: str, tmp_path: Path) -> None:
@@ -200,7 +208,7 @@ def test_runs_are_listed_newest_first_with_the_figures_of_their_learners(databas
         time.sleep(0.01)
         newer = tracking.open_parent_run("listed", "newer", "newer run")
         tracking.log_dataset(newer, manifest(), str(tmp_path), "train")
-        tags = {"learner": "protonet", "shape": "5-way 1-shot 15-query", "cached_from": older}
+        tags = {"learner_with_options": "protonet width=8", "shape": "5-way 1-shot 15-query", "cached_from": older}
         child = tracking.start_child(newer, "protonet 5-way", tags, {"learner": "protonet"})
         tracking.log_metrics(child, {"test/accuracy": 0.93, "test/ci95": 0.01, "test/accuracy/Ge'ez: x": 0.5})
         tracking.set_outcome(newer, "FINISHED")
@@ -208,7 +216,9 @@ def test_runs_are_listed_newest_first_with_the_figures_of_their_learners(databas
         assert tracking.list_runs(1, "listed") == (first,)
     assert (first.run_id, first.name, first.status, first.dataset) == (newer, "newer run", "FINISHED", "ab" * 16)
     assert first.seconds is not None and first.seconds >= 0
-    assert first.results == (tracking.LearnerResult(child, "protonet", 0.93, 0.01, "5-way 1-shot 15-query", older),)
+    assert first.results == (
+        tracking.LearnerResult(child, "protonet width=8", 0.93, 0.01, "5-way 1-shot 15-query", older),
+    )
     assert (second.status, second.reason, second.results) == ("FAILED", "build: no such folder", ())
 
 

@@ -38,14 +38,16 @@ def outcome(client: MlflowClient, run_id: str) -> tuple[str, str]:
     return run.info.status, run.data.tags.get("metalearn.reason", "")
 
 
-def test_children_that_run_are_ended_and_others_keep_their_outcome(client: MlflowClient, experiment: str) -> None:
+def test_what_still_runs_is_ended_and_what_has_ended_keeps_its_outcome(client: MlflowClient, experiment: str) -> None:
     parent, other = (open_run(experiment, name) for name in ("one", "other"))
     running, finished, of_other = (tracking.start_child(run_id, "learner") for run_id in (parent, parent, other))
     tracking.set_outcome(finished, "FINISHED", "all went well")
-    tracking.end_children(parent, "FAILED", "interrupted:\nthe same command goes on")
-    assert outcome(client, running) == ("FAILED", "interrupted: the same command goes on")
+    tracking.end_failed(parent, "interrupted:\nthe same command goes on")
+    assert outcome(client, running) == outcome(client, parent) == ("FAILED", "interrupted: the same command goes on")
     assert outcome(client, finished) == ("FINISHED", "all went well")
-    assert outcome(client, of_other) == outcome(client, parent) == ("RUNNING", "")
+    assert outcome(client, of_other) == outcome(client, other) == ("RUNNING", "")
+    tracking.end_failed(parent, "a later reason")
+    assert outcome(client, parent)[1] == "interrupted: the same command goes on"
 
 
 def test_runs_of_a_killed_process_are_ended_by_the_next_run(

@@ -145,5 +145,9 @@ def test_a_home_directory_is_understood_in_a_file(tmp_path: Path, monkeypatch: p
 def test_files_that_are_not_there_are_named_before_any_step(tmp_path: Path) -> None:
     with pytest.raises(MetalearnError, match="nowhere"):
         check_source(read_config(None, {"source": str(tmp_path / "nowhere")}, [], []))
-    with pytest.raises(MetalearnError, match=r"split-file.*none\.csv"):
+    with pytest.raises(MetalearnError, match=r"split file .*none\.csv: there is no such file"):
         check_source(read_config(None, {"split_file": str(tmp_path / "none.csv")}, [], []))
+    with pytest.raises(MetalearnError, match=r"there is no .*manifest\.json"):
+        check_source(read_config(None, {"split_from": str(tmp_path / "manifest.json")}, [], []))
+    with pytest.raises(UsageError, match=r"ratios must be three shares"):
+        check_source(read_config(None, {"ratios": (0.5, 0.5, 0.5)}, [], []))

@@ -1,6 +1,6 @@
 """MAML: meta-learn the weights from which a few gradient steps on a support set lead to a good classifier."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 from metalearn_core.learners.contract import Learner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.optimization.inner_gradient import taped_gradient
 
 _BACKBONE, _STATISTICS = "backbone.", "statistics."
 
@@ -118,18 +119,26 @@ class MAML(Learner):
         }
         second_order = differentiable and not self.config.first_order
         for _ in range(self.config.inner_steps if self.training else self.config.eval_steps):
-            logits, _ = self._logits({**weights, "present": present}, x, None)
-            loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(dim=1).sum()
-            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
-            weights = {
-                name: keep(weight - self.config.inner_lr * gradient)
-                for (name, weight), gradient in zip(weights.items(), gradients, strict=True)
-            }
+            gradients = self._inner_gradient(weights, x, y, present, second_order)
+            weights = {name: keep(weight - self.config.inner_lr * gradients[name]) for name, weight in weights.items()}
         state = {**weights, "present": present}
         if self.batch_norm == "inductive":
-            _, statistics = self._logits(state, x, None)
+            with torch.autocast(x.device.type, enabled=False):
+                _, statistics = self._logits(state, x, None)
             state |= {_STATISTICS + name: value for name, value in statistics.items()}
         return state
+
+    def _inner_gradient(
+        self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, present: Tensor, second_order: bool
+    ) -> Mapping[str, Tensor]:
+        """Return ∇θ L(θ; support set) of each episode, always in full precision: support sets are small."""
+        if len(x) == 1 and self.backbone.taped:
+            return taped_gradient(self.backbone, x, y, present, weights, second_order)
+        with torch.autocast(x.device.type, enabled=False):
+            logits, _ = self._logits({**weights, "present": present}, x, None)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(dim=1).sum()
+        found = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
+        return dict(zip(weights, found, strict=True))
 
     def _logits(self, state: State, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
         """Return logits (b, n, way) of standardised x (b, n, *x), and the batch-norm statistics that were used."""

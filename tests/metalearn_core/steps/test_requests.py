@@ -1,5 +1,7 @@
 """What a person can type on the KFP page is checked by the first step, in one line."""
 
+import json
+
 import pytest
 
 from metalearn_core.errors import UsageError
@@ -52,5 +54,6 @@ def test_a_learner_is_named_by_all_that_tells_it_from_another() -> None:
         )
     }
     assert names == {"maml", "maml inner_steps=5", "maml backbone=mlp", "maml backbone.width=32"}
-    assert learner_of('{"learner": "maml"}') == "maml"
+    assert learner_of(json.dumps({**plain, "options": {"inner_steps": 5}})) == "maml inner_steps=5"
+    assert learner_of('{"learner": 7}') == '{"learner": 7}'
     assert learner_of("no JSON") == "no JSON"

@@ -48,15 +48,15 @@ def test_torch_keeps_its_number_of_threads(dataset):
     assert torch.get_num_threads() == before
 
 
-def test_bf16_is_near_fp32(dataset):
-    _, _, exact = gradient(dataset, "protonet", 1, tasks=1)
-    _, _, rounded = gradient(dataset, "protonet", 1, tasks=1, precision="bf16")
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_bf16_is_near_fp32(dataset, name):
+    _, _, exact = gradient(dataset, name, 1, tasks=1)
+    _, _, rounded = gradient(dataset, name, 1, tasks=1, precision="bf16")
     assert rounded.loss != exact.loss
     assert rounded.loss == pytest.approx(exact.loss, rel=0.05)
     assert all(value.dtype == torch.float32 for value in rounded.gradients)
 
 
-def test_explicit_choices_are_taken(dataset):
+def test_explicit_choices_are_taken():
     plan = TrainingPlan(way=4, shot=1, query=3, episodes=1, precision="fp32", threads=3)
-    learner = make_learner(LearnerSpec(learner="protonet", backbone_options={"blocks": 3}), dataset.spec, way=None)
-    assert EngineChoices.choose(plan, learner) == EngineChoices(threads=3, precision="fp32")
+    assert EngineChoices.choose(plan) == EngineChoices(threads=3, precision="fp32")

@@ -1,0 +1,97 @@
+"""The gradient of an inner step: of the mean cross-entropy on a support set, differentiable once more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn_core.backbones.contract import Backbone
+
+BACKBONE = "backbone."
+HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+
+
+def taped_gradient(
+    backbone: Backbone, x: Tensor, y: Tensor, present: Tensor, weights: Mapping[str, Tensor], second_order: bool
+) -> dict[str, Tensor]:
+    """Return ∇ of the mean cross-entropy of one support set with respect to `weights`, by the backbone's tape.
+
+    Args:
+        backbone: that is `taped`.
+        x: (1, s, *x) standardised examples.
+        y: (1, s) labels.
+        present: (1, way) which classes have support; the others take no part.
+        weights: those of the backbone (below `backbone.`) and of the linear head, each with a leading dimension of 1.
+        second_order: the gradient can be differentiated with respect to `weights`.
+    """
+    names = tuple(weights)
+    if second_order:
+        gradients = _TapedGradient.apply(backbone, names, x, y, present, *weights.values())  # type: ignore[no-untyped-call]
+    else:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            gradients = _Problem(backbone, names, x, y, present, list(weights.values())).gradients()
+    return dict(zip(names, gradients, strict=True))
+
+
+class _Problem:
+    """Cross-entropy of one support set: L = mean −log softmax(f Aᵀ + a)_y, f the features, A and a the head."""
+
+    def __init__(
+        self, backbone: Backbone, names: tuple[str, ...], x: Tensor, y: Tensor, present: Tensor, values: list[Tensor]
+    ) -> None:
+        own = {name: value[0] for name, value in zip(names, values, strict=True)}
+        self._names = names
+        self._tape = backbone.tape(_below(own), x[0])
+        self._head = own[HEAD_WEIGHT]
+        logits = F.linear(self._tape.features, self._head, own[HEAD_BIAS])
+        self._share = torch.softmax(logits.masked_fill(~present, -torch.inf), dim=1)
+        targets = F.one_hot(y[0], self._head.shape[0]).to(logits.dtype)
+        self._logits_gradient = (self._share - targets) / len(logits)
+
+    def gradients(self) -> tuple[Tensor, ...]:
+        """Return the gradient, in the order of the names."""
+        found = self._tape.backward(self._logits_gradient @ self._head)
+        weight, bias = self._logits_gradient.mT @ self._tape.features, self._logits_gradient.sum(dim=0)
+        return self._ordered(found, weight, bias)
+
+    def along(self, directions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return the derivative of the gradient along directions (1, …): Hessian times vector."""
+        own = {name: value[0] for name, value in zip(self._names, directions, strict=True)}
+        below = _below(own)
+        features = self._tape.forward_tangent(below)
+        logits = F.linear(features, self._head, own[HEAD_BIAS]) + self._tape.features @ own[HEAD_WEIGHT].mT
+        share = self._share * (logits - (self._share * logits).sum(dim=1, keepdim=True))
+        logits_tangent = share / len(logits)
+        features_tangent = logits_tangent @ self._head + self._logits_gradient @ own[HEAD_WEIGHT]
+        found = self._tape.backward_tangent(features_tangent, below)
+        weight = logits_tangent.mT @ self._tape.features + self._logits_gradient.mT @ features
+        return self._ordered(found, weight, logits_tangent.sum(dim=0))
+
+    def _ordered(self, backbone: Mapping[str, Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        values = {f"{BACKBONE}{name}": value for name, value in backbone.items()}
+        values |= {HEAD_WEIGHT: weight, HEAD_BIAS: bias}
+        return tuple(values[name].unsqueeze(0) for name in self._names)
+
+
+class _TapedGradient(torch.autograd.Function):
+    """The gradient as a function of the weights; its derivative is the Hessian, which is symmetric."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backbone: Backbone, names: tuple[str, ...], x: Tensor, y: Tensor, present: Tensor, *values: Tensor
+    ) -> tuple[Tensor, ...]:
+        with torch.autocast(x.device.type, enabled=False):
+            ctx.problem = _Problem(backbone, names, x, y, present, list(values))
+            return ctx.problem.gradients()  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *directions: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(directions[0].device.type, enabled=False):
+            return (None, None, None, None, None, *ctx.problem.along(directions))
+
+
+def _below(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
