@@ -8,7 +8,7 @@ For each block, with h its input and N the number of values of a channel:
 
     z = W ∗ h    x̂ = (z − μ) r,  r = (σ² + ε)^−½    u = γ x̂ + β    next h = relu(u) or relu(max-pool(u))
     e = ∂u − (Σ∂u + x̂ Σ∂u x̂) / N    ∂z = γ r e      (∂ is the gradient of the loss with respect to what follows)
-    R{x̂} = r (R{z} − mean R{z} − x̂ mean(x̂ R{z}))    R{r} = −r² mean(x̂ R{z})
+    R{x̂} = r (R{z} − mean R{z} − x̂ mean(x̂ R{z}))    R{γ r} = R{γ} r − γ r² mean(x̂ R{z})
 """
 
 from collections.abc import Mapping
@@ -23,28 +23,40 @@ from metalearn_core.backbones.functional import EPSILON, fold_groups
 _EACH_CHANNEL = (0, 2, 3)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Block:
-    """What one block has computed; x̂ is `normal` and r is `inverse`, (1, o, 1, 1)."""
+    """What a block has computed; a value a channel is (1, o, 1, 1)."""
 
-    weight: Tensor
-    scale: Tensor
-    hidden: Tensor
-    normal: Tensor
-    inverse: Tensor
-    indices: Tensor | None
-    out: Tensor
-    count: int
-    gradient: Tensor | None = None  # ∂u
-    direction: Tensor | None = None  # e
-    tangent: Tensor | None = None  # R{h}
-    normal_tangent: Tensor | None = None  # R{x̂}
-    inverse_tangent: Tensor | None = None  # R{r}
-    scale_tangent: Tensor | None = None  # R{γ}
+    weight: Tensor  # W
+    scale: Tensor  # γ
+    hidden: Tensor  # h
+    normal: Tensor  # x̂
+    inverse: Tensor  # r
+    indices: Tensor | None  # of the max-pool
+    out: Tensor  # the next h
+    count: int  # N
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    """What the backward pass has found for a block."""
+
+    out: Tensor  # ∂u
+    scale: Tensor  # Σ∂u x̂, γ's gradient
+    direction: Tensor  # e
+
+
+@dataclass(frozen=True)
+class _Tangent:
+    """R{·} of what a block has computed; the first block's input does not move."""
+
+    hidden: Tensor | None  # R{h}
+    normal: Tensor  # R{x̂}
+    factor: Tensor  # R{γ r}
 
 
 class Conv4Tape:
-    """One group of examples through conv4, remembered. The methods are called in their order, each once, without grad.
+    """One group of examples through conv4, remembered. The methods are called in their order, without grad.
 
     Args:
         weights: by the names of `named_parameters()`, for one group.
@@ -59,10 +71,11 @@ class Conv4Tape:
     def __init__(self, weights: Mapping[str, Tensor], x: Tensor, blocks: int, pooled: bool) -> None:
         self._pooled, self._stride = pooled, 1 if pooled else 2
         self._blocks: list[_Block] = []
+        self._gradients: list[_Gradient] = []
+        self._tangents: list[_Tangent] = []
         hidden = fold_groups(x.unsqueeze(0))
         for number in range(blocks):
-            weight = weights[f"blocks.{number}.conv.weight"].contiguous(memory_format=torch.channels_last)
-            scale, shift = (_channels(weights[f"blocks.{number}.norm.{name}"]) for name in ("weight", "bias"))
+            weight, scale, shift = _of_block(weights, number)
             z = F.conv2d(hidden, weight, stride=self._stride, padding=1)
             variance, mean = torch.var_mean(z, _EACH_CHANNEL, correction=0, keepdim=True)
             inverse = torch.rsqrt(variance + EPSILON)
@@ -79,67 +92,60 @@ class Conv4Tape:
 
     def backward(self, gradient: Tensor) -> dict[str, Tensor]:
         """Return the gradient with respect to every weight, from that with respect to the features (n, d)."""
-        gradients: dict[str, Tensor] = {}
-        hidden_gradient = gradient.view_as(self._blocks[-1].out)
+        found: dict[str, Tensor] = {}
+        hidden = gradient.view_as(self._blocks[-1].out)
+        self._gradients = []
         for number, block in reversed(list(enumerate(self._blocks))):
-            block.gradient = self._through_relu(block, hidden_gradient)
-            shift_gradient = block.gradient.sum(_EACH_CHANNEL, keepdim=True)
-            scale_gradient = (block.gradient * block.normal).sum(_EACH_CHANNEL, keepdim=True)
-            mean = torch.addcmul(shift_gradient, block.normal, scale_gradient).div_(block.count)
-            block.direction = block.gradient - mean
-            z_gradient = block.direction * (block.scale * block.inverse)
-            hidden_gradient, weight_gradient = self._convolve_back(z_gradient, block.hidden, block.weight, number > 0)
-            gradients |= _named(number, weight_gradient, scale_gradient, shift_gradient)
-        return gradients
+            out = self._through_relu(block, hidden)
+            shift = out.sum(_EACH_CHANNEL, keepdim=True)
+            scale = (out * block.normal).sum(_EACH_CHANNEL, keepdim=True)
+            direction = out - torch.addcmul(shift, block.normal, scale).div_(block.count)
+            self._gradients.insert(0, _Gradient(out, scale, direction))
+            z = direction * (block.scale * block.inverse)
+            hidden, weight = self._convolve_back(z, block.hidden, block.weight, number > 0)
+            found |= _named(number, weight, scale, shift)
+        return found
 
     def forward_tangent(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return R{features} (n, d), the derivative of the features as the weights move along `direction`."""
-        tangent: Tensor | None = None
+        hidden: Tensor | None = None
+        self._tangents = []
         for number, block in enumerate(self._blocks):
-            along = direction[f"blocks.{number}.conv.weight"].contiguous(memory_format=torch.channels_last)
-            scale, shift = (_channels(direction[f"blocks.{number}.norm.{name}"]) for name in ("weight", "bias"))
-            z = F.conv2d(block.hidden, along, stride=self._stride, padding=1)
-            if tangent is not None:
-                z += F.conv2d(tangent, block.weight, stride=self._stride, padding=1)
-            block.tangent, block.scale_tangent = tangent, scale
+            weight, scale, shift = _of_block(direction, number)
+            z = F.conv2d(block.hidden, weight, stride=self._stride, padding=1)
+            if hidden is not None:
+                z += F.conv2d(hidden, block.weight, stride=self._stride, padding=1)
             correlation = (z * block.normal).mean(_EACH_CHANNEL, keepdim=True)
-            block.inverse_tangent = -block.inverse.square() * correlation
             z -= torch.addcmul(z.mean(_EACH_CHANNEL, keepdim=True), block.normal, correlation)
-            block.normal_tangent = z * block.inverse
-            u = torch.addcmul(shift, block.normal, scale).addcmul_(block.normal_tangent, block.scale)
+            normal = z.mul_(block.inverse)
+            factor = scale * block.inverse - block.scale * block.inverse.square() * correlation
+            self._tangents.append(_Tangent(hidden, normal, factor))
+            u = torch.addcmul(shift, block.normal, scale).addcmul_(normal, block.scale)
             if block.indices is not None:
                 u = u.flatten(2).gather(2, block.indices.flatten(2)).view_as(block.out)
-            tangent = torch.where(block.out > 0, u, 0.0)
-        assert tangent is not None
-        return tangent.flatten(1)
+            hidden = torch.where(block.out > 0, u, 0.0)
+        assert hidden is not None
+        return hidden.flatten(1)
 
     def backward_tangent(self, gradient_tangent: Tensor, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return R{gradient of every weight} along `direction`, from R{gradient of the features} (n, d)."""
-        tangents: dict[str, Tensor] = {}
-        hidden_tangent = gradient_tangent.view_as(self._blocks[-1].out)
-        for number, block in reversed(list(enumerate(self._blocks))):
-            assert block.gradient is not None
-            assert block.direction is not None
-            assert block.normal_tangent is not None
-            assert block.inverse_tangent is not None
-            assert block.scale_tangent is not None
-            u = self._through_relu(block, hidden_tangent)
-            shift_tangent = u.sum(_EACH_CHANNEL, keepdim=True)
-            scale_gradient = (block.gradient * block.normal).sum(_EACH_CHANNEL, keepdim=True)
-            products = (u * block.normal).addcmul_(block.gradient, block.normal_tangent)
-            scale_tangent = products.sum(_EACH_CHANNEL, keepdim=True)
-            mean = torch.addcmul(shift_tangent, block.normal, scale_tangent)
-            mean = mean.addcmul_(block.normal_tangent, scale_gradient).div_(block.count)
-            factor_tangent = block.scale_tangent * block.inverse + block.scale * block.inverse_tangent
+        found: dict[str, Tensor] = {}
+        hidden = gradient_tangent.view_as(self._blocks[-1].out)
+        passes = zip(self._blocks, self._gradients, self._tangents, strict=True)
+        for number, (block, gradient, tangent) in reversed(list(enumerate(passes))):
+            out = self._through_relu(block, hidden)
+            shift = out.sum(_EACH_CHANNEL, keepdim=True)
+            scale = (out * block.normal).addcmul_(gradient.out, tangent.normal).sum(_EACH_CHANNEL, keepdim=True)
+            mean = torch.addcmul(shift, block.normal, scale).addcmul_(tangent.normal, gradient.scale)
             factor = block.scale * block.inverse
-            z_tangent = ((u - mean) * factor).addcmul_(block.direction, factor_tangent)
-            hidden_tangent, weight_tangent = self._convolve_back(z_tangent, block.hidden, block.weight, number > 0)
-            if block.tangent is not None:
-                along = direction[f"blocks.{number}.conv.weight"].contiguous(memory_format=torch.channels_last)
-                more, weight_more = self._convolve_back(block.direction * factor, block.tangent, along, True)
-                hidden_tangent, weight_tangent = hidden_tangent + more, weight_tangent + weight_more
-            tangents |= _named(number, weight_tangent, scale_tangent, shift_tangent)
-        return tangents
+            z = ((out - mean.div_(block.count)) * factor).addcmul_(gradient.direction, tangent.factor)
+            hidden, weight = self._convolve_back(z, block.hidden, block.weight, number > 0)
+            if tangent.hidden is not None:
+                along, _, _ = _of_block(direction, number)
+                more = self._convolve_back(gradient.direction * factor, tangent.hidden, along, True)
+                hidden, weight = hidden + more[0], weight + more[1]
+            found |= _named(number, weight, scale, shift)
+        return found
 
     def _through_relu(self, block: _Block, gradient: Tensor) -> Tensor:
         """Return the gradient before ReLU (and max-pool) from that after it."""
@@ -159,8 +165,11 @@ class Conv4Tape:
         return found[0], found[1]
 
 
-def _channels(value: Tensor) -> Tensor:
-    return value.view(1, -1, 1, 1)
+def _of_block(values: Mapping[str, Tensor], number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what belongs to a block's weight, scale and shift, as its operations take it."""
+    name = f"blocks.{number}"
+    weight = values[f"{name}.conv.weight"].contiguous(memory_format=torch.channels_last)
+    return weight, values[f"{name}.norm.weight"].view(1, -1, 1, 1), values[f"{name}.norm.bias"].view(1, -1, 1, 1)
 
 
 def _named(number: int, weight: Tensor, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:

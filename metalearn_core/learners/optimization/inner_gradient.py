@@ -31,11 +31,11 @@ def taped_gradient(
         gradients = _TapedGradient.apply(backbone, names, x, y, present, *weights.values())  # type: ignore[no-untyped-call]
     else:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            gradients = _Problem(backbone, names, x, y, present, list(weights.values())).gradients()
+            gradients = _SupportLoss(backbone, names, x, y, present, list(weights.values())).gradients()
     return dict(zip(names, gradients, strict=True))
 
 
-class _Problem:
+class _SupportLoss:
     """Cross-entropy of one support set: L = mean −log softmax(f Aᵀ + a)_y, f the features, A and a the head."""
 
     def __init__(
@@ -83,14 +83,14 @@ class _TapedGradient(torch.autograd.Function):
         ctx: Any, backbone: Backbone, names: tuple[str, ...], x: Tensor, y: Tensor, present: Tensor, *values: Tensor
     ) -> tuple[Tensor, ...]:
         with torch.autocast(x.device.type, enabled=False):
-            ctx.problem = _Problem(backbone, names, x, y, present, list(values))
-            return ctx.problem.gradients()  # type: ignore[no-any-return]
+            ctx.loss = _SupportLoss(backbone, names, x, y, present, list(values))
+            return ctx.loss.gradients()  # type: ignore[no-any-return]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *directions: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(directions[0].device.type, enabled=False):
-            return (None, None, None, None, None, *ctx.problem.along(directions))
+            return (None, None, None, None, None, *ctx.loss.along(directions))
 
 
 def _below(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -70,6 +70,18 @@ def test_loss_and_every_gradient_are_those_of_a_naive_loop(
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("first_order", [False, True])
+def test_a_backbone_without_derivatives_by_hand_gives_the_same_gradients(
+    make_double, make_episodes, monkeypatch, first_order
+):
+    learner, episodes = make_double("maml", inner_steps=2, first_order=first_order).train(), make_episodes()
+    parameters = list(learner.parameters())
+    by_hand = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+    monkeypatch.setattr(type(learner.backbone), "taped", False)
+    by_autograd = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+    torch.testing.assert_close(by_hand, by_autograd, rtol=1e-9, atol=1e-12)
+
+
 def test_evaluation_takes_the_evaluation_steps(make_double, make_episodes):
     learner, episodes = make_double("maml", inner_lr=0.3, inner_steps=1, eval_steps=3).eval(), make_episodes()
     expected = torch.stack([naive_loss(learner, episodes, number, 3, False, True) for number in range(3)])
