@@ -1,0 +1,212 @@
+"""MAML's training step beside its peers: the same network, data and precision, and the same gradients.
+
+    pip install higher torchopt          (peers; where one is missing, its row is left out)
+    python -m benchmarks.engine [--dataset FOLDER] [--rounds 7]
+
+Omniglot's shape: 5-way 1-shot 15-query, conv4-64 with strides, second order, meta-batch 32. Every peer normalises
+transductively, since none can do otherwise. Each round measures all of them one after the other; a figure is the median
+of the rounds, a ratio that of the rounds' own ratios to higher.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn_core.data.build import build_dataset
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
+from metalearn_core.data.sampler import EpisodeSampler
+from metalearn_core.learners import LearnerSpec, make_learner
+from metalearn_core.learners.contract import Learner
+from metalearn_core.memory import kept_memory
+from metalearn_core.training.engine import Engine, EngineChoices
+from metalearn_core.training.plan import TrainingPlan
+
+WAY, INNER_LR, META_BATCH = 5, 0.4, 32
+Gradients = list[Tensor]
+Step = Callable[[], Gradients]
+
+
+class Network(nn.Module):
+    """The network as every peer takes it: batch norm always on the statistics of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (1, 64, 64, 64):
+            layers += [nn.Conv2d(inputs, 64, 3, stride=2, padding=1, bias=False)]
+            layers += [nn.BatchNorm2d(64, track_running_stats=False), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, WAY))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (n, way)."""
+        return self.layers(x)
+
+
+def main() -> None:
+    """Measure, and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch, kept_memory():
+        folder = arguments.dataset or Path(scratch) / "glyphs"
+        if arguments.dataset is None:
+            build_dataset("glyphs", folder)
+        dataset = EpisodeDataset.open(folder)
+        print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
+        print("| inner steps | what | tasks a second, median | to higher, median (range) | largest difference |")
+        print("| --- | --- | --- | --- | --- |")
+        for inner_steps in (1, 5):
+            table(dataset, inner_steps, arguments.rounds)
+
+
+def table(dataset: EpisodeDataset, inner_steps: int, rounds: int) -> None:
+    """Print the rows for one number of inner steps."""
+    batch = EpisodeSampler(dataset, "train", EpisodeShape(WAY, 1, 15), seed=0).batch(0, META_BATCH)
+    options = {"inner_lr": INNER_LR, "inner_steps": inner_steps, "batch_norm": "transductive"}
+    learner = make_learner(LearnerSpec(learner="maml", options=options), dataset.spec, way=WAY).train()
+    with torch.no_grad():
+        learner.head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
+    network = Network()
+    copy_weights(learner, network)
+    own = {f"ours, {name}": ours(learner, batch, name) for name in ("fp32", "bf16")}
+    steps = {**own, **peers(network, learner, batch, inner_steps)}
+    found = {name: step() for name, step in steps.items()}
+    expected = found["a plain loop over tasks"]
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    base = seconds.get("higher") or seconds["a plain loop over tasks"]
+    for name, spent in seconds.items():
+        ratios = sorted(one / other for one, other in zip(base, spent, strict=True))
+        difference = max(
+            ((a - b).norm() / b.norm().clamp_min(1e-12)).item() for a, b in zip(found[name], expected, strict=True)
+        )
+        print(
+            f"| {inner_steps} | {name} | {META_BATCH / statistics.median(spent):.1f} "
+            f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {difference:.1e} |",
+            flush=True,
+        )
+
+
+def copy_weights(learner: Learner, network: Network) -> None:
+    """Give the peers' network the learner's weights, which stand in the same order."""
+    with torch.no_grad():
+        for own, other in zip(network.parameters(), learner.parameters(), strict=True):
+            own.copy_(other)
+
+
+def ours(learner: Learner, batch: EpisodeBatch, precision: str) -> Step:
+    """Return the engine's step."""
+    plan = TrainingPlan(way=WAY, shot=1, query=15, episodes=1, precision=precision)  # type: ignore[arg-type]
+
+    def step() -> Gradients:
+        with Engine(EngineChoices.choose(plan)) as engine:
+            found = engine.gradient(learner, lambda task: learner.train_episodes(batch[task : task + 1]), len(batch))
+        return list(found.gradients)
+
+    return step
+
+
+def peers(network: Network, learner: Learner, batch: EpisodeBatch, inner_steps: int) -> dict[str, Step]:
+    """Return the peers' steps that can be run here."""
+    tasks = [
+        (learner.standardise(sx), sy, learner.standardise(qx), qy)
+        for sx, sy, qx, qy in zip(batch.support_x, batch.support_y, batch.query_x, batch.query_y, strict=True)
+    ]
+    steps: dict[str, Step] = {"a plain loop over tasks": lambda: plain(network, tasks, inner_steps)}
+    steps["torch.func.vmap"] = lambda: vmapped(network, batch, learner, inner_steps)
+    for name, step in (("higher", with_higher), ("torchopt", with_torchopt)):
+        try:
+            __import__(name)
+        except ImportError:
+            continue
+        steps[name] = lambda step=step: step(network, tasks, inner_steps)  # type: ignore[misc]
+    return steps
+
+
+def plain(network: Network, tasks: list[tuple[Tensor, ...]], inner_steps: int) -> Gradients:
+    """One task after the other, by functional calls."""
+    names = [name for name, _ in network.named_parameters()]
+    parameters = list(network.parameters())
+    total: Gradients = [torch.zeros_like(parameter) for parameter in parameters]
+    for support, labels, query, wanted in tasks:
+        weights: Gradients = parameters
+        for _ in range(inner_steps):
+            logits = torch.func.functional_call(network, dict(zip(names, weights, strict=True)), support)
+            found = torch.autograd.grad(F.cross_entropy(logits, labels), weights, create_graph=True)
+            weights = [weight - INNER_LR * gradient for weight, gradient in zip(weights, found, strict=True)]
+        logits = torch.func.functional_call(network, dict(zip(names, weights, strict=True)), query)
+        found = torch.autograd.grad(F.cross_entropy(logits, wanted), parameters)
+        total = [sum_ + gradient / len(tasks) for sum_, gradient in zip(total, found, strict=True)]
+    return total
+
+
+def vmapped(network: Network, batch: EpisodeBatch, learner: Learner, inner_steps: int) -> Gradients:
+    """All tasks at once, by torch.func."""
+    from torch.func import functional_call, grad, vmap
+
+    parameters = dict(network.named_parameters())
+
+    def loss(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(functional_call(network, weights, x), y)
+
+    def task(weights: dict[str, Tensor], sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
+        for _ in range(inner_steps):
+            found = grad(loss)(weights, sx, sy)
+            weights = {name: weight - INNER_LR * found[name] for name, weight in weights.items()}
+        return loss(weights, qx, qy)
+
+    def total(weights: dict[str, Tensor]) -> Tensor:
+        x = learner.standardise(batch.support_x), learner.standardise(batch.query_x)
+        losses = vmap(task, in_dims=(None, 0, 0, 0, 0))(weights, x[0], batch.support_y, x[1], batch.query_y)
+        return losses.mean()
+
+    return list(grad(total)(parameters).values())
+
+
+def with_higher(network: Network, tasks: list[tuple[Tensor, ...]], inner_steps: int) -> Gradients:
+    """One task after the other, as higher's own example does it."""
+    import higher
+
+    network.zero_grad()
+    optimiser = torch.optim.SGD(network.parameters(), lr=INNER_LR)
+    for support, labels, query, wanted in tasks:
+        with higher.innerloop_ctx(network, optimiser, copy_initial_weights=False) as (functional, inner):
+            for _ in range(inner_steps):
+                inner.step(F.cross_entropy(functional(support), labels))
+            (F.cross_entropy(functional(query), wanted) / len(tasks)).backward()
+    return [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+
+
+def with_torchopt(network: Network, tasks: list[tuple[Tensor, ...]], inner_steps: int) -> Gradients:
+    """One task after the other, with torchopt's differentiable optimiser."""
+    import torchopt
+
+    network.zero_grad()
+    optimiser = torchopt.MetaSGD(network, lr=INNER_LR)
+    start_network = torchopt.extract_state_dict(network, by="reference")
+    start_optimiser = torchopt.extract_state_dict(optimiser, by="reference")
+    parameters = list(network.parameters())
+    for support, labels, query, wanted in tasks:
+        for _ in range(inner_steps):
+            optimiser.step(F.cross_entropy(network(support), labels))
+        (F.cross_entropy(network(query), wanted) / len(tasks)).backward()
+        torchopt.recover_state_dict(network, start_network)
+        torchopt.recover_state_dict(optimiser, start_optimiser)
+    return [parameter.grad.clone() for parameter in parameters if parameter.grad is not None]
+
+
+if __name__ == "__main__":
+    main()
