@@ -323,7 +323,7 @@ def resolve_model(address: str | Path) -> Path:
         MetalearnError: there is no such folder, name, alias or version; the line names those that exist.
     """
     text = str(address)
-    if Path(text).is_dir():
+    if text and Path(text).is_dir():
         return Path(text)
     if registered := _REGISTERED.fullmatch(text):
         from metalearn_core.bundle_fetch import fetch_bundle
@@ -331,6 +331,7 @@ def resolve_model(address: str | Path) -> Path:
         return fetch_bundle(registered["name"] or registered["name_"], registered["alias"], registered["version"])
     if "://" in text:
         raise MetalearnError(f"model {text}: addresses of this kind are not supported yet: give a bundle's folder")
-    raise MetalearnError(
-        f"model {text!r}: there is no such folder; wanted a bundle's folder, NAME@ALIAS or models:/NAME/VERSION"
-    )
+    wanted = "wanted a bundle's folder, NAME@ALIAS or models:/NAME/VERSION"
+    if "@" in text or ":" in text or not text:
+        raise UsageError(f"model {text!r}: is no address of a model: {wanted}")
+    raise MetalearnError(f"model {text!r}: there is no such folder; {wanted}")

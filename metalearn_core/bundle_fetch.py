@@ -10,6 +10,8 @@ from metalearn_core.bundle import DESCRIPTION_NAME
 from metalearn_core.errors import MetalearnError, unknown
 from metalearn_core.tracking_server import client, explained, is_missing, quiet_mlflow, shown, tracking_uri
 
+LARGEST_VERSION = 2**31 - 1
+
 
 def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
     """Fetch the bundle of a registered version, by its alias or its number, and return its folder.
@@ -22,6 +24,8 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
     """
     mlflow_client = client()
     number = version or version_of(mlflow_client, name, alias or "")
+    if int(number) > LARGEST_VERSION:  # that no database can look up
+        raise no_such_version(mlflow_client, name, number)
     mlflow = quiet_mlflow()
     target = Path(tempfile.mkdtemp(prefix="metalearn-"))
     atexit.register(shutil.rmtree, target, ignore_errors=True)

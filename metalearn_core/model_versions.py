@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from metalearn_core.bundle_fetch import no_such_version, registered_model, version_of
+from metalearn_core.bundle_fetch import LARGEST_VERSION, no_such_version, registered_model, version_of
 from metalearn_core.errors import UsageError
 from metalearn_core.tracking_server import LONGEST_TAG, client, explained, is_missing
 
@@ -104,6 +104,8 @@ def find_version(name: str, alias_or_number: str) -> Any:
     from mlflow.exceptions import MlflowException
 
     number = alias_or_number if alias_or_number.isdigit() else version_of(mlflow_client, name, alias_or_number)
+    if int(number) > LARGEST_VERSION:
+        raise no_such_version(mlflow_client, name, number)
     with explained():
         try:
             return mlflow_client.get_model_version(name, number)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,11 +52,23 @@ def read_json(path: Path, what: str) -> Any:
         MetalearnError: there is no such file, or it is not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         raise MetalearnError(f"{what}: there is no {path}") from None
     except ValueError as error:
         raise MetalearnError(f"{what}: {path} is damaged, it is not JSON ({error})") from None
+
+
+def read_file(path: Path) -> bytes:
+    """Return the content of a regular file; another kind, which might never end, is refused.
+
+    Raises:
+        MetalearnError: it is no regular file.
+        OSError: it is not there, or cannot be read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise MetalearnError(f"{path}: expected a file, found {'a folder' if path.is_dir() else 'something else'}")
+    return path.read_bytes()
 
 
 def file_digest(path: Path) -> str:

@@ -4,10 +4,12 @@ import hashlib
 import logging
 import os
 import re
+import sqlite3
 import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -221,26 +223,76 @@ def _create(mlflow_client: Any, name: str, location: str | None) -> str:
 
 
 def _migrate(uri: str, database: Path) -> None:
-    """Bring a sqlite database to the schema of the installed MLflow; a new one is made by MLflow itself."""
+    """Make a sqlite database, or bring it to the schema of the installed MLflow.
+
+    MLflow changes a schema in many steps, and a process that is killed between two leaves a database that no later
+    migration can take. So the steps are made on a copy, which takes the database's place when all are done.
+    """
     database.parent.mkdir(parents=True, exist_ok=True)
     if not os.access(database if database.exists() else database.parent, os.W_OK):
         raise MetalearnError(f"tracking database {database}: no permission to write there")
-    if not database.exists() or database.stat().st_size == 0:
+    is_new = not database.exists() or database.stat().st_size == 0
+    if not is_new and _is_current(uri, database):
         return
+    for remains in database.parent.glob(f".{database.name}.*.tmp*"):
+        remains.unlink(missing_ok=True)
+    copy = database.with_name(f".{database.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        if not is_new:
+            with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as target:
+                source.backup(target)
+        _upgrade(f"{_SQLITE}{copy}", database, is_new)
+        copy.replace(database)
+    finally:
+        for remains in database.parent.glob(f"{copy.name}*"):
+            remains.unlink(missing_ok=True)
+
+
+def _is_current(uri: str, database: Path) -> bool:
     from mlflow.store.db import utils
 
-    with explained(uri):
-        engine = utils.create_sqlalchemy_engine(uri)
-        try:
-            if utils._get_schema_version(engine) != utils._get_latest_schema_revision():
-                utils._upgrade_db(engine)
-        except Exception as error:
-            text = " ".join(str(error).split())[:200]
-            raise MetalearnError(
-                f"tracking database {database} cannot be brought to the schema of the installed MLflow: {text}"
-            ) from None
-        finally:
-            engine.dispose()
+    with _schema_errors(database), _engine(uri) as engine:
+        return bool(utils._get_schema_version(engine) == utils._get_latest_schema_revision())
+
+
+def _upgrade(uri: str, database: Path, is_new: bool) -> None:
+    from mlflow.store.db import utils
+
+    with _schema_errors(database), _engine(uri) as engine:
+        if is_new:
+            utils._initialize_tables(engine)
+        else:
+            utils._upgrade_db(engine)
+
+
+@contextmanager
+def _engine(uri: str) -> Iterator[Any]:
+    from mlflow.store.db import utils
+
+    engine = utils.create_sqlalchemy_engine(uri)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _schema_errors(database: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a database, without the statement that met it."""
+    quiet_mlflow()
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        cause = getattr(error, "orig", None) or error
+        text = " ".join(str(cause).split())[:200]
+        what = (
+            "is damaged, or no database: move it away, or restore a copy"
+            if isinstance(cause, sqlite3.DatabaseError) and not isinstance(cause, sqlite3.OperationalError)
+            else "cannot be brought to the schema of the installed MLflow"
+        )
+        raise MetalearnError(f"tracking database {database} {what}: {text}") from None
 
 
 @contextmanager

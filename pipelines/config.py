@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metalearn_core.data.manifest import LARGEST_SEED, BuildOptions
 from metalearn_core.errors import UsageError, invalid, unknown
+from metalearn_core.storage import read_file
 
 if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
@@ -128,10 +129,10 @@ def _mapping(values: Mapping[str, Any], name: str, shown: str = "") -> Mapping[s
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(read_file(file).decode())
     except OSError as error:
         raise UsageError(f"--config {file}: {(error.strerror or str(error)).lower()}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"--config {file}: it is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config {file}: expected option names with values, got {type(content).__name__}")
@@ -149,7 +150,7 @@ def _assignment(text: str, option: str) -> tuple[str, str, Any]:
 def _scalar(text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, say
         return text
 
 

@@ -76,6 +76,8 @@ def build_dataset(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: is there already and not empty: choose another folder, or remove it")
     opened = open_source(source)
+    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise UsageError(f"{out}: lies within the source: the next build would read it: choose another folder")
     with named_errors(out), private_folder(out) as folder:
         manifest = _build(opened, folder, options, workers, earlier)
         write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))

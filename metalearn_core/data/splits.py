@@ -10,6 +10,7 @@ from typing import Literal
 
 from metalearn_core.data.manifest import SPLITS, BuildOptions, Split
 from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.storage import read_file
 
 MIN_DOMAINS = 5
 _ORDERS_TRIED = 64
@@ -70,7 +71,7 @@ def read_split_file(path: Path) -> tuple[tuple[str, Split], ...]:
             or a class stands twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise MetalearnError(f"split file {path}: is not UTF-8 text") from None
     except FileNotFoundError:
@@ -95,6 +96,10 @@ def _split_rows(path: Path, table: "csv.DictReader[str]") -> tuple[tuple[str, Sp
         where = f"split file {path}, line {table.line_num}"
         if name is None:
             raise UsageError(f"{where}: no class: the row ends before that column")
+        if split is None:
+            raise UsageError(f"{where}: no split: the row ends before that column; is a quote left open?")
+        if None in row:
+            raise UsageError(f"{where}: more cells than columns: found {row[None]!r} behind the last")
         if split not in SPLITS:
             raise UsageError(f"{where}: split {split!r}: expected {', '.join(SPLITS)}")
         if name in rows:

@@ -1,8 +1,11 @@
 """Assemble the verbs, and turn every expected error into one line and an exit status."""
 
 import os
+import signal
 import sys
 import traceback
+from pathlib import Path
+from types import FrameType
 
 import typer
 from typer.exceptions import Abort, TyperException
@@ -11,7 +14,7 @@ from metalearn_core.errors import MetalearnError, one_line
 from pipelines.command_line import datasets, machine, models, registered, runs
 
 DEBUG_VARIABLE = "METALEARN_DEBUG"
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 
 app = typer.Typer(
     name="metalearn",
@@ -29,6 +32,8 @@ for verbs in (runs, datasets, models, registered, machine):
 
 def main() -> None:
     """Run one verb: exit status 0 for done, 1 for failed, 2 for wrong use; an expected error is one line."""
+    _check_surroundings()
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(standalone_mode=False)
     except TyperException as error:
@@ -36,6 +41,8 @@ def main() -> None:
         sys.exit(_report(message, error.exit_code) if message else error.exit_code)  # without one, help was shown
     except (Abort, KeyboardInterrupt):
         sys.exit(_report("interrupted: the same command goes on where this one stopped", _INTERRUPTED))
+    except _TerminatedError:
+        sys.exit(_report("terminated: the same command goes on where this one stopped", _TERMINATED))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -46,6 +53,24 @@ def main() -> None:
         hint = "" if expected else f" (this is a bug; {DEBUG_VARIABLE}=1 shows where)"
         sys.exit(_report(one_line(error) + hint, getattr(error, "exit_status", 1)))
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _check_surroundings() -> None:
+    """End with one line where not even the libraries could be loaded, or nobody would see an answer."""
+    if sys.stdout is None:
+        sys.exit(_report("standard output is closed: there is nowhere to answer", 1))
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        sys.exit(_report("the current directory was deleted: change to another one", 1))
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived: what is half-written is removed on the way out, as after Ctrl-C."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    raise _TerminatedError
 
 
 def _report(text: str, status: int) -> int:

@@ -233,7 +233,7 @@ def test_verifying_needs_no_torch(tmp_path):
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("nowhere", "no such folder"), ("s3://bucket/bundle", "not supported yet"), ("a/b/c@d", "no such folder")],
+    [("nowhere", "no such folder"), ("s3://bucket/bundle", "not supported yet"), ("a/b/c@d", "no address of a model")],
 )
 def test_an_address_that_leads_nowhere_is_one_line(address, words):
     with pytest.raises(MetalearnError, match=words):

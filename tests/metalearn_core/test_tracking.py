@@ -2,6 +2,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -93,6 +94,34 @@ def test_two_processes_that_start_at_once_in_a_fresh_folder_both_get_the_experim
     assert results[0] == results[1] == ("1\n", "")
 
 
+@pytest.mark.parametrize("size", [1, 200_000, 500_000])
+def test_a_process_killed_while_it_makes_the_database_costs_nothing(tmp_path: Path, size: int) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    code = "import sys; from metalearn_core.tracking import prepare; prepare(sys.argv[1], None, 'few-shot')"
+    process = subprocess.Popen([sys.executable, "-c", code, uri], cwd=ROOT)
+    while not any(path.stat().st_size >= size for path in tmp_path.glob(".mlflow.db.*.tmp")):
+        assert process.poll() is None, "it was done before it could be killed"
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "mlflow.db").exists()
+    tracking.prepare(uri, None, "few-shot")
+    assert MlflowClient(tracking_uri=uri).get_experiment_by_name("few-shot") is not None
+    assert not list(tmp_path.glob(".mlflow.db.*.tmp*"))
+
+
+def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        connection.execute("INSERT INTO alembic_version VALUES ('of another program')")
+    before = database.read_bytes()
+    with pytest.raises(MetalearnError, match="cannot be brought to the schema of the installed MLflow"):
+        tracking.prepare(f"sqlite:///{database}")
+    assert database.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["mlflow.db"]
+
+
 def test_who_only_reads_makes_no_experiment(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     tracking.prepare(uri)
@@ -146,7 +175,7 @@ def test_a_folder_of_files_as_tracking_uri_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is not a database, but a text that is long enough" * 100)
-    with pytest.raises(MetalearnError, match=r"mlflow\.db cannot be brought to the schema") as caught:
+    with pytest.raises(MetalearnError, match=r"mlflow\.db is damaged, or no database: move it away") as caught:
         tracking.prepare(f"sqlite:///{tmp_path}/mlflow.db")
     assert "\n" not in str(caught.value)
 

@@ -1,6 +1,10 @@
 """Bad input gets one clear line and an exit status, and leaves nothing half-written behind."""
 
+import os
+import shlex
 import socket
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +53,7 @@ def refused(answer: Any, status: int, *words: str) -> None:
         (["--image-size", 50_000], ["image_size", "50000"]),
         (["--model-name", "team/parts"], ["model name", "team/parts"]),
         (["--precision", "fp8"], ["precision", "fp8"]),
+        (["--set", "backbone.width=2026-99-99"], ["width", "2026-99-99"]),
         (["--patience", -1], ["patience", "-1"]),
     ],
 )
@@ -199,6 +204,52 @@ def test_a_tracking_server_that_does_not_answer(metalearn: Run, images: Path, tm
     )
     refused(answer, 1, address)
     refused(metalearn("models", "--workdir", tmp_path / "work", MLFLOW_TRACKING_URI=address), 1, address)
+
+
+def test_a_file_that_never_ends_is_not_waited_for(metalearn: Run, images: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    refused(metalearn("dataset", "build", images, tmp_path / "out", "--split-file", tmp_path / "fifo"), 1, "fifo")
+    (tmp_path / "episodes").mkdir()
+    os.mkfifo(tmp_path / "episodes" / "manifest.json")
+    refused(metalearn("dataset", "show", tmp_path / "episodes"), 1, "manifest.json")
+    refused(metalearn("run", images, "--config", tmp_path / "fifo"), 1, "fifo")
+
+
+def test_a_configuration_that_goes_on_for_ever(metalearn: Run, tmp_path: Path) -> None:
+    (tmp_path / "deep.yaml").write_text("[" * 5000)
+    refused(metalearn("run", "--config", tmp_path / "deep.yaml"), 2, "deep.yaml", "not YAML")
+
+
+def test_a_dataset_within_its_own_source(metalearn: Run, images: Path) -> None:
+    refused(metalearn("dataset", "build", images, images / "inside"), 2, "inside", "within the source")
+    assert not (images / "inside").exists()
+
+
+def test_a_directory_that_was_deleted_around_the_command(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    line = shlex.join(command("learners"))
+    root = str(Path(__file__).parent.parent.parent)
+    done = subprocess.run(
+        f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {line}",
+        shell=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": root}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "error: the current directory was deleted: change to another one\n"
+
+
+def test_a_command_that_is_terminated_says_so_and_cleans_up(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    (tmp_path / "parent").mkdir()
+    process = subprocess.Popen(
+        command("dataset", "build", "glyphs", tmp_path / "parent" / "out"), stderr=subprocess.PIPE, text=True
+    )
+    while not list((tmp_path / "parent").glob(".out.*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors.splitlines()[-1].startswith("error: terminated")
+    assert not list((tmp_path / "parent").iterdir())
 
 
 def test_a_work_directory_that_cannot_be_made(metalearn: Run, images: Path, tmp_path: Path) -> None:

@@ -126,6 +126,9 @@ def _read_schema(file: Path) -> Any:
 
 def _require_columns(file: Path, schema: Any) -> None:
     found = ", ".join(schema.names)
+    for name in ("image", "features", *LABEL_COLUMNS, "domain", "id"):
+        if schema.names.count(name) > 1:
+            raise MetalearnError(f"source {file}: {schema.names.count(name)} columns are named {name!r}")
     if not {"image", "features"} & set(schema.names):
         raise MetalearnError(f"source {file}: no column 'image' or 'features': found {found}")
     if not set(LABEL_COLUMNS) & set(schema.names):

@@ -102,6 +102,13 @@ def test_wrong_columns_are_named(tmp_path: Path, rows: list[dict[str, object]], 
     assert not (tmp_path / "out").exists()
 
 
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    columns = [pa.array([png(0)]), pa.array([png(1)]), pa.array([1])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["image", "image", "label"]), tmp_path / "t.parquet")
+    with pytest.raises(MetalearnError, match="2 columns are named 'image'"):
+        build_dataset(str(tmp_path / "t.parquet"), tmp_path / "out")
+
+
 def test_a_file_that_is_no_parquet_is_said(tmp_path: Path) -> None:
     (tmp_path / "t.parquet").write_bytes(b"nothing of the kind")
     with pytest.raises(MetalearnError, match="is no Parquet file"):
