@@ -46,8 +46,10 @@ __all__ = [
     "LearnerResult",
     "MetricBuffer",
     "RunSummary",
+    "describe_run",
     "end_failed",
     "find_parent_run",
+    "latest_experiment",
     "list_runs",
     "log_artifact",
     "log_dataset",
@@ -215,6 +217,11 @@ def tag_run(run_id: str, tags: Mapping[str, str]) -> None:
             mlflow_client.log_batch(run_id, tags=part)
 
 
+def describe_run(run_id: str, text: str) -> None:
+    """Set the description that MLflow's page shows on a run, in Markdown."""
+    tag_run(run_id, {"mlflow.note.content": text})
+
+
 def log_dataset(run_id: str, manifest: Manifest, uri: str, context: str = "train") -> None:
     """Say on a run which dataset it used, by the digest of its manifest.
 
@@ -296,6 +303,16 @@ def list_runs(limit: int = 20, experiment: str = DEFAULT_EXPERIMENT) -> tuple[Ru
             identity, f"tags.`{ROLE_TAG}` = 'pipeline'", max_results=limit, order_by=newest
         )
         return tuple(_summary(run, _children(mlflow_client, identity, run.info.run_id)) for run in runs)
+
+
+def latest_experiment() -> str | None:
+    """Return the id of the experiment that a pipeline run was written to last; None where there is none."""
+    mlflow_client = client()
+    with explained():
+        experiments = [experiment.experiment_id for experiment in mlflow_client.search_experiments()]
+        newest = ["attributes.start_time DESC"]
+        runs = mlflow_client.search_runs(experiments, f"tags.`{ROLE_TAG}` = 'pipeline'", max_results=1, order_by=newest)
+    return str(runs[0].info.experiment_id) if runs else None
 
 
 def _children(mlflow_client: Any, experiments: list[str], parent_id: str) -> list[Any]:

@@ -20,7 +20,8 @@ def set_outcome(run_id: str, status: Status, reason: str = "") -> None:
     """End a run with its status, and tag it with the reason in one line."""
     mlflow_client = client()
     with explained():
-        mlflow_client.set_tag(run_id, REASON_TAG, " ".join(reason.split())[:LONGEST_TAG])
+        if reason:
+            mlflow_client.set_tag(run_id, REASON_TAG, " ".join(reason.split())[:LONGEST_TAG])
         mlflow_client.set_terminated(run_id, status)
 
 

@@ -136,7 +136,13 @@ def compare(
 
 
 def compare_bundles(
-    a: Path, b: Path, dataset: EpisodeDataset, protocol: Protocol, *, alpha: float = 0.05
+    a: Path,
+    b: Path,
+    dataset: EpisodeDataset,
+    protocol: Protocol,
+    *,
+    alpha: float = 0.05,
+    names: tuple[str, str] = ("model A", "model B"),
 ) -> Comparison:
     """Compare the models of two bundle folders, without the test classes that either has seen.
 
@@ -146,7 +152,6 @@ def compare_bundles(
         MetalearnError: what `load_bundle` and `compare` raise.
     """
     (learner_a, one), (learner_b, other) = load_bundle(a), load_bundle(b)
-    names = (one.learner, other.learner) if one.learner != other.learner else ("model A", "model B")
     trained_on = {*one.lineage.training_class_digests, *other.lineage.training_class_digests}
     images = np.concatenate([read_training_images(a), read_training_images(b)])
     seen = seen_classes(dataset, protocol.split, trained_on, images)

@@ -178,12 +178,11 @@ def _marks(content: ReportContent) -> tuple[float, float, list[Mark]]:
 
 
 def _curves(content: ReportContent) -> str:
-    """Return the validation accuracies over training time, or nothing where none was recorded twice."""
+    """Return the validation accuracies over training time; a single one is a point. Nothing where there is none."""
     curves = {
         one.name: points
         for one in content.learners
-        if len(points := [(r["seconds"], r["validation/accuracy"]) for r in one.history if "validation/accuracy" in r])
-        > 1
+        if (points := [(r["seconds"], r["validation/accuracy"]) for r in one.history if "validation/accuracy" in r])
     }
     return curves_svg(curves, "seconds of training", "validation accuracy") if curves else ""
 

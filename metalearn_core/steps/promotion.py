@@ -89,8 +89,6 @@ def promote(
             model_name, version, EpisodeDataset.open(dataset), protocol, rules, checks_passed=True
         )
     write_json(decision, outcome.model_dump(mode="json"))
-    for reason in outcome.reasons:
-        emit("note", "promote", text=reason)
     return outcome.promoted
 
 

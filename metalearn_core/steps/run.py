@@ -90,7 +90,7 @@ def close_run(
             "model": f"models:/{verdict['model_name']}/{verdict['version']}",
             "version": verdict["version"],
         },
-        "promotion": {"promoted": verdict["promoted"], "reasons": verdict["reasons"]},
+        "promotion": {name: verdict[name] for name in ("promoted", "reasons", "champion_before")},
     }
     write_run_report(report, dataset, quality, records, verdict, {"run": run_id, "command": command})
     tracking.log_dataset(run_id, manifest, str(dataset), context="meta-learning")
@@ -99,8 +99,24 @@ def close_run(
         tracking.log_artifact(run_id, quality / name, folder="data-quality")
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
     tracking.tag_run(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
+    tracking.describe_run(run_id, _description(summary))
     tracking.set_outcome(run_id, "FINISHED")
     return summary
+
+
+def _description(summary: Mapping[str, Any]) -> str:
+    """Return what MLflow's page shows above a run, in Markdown."""
+    selected, promotion = summary["selected"], summary["promotion"]
+    name, version = selected["model"].removeprefix("models:/").split("/")
+    verdict = "is the champion" if promotion["promoted"] else "was not promoted"
+    lines = [
+        f"**{selected['name']}** was selected on validation episodes; "
+        f"[version {version} of {name}](#/models/{name}/versions/{version}) {verdict}. "
+        "The whole report: *Artifacts*, `report.html`.",
+        "",
+        *(f"- {reason}" for reason in promotion["reasons"]),
+    ]
+    return "\n".join(lines)
 
 
 def _log_page(run_id: str, page: Path, name: str) -> None:

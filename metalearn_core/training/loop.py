@@ -13,6 +13,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from metalearn_core import events
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
@@ -32,6 +33,7 @@ from metalearn_core.training.state import pack, unpack
 VALIDATION_SEED = 1_000_003
 VALIDATION_SHARE = 0.15
 STOPPED_BY_SIGTERM = 143
+FEW_STEPS = 50
 
 
 class TrainingStoppedError(MetalearnError):
@@ -146,6 +148,9 @@ class _Run:
         if not self.plan.validations:
             self.best = self._weights()
         self._update(finished=True, seconds=self.clock.seconds())
+        if self.plan.seconds is not None and self.progress.step < FEW_STEPS:
+            trained = f"only {self.progress.episodes} training episodes in {self.progress.seconds:.0f} s"
+            events.emit("warning", self.spec.learner, text=f"{self.spec.learner}: {trained}: give it more time")
         if checkpoints is not None:
             self._save(checkpoints)
         return self._result()

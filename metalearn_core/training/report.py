@@ -60,9 +60,9 @@ class Reporter:
             return
         metrics = {**self.recent(), **(validation or {}), "seconds": seconds, "learning_rate": self._rate}
         metrics["episodes_per_second"] = self._episodes / max(now - self._last_time, 1e-9)
-        text = f"episode {episodes}, loss {metrics.get('train/loss', math.nan):.3f}"
+        text = f"episode {episodes:,}, loss {metrics.get('train/loss', math.nan):.2f}"
         if validation is not None:
-            text += f", validation {validation['validation/accuracy']:.1%}"
+            text = f"validation {validation['validation/accuracy']:.1%}, {text}"
         events.emit("progress", self._learner, done=min(share, 1.0), total=1.0, text=text)
         due = math.floor(share * REPORTS) > self._last_share
         if self._on_metrics is not None and (due or validation is not None):

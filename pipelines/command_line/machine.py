@@ -31,6 +31,7 @@ def ui(
     json: JsonOption = False,
 ) -> None:
     """Open MLflow's page on the runs and models of the work directory; ends with Ctrl-C."""
+    from metalearn_core import tracking
     from metalearn_core.tracking_server import shown
 
     directory = workdir_at(workdir)
@@ -38,14 +39,20 @@ def ui(
     if not uri.startswith("http"):
         _check_free(port)
     address = shown(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    experiment = tracking.latest_experiment()
+    runs = f"{address}/#/experiments/{experiment}/runs" if experiment else address
     if json:
-        print_json({"address": address, "tracking_uri": shown(uri)})
+        print_json({"address": address, "runs": runs, "tracking_uri": shown(uri)})
     if uri.startswith("http"):
-        notices.print(f"tracking is at {address}")
+        notices.print(f"the runs: {runs}\nthe models: {address}/#/models", soft_wrap=True)
         return
-    notices.print(f"MLflow's page: {address}  (Ctrl-C ends it)")
+    notices.print(
+        f"the runs: {runs}\nthe models: {address}/#/models\nready in some seconds; Ctrl-C ends it", soft_wrap=True
+    )
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--artifacts-destination", str(directory.artifacts), "--serve-artifacts"]
+    command += ["--uvicorn-opts", "--log-level warning"]
+    os.environ["PYTHONWARNINGS"] = "ignore"
     os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # on the command line, every user of the machine could read a password
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # seven more processes that nothing here uses
     sys.stdout.flush()

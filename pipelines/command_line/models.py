@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.padding import Padding
+from rich.table import Table
 from rich.text import Text
 
 from pipelines.command_line.options import (
@@ -61,7 +62,7 @@ def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False)
         return
     for entry in listed:
         answers.print(f"[bold]{entry['name']}[/]  {entry['family']}", soft_wrap=True)
-        answers.print(f"  {entry['paper']}", markup=False)
+        answers.print(Padding(Text(entry["paper"]), (0, 0, 0, 2)))
         _print_options(entry["options"])
     for name, kind in sorted(BACKBONES.items()):
         answers.print(f"[bold]{name}[/]  backbone: --backbone {name}, options as --set backbone.…", soft_wrap=True)
@@ -78,10 +79,12 @@ def _options(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def _print_options(options: dict[str, dict[str, Any]]) -> None:
+    table = Table.grid(padding=(0, 2, 0, 0))
     for name, option in options.items():
-        line = Text(f"{name} = {option['default']}  ")
-        answers.print(Padding(line.append(option["description"], style="dim"), (0, 0, 0, 4)))
-    answers.print()
+        default = option["default"]
+        shown = f"{default:g}" if isinstance(default, float) else default
+        table.add_row(Text(f"{name} = {shown}", no_wrap=True), Text(option["description"], style="dim"))
+    answers.print(Padding(table, (0, 0, 1, 4)))
 
 
 def _description(learner: Any) -> dict[str, Any]:
@@ -216,8 +219,8 @@ def evaluate(
         soft_wrap=True,
     )
     answers.print(f"accuracy {percent(result.accuracy, result.ci95)} % (these classes)", soft_wrap=True)
-    if result.ci95_classes is not None:
-        answers.print(f"         {percent(result.accuracy, result.ci95_classes)} % (new classes)", soft_wrap=True)
+    low, high = (min(1.0, max(0.0, result.accuracy + sign * result.ci95_classes)) for sign in (-1, 1))
+    answers.print(f"new classes like these: {percent(low)} to {percent(high)} %", soft_wrap=True)
     rows = [
         [domain, percent(figures.accuracy, figures.ci95) if figures else "–"]
         for domain, figures in sorted(result.by_domain.items())
@@ -225,6 +228,8 @@ def evaluate(
     if rows:
         answers.print()
         print_table(["within domain ", "accuracy, %"], rows)
+        if None in result.by_domain.values():
+            answers.print(f"–: fewer than {protocol.way} classes, or too few examples")
 
 
 def predict(
@@ -277,14 +282,17 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Compare two models on the same episodes: the difference with its interval."""
-    from metalearn_core.bundle import read_bundle, resolve_model
+    from metalearn_core.bundle import read_bundle, resolve_model, verify_bundle
     from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.errors import UsageError
     from metalearn_core.evaluation.compare import compare_bundles
     from metalearn_core.evaluation.evaluate import make_protocol
     from pipelines.command_line.watch import watching
 
     workdir_at(workdir).open_for(model_a, model_b)
     paths = resolve_model(model_a), resolve_model(model_b)
+    if verify_bundle(paths[0]) == verify_bundle(paths[1]):
+        raise UsageError(f"{model_a} and {model_b} are the same model: there is nothing to compare")
     description = read_bundle(paths[0])
     defaults = description.episode
     protocol = make_protocol(
@@ -296,7 +304,7 @@ def compare(
     )
     opened = EpisodeDataset.open(dataset or Path(description.lineage.dataset_uri))
     with watching(notices):
-        comparison = compare_bundles(*paths, opened, protocol)
+        comparison = compare_bundles(*paths, opened, protocol, names=(model_a, model_b))
     if json:
         print_json(comparison.model_dump(mode="json"))
         return
@@ -304,4 +312,4 @@ def compare(
         ["model ", "accuracy, %"],
         [[model_a, percent(comparison.accuracy_a)], [model_b, percent(comparison.accuracy_b)]],
     )
-    answers.print(f"\n{comparison.conclusion}", soft_wrap=True, markup=False)
+    answers.print(f"\n{comparison.conclusion}", markup=False)

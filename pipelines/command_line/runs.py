@@ -170,29 +170,33 @@ def _command() -> str:
 
 
 def _print_summary(summary: dict[str, Any]) -> None:
+    from metalearn_core.data.manifest import SPLITS
+
     dataset, results = summary["dataset"], summary["results"]
-    splits = ", ".join(f"{count} {split}" for split, count in dataset["splits"].items())
-    answers.print()
-    answers.print(f"dataset {dataset['digest']}: {dataset['examples']:,} examples, classes {splits}", soft_wrap=True)
+    splits = ", ".join(f"{dataset['splits'][split]} {split}" for split in SPLITS)
     first = results[0]
-    title = (
+    answers.print(f"\ndataset {dataset['digest']}")
+    answers.print(f"{dataset['examples']:,} examples; classes: {splits}")
+    answers.print(
         f"{first['way']}-way {first['shot']}-shot, {first['query']} queries a class, "
-        f"{first['episodes']} {first['split']} episodes, {first['batch_norm']}; accuracy in % ± 95 % interval"
+        f"{first['episodes']:,} {first['split']} episodes, {first['batch_norm']}"
     )
-    answers.print(f"{title}\n", soft_wrap=True)
+    answers.print("accuracy in %, with the half-width of its 95 % interval\n")
     rows = [
         [
             ("* " if result["bundle_digest"] == summary["selected"]["bundle_digest"] else "  ") + result["name"],
             percent(result["accuracy"], result["ci95"]),
             percent(result["validation_accuracy"]),
             f"{result['train_seconds']:.0f}",
+            f"{result['train_episodes']:,}",
         ]
         for result in results
     ]
-    print_table(["  learner ", "test", "validation", "train s"], rows)
+    print_table(["  learner ", "test", "validation", "train s", "episodes"], rows)
     promotion, selected = summary["promotion"], summary["selected"]
-    verdict = "promoted" if promotion["promoted"] else "not promoted"
-    answers.print(f"\n* selected on validation; {selected['model']} is {verdict}:")
+    stays = promotion["champion_before"] == selected["version"]
+    verdict = "stays the champion" if stays else "is promoted" if promotion["promoted"] else "is not promoted"
+    answers.print(f"\n* selected on validation; {selected['model']} {verdict}:")
     for reason in promotion["reasons"]:
         answers.print(f"  - {reason}", soft_wrap=True, markup=False)
     answers.print(f"\nlook at it:  {_look(summary['workdir'])}", markup=False, soft_wrap=True)

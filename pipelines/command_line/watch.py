@@ -10,9 +10,20 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from rich.text import Text
 
 _PERIOD_S = 0.1
+
+
+def _whole(least: int | None = None) -> Column:
+    """Return a column that is shown whole, however long the notes are."""
+    return Column(no_wrap=True, min_width=least)
+
+
+def _cut() -> Column:
+    """Return a column that takes what the others leave."""
+    return Column(no_wrap=True, overflow="ellipsis", ratio=1)
 
 
 class Watcher:
@@ -32,13 +43,14 @@ class Watcher:
         self._current: str | None = None
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=16),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[note]}", style="dim", markup=False),
+            TextColumn("{task.description}", markup=False, table_column=_whole()),
+            BarColumn(bar_width=8),
+            TextColumn("{task.percentage:>3.0f}%", table_column=_whole()),
+            TimeElapsedColumn(table_column=_whole(7)),
+            TimeRemainingColumn(compact=True, table_column=_whole(5)),
+            TextColumn("{task.fields[note]}", style="dim", markup=False, table_column=_cut()),
             console=console,
+            expand=True,
             disable=quiet or not console.is_terminal,
         )
 
