@@ -29,7 +29,7 @@ from metalearn_core.data.moments import merge
 from metalearn_core.data.rotations import ClassMeans, distinct_rotations
 from metalearn_core.data.shards import HASH_BYTES, ClassBlock, ShardWriter, examples_digest
 from metalearn_core.data.sources import open_source
-from metalearn_core.data.sources.contract import Color, Item, Loader, Source, SourceClass
+from metalearn_core.data.sources.contract import Color, Item, Loader, Origin, Source, SourceClass
 from metalearn_core.data.splits import read_split_file
 from metalearn_core.data.spool import ClassSpool, SpooledClass
 from metalearn_core.data.workers import map_in_order
@@ -73,14 +73,28 @@ def build_dataset(
             build put another dataset at `out` meanwhile.
     """
     earlier = earlier_build(options, split_from)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out}: is there already and not empty: choose another folder, or remove it")
+    require_new_folder(out, source)
     opened = open_source(source)
-    if Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
-        raise UsageError(f"{out}: lies within the source: the next build would read it: choose another folder")
     with named_errors(out), private_folder(out) as folder:
         manifest = _build(opened, folder, options, workers, earlier)
         write_json(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+    return there_now(out, manifest)
+
+
+def require_new_folder(out: Path, source: str = "") -> None:
+    """Raise a UsageError where something is at `out` already, or where it lies within the source."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: is there already and not empty: choose another folder, or remove it")
+    if source and Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
+        raise UsageError(f"{out}: lies within the source: the next build would read it: choose another folder")
+
+
+def there_now(out: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest at `out`, where another build may have been first with the same dataset.
+
+    Raises:
+        MetalearnError: it was first with another one.
+    """
     there = read_manifest(out)
     if there.digest != manifest.digest:
         raise MetalearnError(
@@ -98,7 +112,7 @@ def _build(
     scratch = folder / "scratch"
     scratch.mkdir()
     classes = sorted(opened.classes(scratch), key=lambda found: found.name)
-    _require_classes(opened.location, [found.name for found in classes])
+    require_classes(opened.location, [found.name for found in classes])
     if workers is None:
         workers = available_cores() if sum(len(found.items) for found in classes) >= FEW else 1
     color = _resolve_color(opened, classes, options, workers)
@@ -106,8 +120,9 @@ def _build(
         options = options.model_copy(update={"color": color})
     with closing(ClassSpool(scratch)) as spool:
         loader = opened.loader(options.image_size, color)
-        unreadable = _decode(opened, classes, loader, spool, options, workers)
-        manifest = _commit(opened, folder, spool, unreadable, options, earlier)
+        unreadable = decode_classes(classes, loader, spool, workers)
+        judge_unreadable(opened.location, unreadable, sum(len(found.items) for found in classes), options)
+        manifest = commit_dataset(opened.origin, folder, spool, unreadable, options, earlier)
     shutil.rmtree(scratch)
     return manifest
 
@@ -129,7 +144,8 @@ def earlier_build(options: BuildOptions, split_from: Path | None) -> Manifest | 
     return read_manifest(folder)
 
 
-def _require_classes(source: str, names: Sequence[str]) -> None:
+def require_classes(source: str, names: Sequence[str]) -> None:
+    """Raise a MetalearnError where a source has one class only, or two of one name."""
     if len(names) == 1:
         raise MetalearnError(f"source {source!r}: one class only ({names[0]!r}), expected a folder for each of several")
     for one, other in itertools.pairwise(names):
@@ -148,15 +164,8 @@ def _resolve_color(source: Source, classes: Sequence[SourceClass], options: Buil
         return "grey" if all(answers) else "rgb"
 
 
-def _decode(
-    source: Source,
-    classes: Sequence[SourceClass],
-    loader: Loader,
-    spool: ClassSpool,
-    options: BuildOptions,
-    workers: int,
-) -> list[Unreadable]:
-    """Decode everything, class by class, into the spool; return what could not be read."""
+def decode_classes(classes: Sequence[SourceClass], loader: Loader, spool: ClassSpool, workers: int) -> list[Unreadable]:
+    """Decode classes, one after the other, into the spool; return what could not be read."""
     total = sum(len(found.items) for found in classes)
     unreadable: list[Unreadable] = []
     last_event = 0.0
@@ -175,7 +184,8 @@ def _decode(
                 last_event = time.monotonic()
                 emit("progress", "build", done=0.9 * done / total, total=1.0, text=f"{done} of {total} examples")
         spool.add(found.name, found.domain, parts)
-    _judge_unreadable(source, unreadable, total, options)
+    for bad in unreadable:
+        emit("warning", "build", text=f"{bad.path}: {bad.reason}: left out")
     return unreadable
 
 
@@ -185,19 +195,18 @@ def _chunks(classes: Sequence[SourceClass]) -> Iterator[Sequence[Item]]:
             yield found.items[start : start + CHUNK]
 
 
-def _judge_unreadable(source: Source, unreadable: Sequence[Unreadable], total: int, options: BuildOptions) -> None:
-    for bad in unreadable:
-        emit("warning", "build", text=f"{bad.path}: {bad.reason}: left out")
+def judge_unreadable(location: str, unreadable: Sequence[Unreadable], total: int, options: BuildOptions) -> None:
+    """Raise a MetalearnError where too large a share of a source's examples could not be read."""
     if len(unreadable) > options.max_unreadable * total:
         first = unreadable[0]
         raise MetalearnError(
-            f"source {source.location!r}: {len(unreadable)} of {total} examples cannot be read, more than "
+            f"source {location!r}: {len(unreadable)} of {total} examples cannot be read, more than "
             f"max_unreadable {options.max_unreadable:g} allows; the first: {first.path}: {first.reason}"
         )
 
 
-def _commit(
-    source: Source,
+def commit_dataset(
+    origin: Origin,
     folder: Path,
     spool: ClassSpool,
     unreadable: Sequence[Unreadable],
@@ -211,10 +220,10 @@ def _commit(
         emit("warning", "build", text=f"class {name}: fewer than {options.min_examples} examples: left out")
     if len(kept) < 2:
         raise MetalearnError(
-            f"source {source.location!r}: {len(kept)} of {len(spool.classes)} classes have at least "
+            f"source {origin.location!r}: {len(kept)} of {len(spool.classes)} classes have at least "
             f"{options.min_examples} readable examples, expected two at least"
         )
-    options, split_of = _splits(source, kept, left_out, options, earlier)
+    options, split_of = _splits(origin, kept, left_out, options, earlier)
     kept.sort(key=lambda found: (SPLITS.index(split_of[found.name]), found.name))
     rotations = _rotations(spool, kept, split_of, options)
     shape, dtype = spool.example_shape, spool.dtype
@@ -242,9 +251,9 @@ def _commit(
         writer.abandon()
     spec = _spec(spool, kept, entries)
     return Manifest(
-        digest=content_digest(spec, options, source.rasteriser, entries),
-        source=source.location,
-        rasteriser=source.rasteriser,
+        digest=content_digest(spec, options, origin.rasteriser, entries),
+        source=origin.location,
+        rasteriser=origin.rasteriser,
         spec=spec,
         options=options,
         classes=tuple(entries),
@@ -255,7 +264,7 @@ def _commit(
 
 
 def _splits(
-    source: Source,
+    origin: Origin,
     kept: Sequence[SpooledClass],
     left_out: Sequence[str],
     options: BuildOptions,
@@ -269,7 +278,7 @@ def _splits(
         assigned = splits.assign_from_file(names, [row for row in rows if row[0] not in left_out])
         return resolved, assigned
     domain_of = {found.name: found.domain for found in kept}
-    default = earlier.options.split_by if earlier else source.default_split_by
+    default = earlier.options.split_by if earlier else origin.default_split_by
     split_by = splits.resolve_split_by(options.split_by, default, len(set(domain_of.values())))
     resolved = options.model_copy(update={"split_by": split_by})
     return resolved, splits.assign_splits(domain_of, options, split_by, _kept_splits(names, earlier))

@@ -123,6 +123,16 @@ def read_examples(path: Path, shape: tuple[int, ...], dtype: Literal["uint8", "f
                 yield _as_array(chunk, shape, dtype)
 
 
+def read_class(
+    path: Path, row_group: int, shape: tuple[int, ...], dtype: Literal["uint8", "float32"]
+) -> tuple[list[str], npt.NDArray[Any]]:
+    """Return the keys and examples (n, *shape) of one row group of a shard."""
+    with pq.ParquetFile(path) as file:
+        table = file.read_row_group(row_group, columns=["id", "x"])
+    blocks = [_as_array(chunk, shape, dtype) for chunk in table.column("x").chunks]
+    return table.column("id").to_pylist(), np.concatenate(blocks)
+
+
 def read_column(path: Path, name: Literal["id", "hash"]) -> list[Any]:
     """Return a column of a shard: the keys of its examples, or their hashes."""
     values: list[Any] = pq.read_table(path, columns=[name]).column(0).to_pylist()

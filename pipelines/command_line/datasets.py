@@ -1,10 +1,11 @@
 """The verbs `dataset build`, `dataset show` and `dataset validate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from metalearn_core.errors import UsageError
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     ColorOption,
@@ -30,12 +31,16 @@ from pipelines.command_line.options import (
     print_table,
 )
 
+if TYPE_CHECKING:
+    from metalearn_core.data.manifest import Manifest
+
 app = typer.Typer(help="Build, show and validate episode datasets.", no_args_is_help=True)
 
 
 def add_to(parent: typer.Typer) -> None:
     """Add the verbs, below `dataset`."""
     app.command(epilog="Example:  metalearn dataset build path/to/images my-episodes")(build)
+    app.command(epilog="Example:  metalearn dataset merge part-1 part-2 part-3 my-episodes")(merge)
     app.command(epilog="Example:  metalearn dataset show my-episodes")(show)
     app.command(epilog="Example:  metalearn dataset validate my-episodes --way 5 --shot 1")(validate)
     parent.add_typer(app, name="dataset")
@@ -57,13 +62,17 @@ def build(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Decoding processes.", show_default="the cores")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option("--shard", help="Decode this share alone, as 2/8; `dataset merge` joins.", show_default=False),
+    ] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Build an episode dataset from labelled examples."""
+    """Build an episode dataset from labelled examples, or with --shard a part of one."""
     from metalearn_core.data.build import build_dataset
+    from metalearn_core.data.parts import build_part
     from metalearn_core.steps.data import build_options
-    from metalearn_core.steps.run import dataset_summary
     from pipelines.command_line.watch import watching
 
     options = build_options(
@@ -79,13 +88,56 @@ def build(
             max_unreadable=max_unreadable,
         ),
     )
+    if shard is not None:
+        number, of = _share(shard)
+        if split_from:
+            raise UsageError("--split-from: is for `dataset merge`: a part of a build has no splits")
+        with watching(notices):
+            part = build_part(source, out, options, number, of, workers=workers)
+        found = {"part": str(out), "shard": shard, "classes": len(part.classes), "unreadable": len(part.unreadable)}
+        if json:
+            print_json(found)
+        else:
+            answers.print(f"part {shard} of the build: {len(part.classes)} classes in {out}", soft_wrap=True)
+        return
     with watching(notices):
         manifest = build_dataset(
             source, out, options, workers=workers, split_from=Path(split_from) if split_from else None
         )
-    summary = {**dataset_summary(out, manifest), "unreadable": len(manifest.unreadable)}
+    _answer(out, manifest, json)
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(help="All parts of a build; then the folder to make.")],
+    split_from: SplitFromOption = None,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    json: JsonOption = False,
+) -> None:
+    """Join the parts of a build into the dataset that a build at once would have made."""
+    from metalearn_core.data.parts import merge_parts
+    from pipelines.command_line.watch import watching
+
+    *parts, out = folders
+    if not parts:
+        raise UsageError("dataset merge: expected the parts, and then the folder to make")
+    with watching(notices):
+        manifest = merge_parts(parts, out, split_from=Path(split_from) if split_from else None)
+    _answer(out, manifest, json)
+
+
+def _share(text: str) -> tuple[int, int]:
+    """Return the number of a part, from 0, and how many there are."""
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise UsageError(f"--shard {text!r}: expected a share as 2/8, from 1/8 to 8/8")
+    return int(number) - 1, int(of)
+
+
+def _answer(out: Path, manifest: "Manifest", json: bool) -> None:
+    from metalearn_core.steps.run import dataset_summary
+
     if json:
-        print_json(summary)
+        print_json({**dataset_summary(out, manifest), "unreadable": len(manifest.unreadable)})
     else:
         _print(out)
 

@@ -56,6 +56,15 @@ class GreyTest(Protocol):
         """Return whether it has; True where it cannot be read."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a dataset keeps of its source; the fields are those of `Source`."""
+
+    location: str
+    default_split_by: Literal["auto", "class", "domain"]
+    rasteriser: str
+
+
 class Source(ABC):
     """Where labelled examples come from.
 
@@ -70,6 +79,11 @@ class Source(ABC):
     modality: Literal["image", "vector"] = "image"
     default_split_by: Literal["auto", "class", "domain"] = "auto"
     rasteriser: str = ""
+
+    @property
+    def origin(self) -> Origin:
+        """What a dataset keeps of this source."""
+        return Origin(self.location, self.default_split_by, self.rasteriser)
 
     @abstractmethod
     def classes(self, scratch: Path) -> list[SourceClass]:
