@@ -1,6 +1,6 @@
 """Outer gradients of a batch of episodes: one task a thread, summed in the order of the tasks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -104,23 +104,21 @@ class Engine:
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
-        results = [run(0)] if tasks == 1 else list(self._side_by_side.map(run, range(tasks)))
-        return _mean(results)
+        return _mean(iter([run(0)]) if tasks == 1 else self._side_by_side.map(run, range(tasks)))
 
 
-def _mean(results: Sequence[tuple[tuple[Tensor, ...], Outcome]]) -> Gradient:
-    outcomes = [outcome for _, outcome in results]
+def _mean(results: Iterator[tuple[tuple[Tensor, ...], Outcome]]) -> Gradient:
+    """Return the mean over tasks, summed in their order as they come in: memory does not grow with their number."""
+    sums, first = next(results)
+    outcomes = [first]
+    for gradients, outcome in results:
+        sums = tuple(total + gradient for total, gradient in zip(sums, gradients, strict=True))
+        outcomes.append(outcome)
     losses = torch.cat([outcome.losses for outcome in outcomes])
-    sums = list(results[0][0])
-    for gradients, _ in results[1:]:
-        sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)]
-    statistics = {
-        name: torch.cat([outcome.statistics[name] for outcome in outcomes]) for name in outcomes[0].statistics
-    }
     accuracies = torch.cat([outcome.accuracies for outcome in outcomes])
     return Gradient(
         gradients=tuple(total / len(losses) for total in sums),
         loss=losses.mean().item(),
         accuracy=accuracies.mean().item(),
-        statistics=statistics,
+        statistics={name: torch.cat([outcome.statistics[name] for outcome in outcomes]) for name in first.statistics},
     )
