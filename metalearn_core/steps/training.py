@@ -17,6 +17,7 @@ from metalearn_core.version import git_commit, package_version
 if TYPE_CHECKING:
     from metalearn_core.training.plan import TrainingPlan
     from metalearn_core.training.report import OnMetrics
+    from metalearn_core.training.world import World
 
 BUNDLE = "bundle"
 TRAINING = "training.json"
@@ -70,6 +71,7 @@ def train_bundle(
     *,
     checkpoints: Path,
     restart: bool = False,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Meta-train one learner outside a pipeline, write its bundle, and return the record of the training.
 
@@ -80,13 +82,41 @@ def train_bundle(
         bundle: the folder to write.
         checkpoints: where each training's checkpoints have a folder of their own, by what it is.
         restart: begin anew, whatever checkpoint is there.
+        processes: that train together; the result does not depend on their number.
     """
     from metalearn_core.bundle import check_place
 
     check_place(bundle)
     key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
     folder = checkpoints / result_digest("training", key)
-    return _train(dataset, item, request, folder, bundle, None, None, restart=restart)
+    if processes == 1:
+        return train_here(dataset, item, request, folder, bundle, restart=restart)
+    from metalearn_core.steps.train_processes import ProcessesRequest, train_in_processes
+
+    asked = ProcessesRequest(
+        dataset=dataset, item=dict(item), request=request, checkpoints=folder, bundle=bundle, restart=restart
+    )
+    return train_in_processes(asked, processes)
+
+
+def train_here(
+    dataset: Path,
+    item: Mapping[str, Any],
+    request: TrainingRequest,
+    checkpoints: Path,
+    bundle: Path,
+    *,
+    restart: bool = False,
+    world: "World | None" = None,
+) -> dict[str, Any]:
+    """Meta-train one learner in this process, one of a `world` or alone, as `train_bundle` says.
+
+    Args:
+        dataset, item, request, bundle, restart: see `train_bundle`.
+        checkpoints: the folder of this training's checkpoints alone.
+        world: the processes that train together.
+    """
+    return _train(dataset, item, request, checkpoints, bundle, None, None, restart=restart, world=world)
 
 
 def _train(
@@ -99,6 +129,7 @@ def _train(
     on_metrics: "OnMetrics | None",
     *,
     restart: bool = False,
+    world: "World | None" = None,
 ) -> dict[str, Any]:
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
@@ -106,10 +137,22 @@ def _train(
     from metalearn_core.data.subset import split_hashes
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.training.loop import fit
+    from metalearn_core.training.world import ALONE
 
+    world = world or ALONE
     spec = LearnerSpec.model_validate(item)
     dataset = EpisodeDataset.open(dataset_folder)
-    result = fit(spec, dataset, _plan(request), checkpoint_dir=checkpoints, restart=restart, on_metrics=on_metrics)
+    result = fit(
+        spec,
+        dataset,
+        _plan(request),
+        checkpoint_dir=checkpoints,
+        restart=restart,
+        on_metrics=on_metrics,
+        world=world,
+    )
+    if not world.leads:
+        return {}
     digest = save_bundle(
         bundle,
         result.learner,

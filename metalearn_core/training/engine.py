@@ -13,6 +13,9 @@ from metalearn_core.learners.contract import Learner, Outcome
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
 from metalearn_core.training.plan import TrainingPlan
+from metalearn_core.training.world import ALONE, World
+
+_Result = tuple[tuple[Tensor, ...], Outcome]
 
 
 class EngineChoices(Record):
@@ -27,12 +30,12 @@ class EngineChoices(Record):
     precision: str
 
     @classmethod
-    def choose(cls, plan: TrainingPlan) -> "EngineChoices":
-        """Return the choices for this machine."""
+    def choose(cls, plan: TrainingPlan, processes: int = 1) -> "EngineChoices":
+        """Return the choices for this machine, whose cores so many processes share."""
         precision: str = plan.precision
         if precision == "auto":
             precision = "bf16" if _native_bf16() else "fp32"
-        return cls(threads=plan.threads or available_cores(), precision=precision)
+        return cls(threads=plan.threads or max(1, available_cores() // processes), precision=precision)
 
 
 def _native_bf16() -> bool:
@@ -60,10 +63,11 @@ class Engine:
 
     Args:
         choices: of threads and precision.
+        world: the processes that share the tasks out.
     """
 
-    def __init__(self, choices: EngineChoices) -> None:
-        self.choices = choices
+    def __init__(self, choices: EngineChoices, world: World = ALONE) -> None:
+        self.choices, self._world = choices, world
         self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
 
@@ -95,6 +99,7 @@ class Engine:
             tasks: how many.
         """
         parameters = list(learner.parameters())
+        share = self._world.share(tasks)
 
         def run(number: int) -> tuple[tuple[Tensor, ...], Outcome]:
             with self.precision():
@@ -104,10 +109,31 @@ class Engine:
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
-        return _mean(iter([run(0)]) if tasks == 1 else self._side_by_side.map(run, range(tasks)))
+        results = map(run, share) if tasks == 1 else self._side_by_side.map(run, share)
+        return _mean(results if self._world.size == 1 else self._gathered(learner, results, tasks))
+
+    def _gathered(self, learner: Learner, results: Iterator[_Result], tasks: int) -> Iterator[_Result]:
+        """Yield the results of all tasks, those of other processes among them."""
+        shapes = [parameter.shape for parameter in learner.parameters()]
+        sizes = [shape.numel() for shape in shapes]
+        names = sorted(name for name, _ in learner.backbone.named_buffers())
+        channels = [buffer.numel() for _, buffer in sorted(learner.backbone.named_buffers())]
+        own = [_flat(gradients, outcome) for gradients, outcome in results]
+        for vector in self._world.gather(own, tasks):
+            *gradients, loss, accuracy, statistics = torch.split(vector, [*sizes, 1, 1, len(vector) - sum(sizes) - 2])
+            found = torch.split(statistics, channels) if len(statistics) else ()
+            outcome = Outcome(loss, accuracy, {name: value[None] for name, value in zip(names, found, strict=False)})
+            yield tuple(g.view(shape) for g, shape in zip(gradients, shapes, strict=True)), outcome
 
 
-def _mean(results: Iterator[tuple[tuple[Tensor, ...], Outcome]]) -> Gradient:
+def _flat(gradients: tuple[Tensor, ...], outcome: Outcome) -> Tensor:
+    """Return everything that one task found as one vector."""
+    statistics = [outcome.statistics[name].flatten() for name in sorted(outcome.statistics)]
+    parts = [*gradients, outcome.losses, outcome.accuracies, *statistics]
+    return torch.cat([part.reshape(-1).to(outcome.losses.dtype) for part in parts])
+
+
+def _mean(results: Iterator[_Result]) -> Gradient:
     """Return the mean over tasks, summed in their order as they come in: memory does not grow with their number."""
     sums, first = next(results)
     outcomes = [first]

@@ -5,7 +5,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,7 @@ from metalearn_core.training.plan import TrainingPlan, fingerprint, training_sha
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, unpack
+from metalearn_core.training.world import ALONE, World
 
 VALIDATION_SEED = 1_000_003
 VALIDATION_SHARE = 0.15
@@ -71,6 +72,7 @@ def fit(
     checkpoint_dir: Path | None = None,
     restart: bool = False,
     on_metrics: OnMetrics | None = None,
+    world: World = ALONE,
 ) -> FitResult:
     """Meta-train a learner, or go on where an earlier run in `checkpoint_dir` stopped.
 
@@ -84,20 +86,24 @@ def fit(
         checkpoint_dir: for this run alone; of two runs with the same one the second waits. None: no checkpoints.
         restart: discard the checkpoints that are there.
         on_metrics: called now and then with metrics by name, and the training episodes so far.
+        world: the processes that train together, each of which calls this with the same arguments: the result is that
+            of one process, whatever their number. The first one saves and reports.
 
     Raises:
         UsageError: the shape does not fit the dataset, or an option is wrong; found before training starts.
         MetalearnError: the loss is not finite; or the checkpoint is of another run, or damaged beyond use.
         TrainingStoppedError: SIGTERM arrived; a checkpoint was written.
     """
-    run = _Run(resolve_spec(spec), dataset, plan, on_metrics)
+    run = _Run(resolve_spec(spec), dataset, plan, on_metrics, world)
     if checkpoint_dir is None:
         return run.train(None)
     checkpoints = Checkpoints(checkpoint_dir, spec.learner)
-    with checkpoints.lock():
-        if restart:
+    with checkpoints.lock() if world.leads else contextlib.nullcontext():
+        if restart and world.leads:
             checkpoints.discard()
+        world.wait()
         run.resume(checkpoints)
+        world.wait()
         return run.train(checkpoints)
 
 
@@ -105,9 +111,14 @@ class _Run:
     """One training run: its fixed parts, and its state, which is what a checkpoint holds."""
 
     def __init__(
-        self, spec: LearnerSpec, dataset: EpisodeDataset, plan: TrainingPlan, on_metrics: OnMetrics | None
+        self,
+        spec: LearnerSpec,
+        dataset: EpisodeDataset,
+        plan: TrainingPlan,
+        on_metrics: OnMetrics | None,
+        world: World,
     ) -> None:
-        self.spec, self.dataset, self.plan = spec, dataset, plan
+        self.spec, self.dataset, self.plan, self.world = spec, dataset, plan, world
         self.learner = make_learner(spec, dataset.spec, way=plan.way, seed=plan.seed)
         self.config = self.learner.config
         self.train_shape = training_shape(spec, plan, dataset)
@@ -118,10 +129,13 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.learner.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=EngineChoices.choose(plan))
+        self.progress = Progress(
+            fingerprint=fingerprint(spec, plan, dataset.digest), engine=EngineChoices.choose(plan, world.size)
+        )
         self.best = self._weights()
         self.clock = _Clock(0.0)
-        self.reporter = Reporter(spec.learner, on_metrics)
+        self.now = 0.0
+        self.reporter = Reporter(spec.learner, on_metrics) if world.leads else None
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Take up the newest checkpoint, where there is one."""
@@ -134,10 +148,11 @@ class _Run:
         """Train until the budget is spent."""
         if self.progress.finished:
             return self._result()
+        self._say_if_alone()
         self.clock = _Clock(self.progress.seconds)
         saved = time.monotonic()
         self.learner.train()
-        with kept_memory(), Engine(self.progress.engine) as engine, sigterm_flag() as stop:
+        with kept_memory(), Engine(self.progress.engine, self.world) as engine, sigterm_flag() as stop:
             try:
                 while self._advance(engine, stop):
                     if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
@@ -148,7 +163,7 @@ class _Run:
         if not self.plan.validations:
             self.best = self._weights()
         self._update(finished=True, seconds=self.clock.seconds())
-        if self.plan.seconds is not None and self.progress.step < FEW_STEPS:
+        if self.plan.seconds is not None and self.progress.step < FEW_STEPS and self.world.leads:
             trained = f"only {self.progress.episodes} training episodes in {self.progress.seconds:.0f} s"
             events.emit("warning", self.spec.learner, text=f"{self.spec.learner}: {trained}: give it more time")
         if checkpoints is not None:
@@ -157,8 +172,9 @@ class _Run:
 
     def _advance(self, engine: Engine, stop: threading.Event) -> bool:
         """Take one outer step, or run the validation episodes where it is time to; False when all is done."""
-        if stop.is_set():
+        if self.world.any(stop.is_set()):
             raise _StopRequested
+        (self.now,) = self.world.agree(self.clock.seconds())
         spent = self._spent()
         if self._validation_due(spent):
             self._validate(stop)
@@ -181,7 +197,7 @@ class _Run:
             return self.progress.episodes / self.plan.episodes
         assert self.plan.seconds is not None
         reserve = min(self.progress.last_validation_seconds, self.plan.seconds / 2)
-        return self.clock.seconds() / (self.plan.seconds - reserve)
+        return self.now / (self.plan.seconds - reserve)
 
     def _validation_due(self, spent: bool) -> bool:
         if self.validation is None or self.progress.validated_at == self.progress.episodes:
@@ -189,9 +205,7 @@ class _Run:
         if spent:
             return True
         scheduled = math.floor(self._share() * self.plan.validations)
-        affordable = self.plan.seconds is None or (
-            self.progress.validation_seconds <= VALIDATION_SHARE * self.clock.seconds()
-        )
+        affordable = self.plan.seconds is None or (self.progress.validation_seconds <= VALIDATION_SHARE * self.now)
         return scheduled > self.progress.validations and affordable
 
     # One outer step.
@@ -230,8 +244,9 @@ class _Run:
         if gradient.statistics:
             self.learner.backbone.update_running_statistics(gradient.statistics)
         self._update(episodes=self.progress.episodes + episodes, step=self.progress.step + 1)
-        self.reporter.step(gradient.loss, gradient.accuracy, rate, episodes)
-        self.reporter.report(self.progress.episodes, self.clock.seconds(), self._share())
+        if self.reporter:
+            self.reporter.step(gradient.loss, gradient.accuracy, rate, episodes)
+            self.reporter.report(self.progress.episodes, self.now, self._share())
 
     def _diverged(self, loss: float, norm: float, rate: float) -> MetalearnError:
         name = self.spec.learner
@@ -249,28 +264,50 @@ class _Run:
             if stop.is_set():
                 raise _StopRequested
 
-        assert self.validation is not None
-        started = time.monotonic()
-        with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer:
-            scores = scorer.score(self.validation, self.plan.validation_episodes)
-        interval = t_interval(scores.accuracy)
-        spent, before = time.monotonic() - started, self.progress
-        better = before.best is None or interval.mean > before.best
-        if better or interval.mean == before.best:
+        started, before = time.monotonic(), self.progress
+        mean, half_width = self.world.agree(*self._scored(stop_if_asked))
+        if math.isnan(mean):
+            raise _StopRequested
+        spent, self.now = self.world.agree(time.monotonic() - started, self.clock.seconds())
+        better = before.best is None or mean > before.best
+        if better or mean == before.best:
             self.best = self._weights()
-        metrics = {"validation/accuracy": interval.mean, "validation/ci95": interval.half_width}
-        seconds = self.clock.seconds()
-        record = {"episodes": float(before.episodes), "seconds": seconds, **self.reporter.recent(), **metrics}
+        metrics = {"validation/accuracy": mean, "validation/ci95": half_width}
+        recent = self.reporter.recent() if self.reporter else {}
+        record = {"episodes": float(before.episodes), "seconds": self.now, **recent, **metrics}
         self._update(
             validation_seconds=before.validation_seconds + spent,
             last_validation_seconds=spent,
             validations=max(before.validations, math.floor(self._share() * self.plan.validations)),
             validated_at=before.episodes,
             since_best=0 if better else before.since_best + 1,
-            best=interval.mean if better else before.best,
+            best=mean if better else before.best,
             history=(*before.history, record),
         )
-        self.reporter.report(before.episodes, seconds, self._share(), metrics)
+        if self.reporter:
+            self.reporter.report(before.episodes, self.now, self._share(), metrics)
+
+    def _scored(self, stop_if_asked: Callable[[int], None]) -> tuple[float, float]:
+        """Return mean and half-width on the validation episodes, which the first process scores; NaN: not finished."""
+        assert self.validation is not None
+        if not self.world.leads:
+            return math.nan, math.nan
+        try:
+            with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer:
+                scores = scorer.score(self.validation, self.plan.validation_episodes)
+        except _StopRequested:
+            return math.nan, math.nan
+        interval = t_interval(scores.accuracy)
+        return interval.mean, interval.half_width
+
+    def _say_if_alone(self) -> None:
+        """Say so where the processes have nothing to share."""
+        alone = isinstance(self.stream, ExampleSampler) or self.config.meta_batch == 1
+        if self.world.size > 1 and self.world.leads and alone:
+            name = self.spec.learner
+            remedy = "" if isinstance(self.stream, ExampleSampler) else f": {name}.meta_batch takes several"
+            text = f"{name} takes one batch a step, so {self.world.size} processes are no quicker than one{remedy}"
+            events.emit("warning", name, text=text)
 
     # State.
 
@@ -283,7 +320,8 @@ class _Run:
     def _save(self, checkpoints: Checkpoints) -> None:
         if not self.progress.finished:
             self._update(seconds=self.clock.seconds())
-        checkpoints.save(self.progress, pack(self.learner, self.optimiser, self.best))
+        if self.world.leads:
+            checkpoints.save(self.progress, pack(self.learner, self.optimiser, self.best))
 
     def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
         done = f"{self.spec.learner}: stopped by SIGTERM after {self.progress.episodes} training episodes"

@@ -124,6 +124,9 @@ def train(
         typer.Option("--checkpoint-dir", help="Where checkpoints are kept.", show_default="in the work directory"),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from a checkpoint.")] = False,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, max=64, help="That share each step's episodes; same result.")
+    ] = 1,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -164,6 +167,7 @@ def train(
             output,
             checkpoints=checkpoint_dir or workdir_at(workdir).path / "checkpoints",
             restart=restart,
+            processes=processes,
         )
     if json:
         print_json(record)

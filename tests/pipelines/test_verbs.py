@@ -161,6 +161,19 @@ def test_a_training_that_is_stopped_goes_on_with_the_same_command(place: Place, 
     assert weights[0] == weights[1]
 
 
+def test_two_processes_train_what_one_trains(place: Place, tmp_path: Path) -> None:
+    for processes in (1, 2):
+        answer = place(
+            "train", place.dataset, "--learner", "maml", "-o", tmp_path / f"{processes}", "--episodes", 10, "--way", 3,
+            "--query", 3, "--set", "backbone.width=8", "--processes", processes, "--json",
+            "--checkpoint-dir", tmp_path / f"checkpoints {processes}",
+        )  # fmt: skip
+        assert answer.status == 0, answer.errors
+        assert answer.json["train_episodes"] == 10
+    one, two = ((tmp_path / name / "weights.safetensors").read_bytes() for name in ("1", "2"))
+    assert one == two
+
+
 def test_a_place_that_no_bundle_can_have_is_told_before_training(place: Place, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     for where in (tmp_path / "notes.txt", tmp_path / "notes.txt" / "model"):

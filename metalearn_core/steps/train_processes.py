@@ -1,0 +1,98 @@
+"""Train one learner in several processes on this machine, started and watched by `torchrun`."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+from metalearn_core.data.manifest import Record
+from metalearn_core.errors import MetalearnError, one_line
+from metalearn_core.lifetime import OWNER_VARIABLE, end_with_owner, owner_value
+from metalearn_core.resources import available_cores
+from metalearn_core.steps.requests import TrainingRequest
+from metalearn_core.storage import read_json, write_json
+
+_ERROR = "error: "
+_GRACE_S = 40  # torchrun's own is 30 seconds
+
+
+class ProcessesRequest(Record):
+    """What each of the processes is asked for: the arguments of `training.train_here`."""
+
+    dataset: Path
+    item: dict[str, Any]
+    request: TrainingRequest
+    checkpoints: Path
+    bundle: Path
+    restart: bool
+
+
+def train_in_processes(asked: ProcessesRequest, processes: int) -> dict[str, Any]:
+    """Train in so many processes, and return the record of the training.
+
+    Raises:
+        MetalearnError: a process failed, or ended early; then all of them end.
+    """
+    with tempfile.TemporaryDirectory(prefix="metalearn-") as scratch:
+        request, record, log = (Path(scratch) / name for name in ("request.json", "record.json", "log.txt"))
+        write_json(request, asked.model_dump(mode="json"))
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command += ["-m", "metalearn_core.steps.train_processes", str(request), str(record)]
+        threads = str(max(1, available_cores() // processes))
+        environment = {**os.environ, OWNER_VARIABLE: owner_value(), "OMP_NUM_THREADS": threads}
+        with log.open("wb") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            try:
+                process.wait()
+            except BaseException:
+                process.terminate()
+                process.wait(_GRACE_S)
+                raise
+        if process.returncode or not record.exists():
+            raise MetalearnError(_reason(log.read_text(errors="replace")))
+        return dict(read_json(record, "record of the training"))
+
+
+def _reason(log: str) -> str:
+    """Return what the first process said, or that one ended without a word."""
+    lines = [line for line in log.splitlines() if line.strip()]
+    said = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    return said[0] if said else "a training process ended early: the same command goes on from its last checkpoint"
+
+
+def main() -> int:
+    """Train as one of the processes: `… REQUEST RECORD`; the first one writes the record."""
+    from metalearn_core.steps.training import train_here
+    from metalearn_core.training.world import joined
+
+    end_with_owner()
+    asked = ProcessesRequest.model_validate(read_json(Path(sys.argv[1]), "request"))
+    with joined() as world:
+        try:
+            record = train_here(
+                asked.dataset,
+                asked.item,
+                asked.request,
+                asked.checkpoints,
+                asked.bundle,
+                restart=asked.restart,
+                world=world,
+            )
+        except (MetalearnError, OSError) as error:
+            if world.leads:
+                sys.stderr.write(f"{_ERROR}{one_line(error)}\n")
+            return 1
+        except Exception:
+            traceback.print_exc()
+            return 1
+        if world.leads:
+            write_json(Path(sys.argv[2]), record)
+        world.wait()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The processes that train one model together: who takes which tasks, and how what they found comes together.
+
+`torchrun` starts them. Each task's gradient is found by one process and gathered by all, who sum them in the order of
+the tasks: the result does not depend on the number of processes, to the last bit.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_PATIENCE = timedelta(
+    hours=2
+)  # while one process validates, or waits for another run; torchrun ends the others at once
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among several; alone by default.
+
+    Attributes:
+        rank: of this process, from 0; the first one saves, reports and prints.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that saves, reports and prints."""
+        return self.rank == 0
+
+    def share(self, tasks: int) -> range:
+        """Return the tasks of this process among 0 … tasks − 1."""
+        return range(self.rank, tasks, self.size)
+
+    def gather(self, own: Sequence[Tensor], tasks: int) -> Iterator[Tensor]:
+        """Yield a vector for each task, in the order of the tasks, from those (n,) of each process's share."""
+        if self.size == 1:
+            yield from own
+            return
+        rows = -(-tasks // self.size)
+        length = torch.tensor([len(own[0]) if own else 0, 0 if own and own[0].dtype == torch.float32 else 1])
+        dist.broadcast(length, 0)  # the first process always has a task
+        dtype = torch.float32 if length[1] == 0 else torch.float64
+        mine = torch.zeros(rows, int(length[0]), dtype=dtype)
+        for row, vector in enumerate(own):
+            mine[row] = vector
+        every = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(every, mine)
+        for task in range(tasks):
+            yield every[task % self.size][task // self.size]
+
+    def agree(self, *values: float) -> tuple[float, ...]:
+        """Return the values of the first process."""
+        if self.size == 1:
+            return values
+        shared = torch.tensor(values, dtype=torch.float64)
+        dist.broadcast(shared, 0)
+        return tuple(shared.tolist())
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        shared = torch.tensor(int(flag))
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared.item())
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """Join the processes that torchrun started beside this one; without torchrun, be alone."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield ALONE
+        return
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield World(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

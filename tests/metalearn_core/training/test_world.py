@@ -1,0 +1,102 @@
+"""Several processes train the model that one would have trained."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from metalearn_core.training.world import World
+
+HERE = Path(__file__).parent
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from conftest import tiny_dataset
+from safetensors.torch import save
+from metalearn_core.learners import LearnerSpec
+from metalearn_core.training.loop import fit
+from metalearn_core.training.plan import TrainingPlan
+from metalearn_core.training.world import joined
+
+name, episodes, out, checkpoints = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+options = {{"protonet": {{"meta_batch": 2}}, "maml": {{"meta_batch": 4}}}}[name]
+spec = LearnerSpec(learner=name, options=options, backbone_options={{"width": 8, "blocks": 3}})
+plan = TrainingPlan(
+    way=4, shot=1, query=3, episodes=episodes, validations=2, validation_episodes=20, precision="fp32",
+    threads=1, checkpoint_seconds=0.05,
+)
+with joined() as world:
+    result = fit(spec, tiny_dataset(), plan, checkpoint_dir=checkpoints, world=world)
+    if world.leads:
+        out.write_bytes(save({{n: v.contiguous() for n, v in result.learner.state_dict().items()}}))
+"""
+
+
+def start(folder: Path, processes: int, name: str, episodes: int, out: str) -> subprocess.Popen:
+    (folder / "script.py").write_text(SCRIPT.format(here=str(HERE)))
+    arguments = [str(folder / "script.py"), name, str(episodes), str(folder / out), str(folder / f"{out} checkpoints")]
+    if processes > 1:
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        arguments = [*launcher, *arguments]
+    root = str(HERE.parent.parent.parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    return subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def finished(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize(("name", "numbers"), [("maml", (1, 2, 3)), ("protonet", (1, 2))])
+def test_the_weights_do_not_depend_on_the_number_of_processes(tmp_path, name, numbers):
+    for processes in numbers:
+        finished(start(tmp_path, processes, name, 22, f"{processes}"))
+    assert len({(tmp_path / str(processes)).read_bytes() for processes in numbers}) == 1
+
+
+def test_when_a_process_dies_all_end_and_another_number_of_them_goes_on(tmp_path):
+    finished(start(tmp_path, 1, "maml", 400, "whole"))
+    job = start(tmp_path, 2, "maml", 400, "cut")
+    wait_for(lambda: list((tmp_path / "cut checkpoints").glob("*.json")))
+    victim = next(
+        child
+        for child in psutil.Process(job.pid).children(recursive=True)
+        if child.environ().get("RANK") == "1" and "script.py" in " ".join(child.cmdline())
+    )
+    os.kill(victim.pid, signal.SIGKILL)
+    job.communicate(timeout=30)
+    assert job.returncode != 0
+    finished(start(tmp_path, 3, "maml", 400, "cut"))
+    assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_alone_every_task_is_ones_own():
+    alone = World()
+    assert list(alone.share(3)) == [0, 1, 2]
+    assert alone.agree(1.5, 2.0) == (1.5, 2.0)
+    assert alone.any(True)
+    assert not alone.any(False)
+    vectors = [torch.tensor([1.0]), torch.tensor([2.0])]
+    assert list(alone.gather(vectors, 2)) == vectors
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_every_task_is_one_processs(size):
+    shares = [list(World(rank, size).share(7)) for rank in range(size)]
+    assert sorted(task for share in shares for task in share) == list(range(7))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
