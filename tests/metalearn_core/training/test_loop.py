@@ -1,5 +1,6 @@
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from safetensors.torch import save
 
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
-from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.errors import MetalearnError, UsageError, one_line
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LEARNERS, LearnerSpec
 from metalearn_core.training import loop
@@ -181,6 +182,20 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(dataset,
     newest = max(tmp_path.glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:-1])
     resumed = fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path)
+    assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(dataset, tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert str(tmp_path / "run") in one_line(caught.value)
+    assert not list((tmp_path / "run").glob("*.json"))
+    resumed = fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path / "run")
     assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
 
 
