@@ -14,7 +14,7 @@ from metalearn_core.storage import read_file
 if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
 
-DEFAULT_TRAIN_SECONDS = 22.0
+DEFAULT_TRAIN_SECONDS = 25.0
 BUDGETS = ("train_episodes", "train_seconds")
 BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
 

@@ -70,7 +70,7 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
         train_shot: int = 0,
         train_query: int = 0,
         train_episodes: int = 0,
-        train_seconds: float = 22.0,
+        train_seconds: float = 25.0,
         eval_episodes: int = 1000,
         eval_seed: int = 0,
         seed: int = 0,

@@ -113,7 +113,7 @@ def train(
         int | None, typer.Option("--episodes", min=1, help="Training episodes (tasks).", show_default=False)
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", help="The budget in seconds.", show_default="22")
+        float | None, typer.Option("--seconds", help="The budget in seconds.", show_default="25")
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of weights and episodes.")] = 0,
     patience: PatienceOption = None,

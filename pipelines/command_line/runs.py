@@ -67,7 +67,7 @@ def run(
         int | None, typer.Option("--train-episodes", help="Training budget of each learner.", show_default=False)
     ] = None,
     train_seconds: Annotated[
-        float | None, typer.Option("--train-seconds", help="The same in seconds.", show_default="22")
+        float | None, typer.Option("--train-seconds", help="The same in seconds.", show_default="25")
     ] = None,
     eval_episodes: Annotated[
         int | None, typer.Option("--eval-episodes", help="Test (and validation) episodes.", show_default="1000")
