@@ -140,7 +140,7 @@ def test_the_suite_is_kept_with_the_dataset(place: Place) -> None:
 
 def test_a_training_that_is_stopped_goes_on_with_the_same_command(place: Place, tmp_path: Path) -> None:
     def arguments(name: str) -> list[object]:
-        budget = ("--episodes", 60, "--seed", 3, "--set", "backbone.width=8", "--way", 3, "--query", 3)
+        budget = ("--episodes", 300, "--seed", 3, "--set", "backbone.width=8", "--way", 3, "--query", 3)
         return ["train", place.dataset, "--learner", "protonet", "-o", tmp_path / name, *budget]
 
     stopped = subprocess.Popen(
