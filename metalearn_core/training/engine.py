@@ -109,6 +109,8 @@ class Engine:
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
+        # Threads of torch that help to sum what others compute take the processor from those, and wait while spinning.
+        torch.set_num_threads(self.choices.threads if tasks == 1 else 1)
         results = map(run, share) if tasks == 1 else self._side_by_side.map(run, share)
         return _mean(results if self._world.size == 1 else self._gathered(learner, results, tasks))
 
