@@ -110,10 +110,11 @@ def copy_weights(learner: Learner, network: Network) -> None:
 def ours(learner: Learner, batch: EpisodeBatch, precision: str) -> Step:
     """Return the engine's step."""
     plan = TrainingPlan(way=WAY, shot=1, query=15, episodes=1, precision=precision)  # type: ignore[arg-type]
+    choices = EngineChoices.choose(plan, len(batch), learner.episodes_at_once(EpisodeShape(WAY, 1, 15)))
 
     def step() -> Gradients:
-        with Engine(EngineChoices.choose(plan)) as engine:
-            found = engine.gradient(learner, lambda task: learner.train_episodes(batch[task : task + 1]), len(batch))
+        with Engine(choices) as engine:
+            found = engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), len(batch))
         return list(found.gradients)
 
     return step

@@ -1,7 +1,7 @@
 """Tasks side by side on a CPU: one thread of torch each, which is quicker than threads inside each operation."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -13,7 +13,8 @@ Result = TypeVar("Result")
 class SideBySide:
     """Runs tasks on threads, each with one thread of torch; without threads one after the other. A context manager.
 
-    Results come in the order of the tasks, and do not depend on the number of threads.
+    The calling thread is one of them: a further one would only wait, and take the processor from the others when it
+    wakes. Results come in the order of the tasks, and do not depend on the number of threads.
 
     Args:
         threads: how many; 0: none, as on a GPU, which needs none.
@@ -25,10 +26,10 @@ class SideBySide:
         self._before = torch.get_num_threads()
 
     def __enter__(self) -> "SideBySide":
-        if self._threads:
-            self._before = torch.get_num_threads()
+        self._before = torch.get_num_threads()
+        if self._threads > 1:
             self._pool = ThreadPoolExecutor(
-                self._threads, thread_name_prefix="task", initializer=torch.set_num_threads, initargs=(1,)
+                self._threads - 1, thread_name_prefix="task", initializer=torch.set_num_threads, initargs=(1,)
             )
         return self
 
@@ -36,8 +37,43 @@ class SideBySide:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+        if self._threads:
             torch.set_num_threads(self._before)
 
     def map(self, task: Callable[[Task], Result], items: Iterable[Task]) -> Iterator[Result]:
         """Yield task(item) for each of the items, in order; where one raises, those not begun are dropped."""
-        return map(task, items) if self._pool is None else self._pool.map(task, items)
+        if self._threads:
+            torch.set_num_threads(1)
+        if self._pool is None:
+            return map(task, items)
+        queue = list(items)
+        return _shared(task, queue, [self._pool.submit(task, item) for item in queue])
+
+
+def _shared(
+    task: Callable[[Task], Result], items: Sequence[Task], futures: Sequence[Future[Result]]
+) -> Iterator[Result]:
+    """Yield the results in order; while the next one is being computed, compute one that nobody has begun."""
+    own: dict[int, Future[Result]] = {}
+    left = iter(range(len(futures)))
+    try:
+        for number, future in enumerate(futures):
+            while number not in own and not future.done():
+                begun = next((other for other in left if futures[other].cancel()), None)
+                if begun is None:
+                    break
+                own[begun] = _done(task, items[begun])
+            yield own.pop(number, future).result()
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _done(task: Callable[[Task], Result], item: Task) -> Future[Result]:
+    """Return what a task gives or raises; its turn may not have come yet."""
+    future: Future[Result] = Future()
+    try:
+        future.set_result(task(item))
+    except Exception as error:
+        future.set_exception(error)
+    return future

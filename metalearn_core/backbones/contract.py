@@ -23,19 +23,19 @@ class BackboneConfig(BaseModel):
 
 
 class Tape(Protocol):
-    """A forward pass that is remembered, of one group of n examples; see `Backbone.tape`.
+    """A forward pass that is remembered, of g groups of n examples; see `Backbone.tape`.
 
     Attributes:
-        features: (n, d).
+        features: (g, n, d).
     """
 
     features: Tensor
 
     def backward(self, gradient: Tensor) -> Weights:
-        """Return the gradient with respect to every weight, from that with respect to the features (n, d)."""
+        """Return the gradient with respect to every weight, from that with respect to the features (g, n, d)."""
 
     def forward_tangent(self, direction: Weights) -> Tensor:
-        """Return the derivative of the features (n, d) as the weights move along `direction`; after `backward`."""
+        """Return the derivative of the features (g, n, d) as the weights move along `direction`; after `backward`."""
 
     def backward_tangent(self, gradient_tangent: Tensor, direction: Weights) -> Weights:
         """Return the derivative of `backward`'s gradient along `direction`, the features' gradient moving as given."""
@@ -54,12 +54,14 @@ class Backbone(nn.Module, ABC):
     Attributes:
         feature_size: d, the size of a feature vector.
         taped: it has a `tape`, which is quicker than autograd for the gradient of a gradient.
+        tape_values: how many numbers a tape remembers of each example.
     """
 
     taped: ClassVar[bool] = False
     Config: ClassVar[type[BackboneConfig]]
     modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
     feature_size: int
+    tape_values: int = 0
 
     def __init__(self, spec: DatasetSpec, config: BackboneConfig) -> None:
         super().__init__()
@@ -98,11 +100,11 @@ class Backbone(nn.Module, ABC):
         return torch.cat([part[0] for part in parts]), used
 
     def tape(self, weights: Weights, x: Tensor) -> Tape:
-        """Return the forward pass of one group x (n, *x), batch-normalised by itself, with its derivatives by hand.
+        """Return the forward pass of g groups, each batch-normalised by itself, with its derivatives by hand.
 
         Args:
-            weights: by the names of `named_parameters()`, for one group.
-            x: standardised examples.
+            weights: by the names of `named_parameters()`, each with a leading dimension g.
+            x: (g, n, *x) standardised examples.
 
         Raises:
             NotImplementedError: the backbone is not `taped`: autograd differentiates `embed`.

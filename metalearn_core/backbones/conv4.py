@@ -75,14 +75,17 @@ class Conv4(Backbone):
     def __init__(self, spec: DatasetSpec, config: Conv4Config) -> None:
         super().__init__(spec, config)
         channels, height, width = spec.example_shape
-        for _ in range(config.blocks):
-            height, width = (size // 2 if config.pooling == "max" else (size + 1) // 2 for size in (height, width))
+        inputs = [channels] + [config.width] * (config.blocks - 1)
+        for _ in inputs:
+            pixels = height * width
+            height, width = (side // 2 if config.pooling == "max" else (side + 1) // 2 for side in (height, width))
+            convolved = pixels if config.pooling == "max" else height * width
+            self.tape_values += 2 * convolved * config.width
         if min(height, width) < 1:
             raise UsageError(
                 f"conv4.blocks: {config.blocks} halvings leave nothing of an image of {spec.example_shape[1]}×"
                 f"{spec.example_shape[2]} pixels: use fewer blocks, larger images, or pooling=stride"
             )
-        inputs = [channels] + [config.width] * (config.blocks - 1)
         self.blocks = nn.ModuleList(_Block(size, config.width, config.gain) for size in inputs)
         self.feature_size = config.width * height * width
 
@@ -110,5 +113,5 @@ class Conv4(Backbone):
         return unfold_groups(hidden, groups), used
 
     def tape(self, weights: Weights, x: Tensor) -> Conv4Tape:
-        """Return the forward pass of one group x (n, c, h, w), with its derivatives by hand."""
+        """Return the forward pass of groups x (g, n, c, h, w), with its derivatives by hand."""
         return Conv4Tape(weights, x, len(self.blocks), self.config.pooling == "max")

@@ -4,11 +4,14 @@ Differentiating a gradient in reverse mode runs grouped convolutions with large 
 along a direction, R{·} (Pearlmutter 1994, "Fast exact multiplication by the Hessian"), needs ordinary convolutions
 alone; and since the Hessian H is symmetric, Hv is what reverse mode would give.
 
-For each block, with h its input and N the number of values of a channel:
+For each block, with U the 3×3 patches of its input h, and N the number of values of a channel:
 
-    z = W ∗ h    x̂ = (z − μ) r,  r = (σ² + ε)^−½    u = γ x̂ + β    next h = relu(u) or relu(max-pool(u))
-    e = ∂u − (Σ∂u + x̂ Σ∂u x̂) / N    ∂z = γ r e      (∂ is the gradient of the loss with respect to what follows)
+    z = U Wᵀ    x̂ = (z − μ) r,  r = (σ² + ε)^−½    u = γ x̂ + β    next h = relu(u) or relu(max-pool(u))
+    e = ∂u − (Σ∂u + x̂ Σ∂u x̂) / N    ∂z = γ r e    ∂W = ∂zᵀ U    ∂U = ∂z W
     R{x̂} = r (R{z} − mean R{z} − x̂ mean(x̂ R{z}))    R{γ r} = R{γ} r − γ r² mean(x̂ R{z})
+
+where ∂ is the gradient of the loss with respect to what follows. A group is a support set, of so few examples that
+calling a kernel costs more than its arithmetic: every operation is for all groups at once, each with its own weights.
 """
 
 from collections.abc import Mapping
@@ -18,23 +21,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn_core.backbones.functional import EPSILON, fold_groups
+from metalearn_core.backbones.functional import EPSILON
 
-_EACH_CHANNEL = (0, 2, 3)
+_TAPS = 3
 
 
 @dataclass(frozen=True)
 class _Block:
-    """What a block has computed; a value a channel is (1, o, 1, 1)."""
+    """What a block has computed: a row an output pixel, a column a channel; a value a channel is (g, 1, o).
 
-    weight: Tensor  # W
+    Neither its input nor its output is kept: the output follows from x̂ at the cost of one operation.
+    """
+
+    size: tuple[int, int]  # height and width of the input
+    weight: Tensor  # W, (g, o, 9·c)
     scale: Tensor  # γ
-    hidden: Tensor  # h
-    normal: Tensor  # x̂
+    shift: Tensor  # β
+    normal: Tensor  # x̂, (g, n·h·w, o)
     inverse: Tensor  # r
     indices: Tensor | None  # of the max-pool
-    out: Tensor  # the next h
-    count: int  # N
 
 
 @dataclass(frozen=True)
@@ -42,8 +47,8 @@ class _Gradient:
     """What the backward pass has found for a block."""
 
     out: Tensor  # ∂u
+    shift: Tensor  # Σ∂u, β's gradient
     scale: Tensor  # Σ∂u x̂, γ's gradient
-    direction: Tensor  # e
 
 
 @dataclass(frozen=True)
@@ -56,126 +61,198 @@ class _Tangent:
 
 
 class Conv4Tape:
-    """One group of examples through conv4, remembered. The methods are called in their order, without grad.
+    """Groups of examples through conv4, remembered. The methods are called in their order, without grad.
 
     Args:
-        weights: by the names of `named_parameters()`, for one group.
-        x: (n, c, h, w) standardised examples.
+        weights: by the names of `named_parameters()`, each with a leading dimension g.
+        x: (g, n, c, h, w) standardised examples.
         blocks: how many.
         pooled: a block halves by max-pool, not by stride.
 
     Attributes:
-        features: (n, d).
+        features: (g, n, d).
     """
 
     def __init__(self, weights: Mapping[str, Tensor], x: Tensor, blocks: int, pooled: bool) -> None:
-        self._pooled, self._stride = pooled, 1 if pooled else 2
+        self._groups, self._examples = x.shape[0], x.shape[1]
+        self._stride = 1 if pooled else 2
         self._blocks: list[_Block] = []
         self._gradients: list[_Gradient] = []
         self._tangents: list[_Tangent] = []
-        hidden = fold_groups(x.unsqueeze(0))
+        size = (x.shape[3], x.shape[4])
+        self._x = hidden = x.permute(0, 1, 3, 4, 2).reshape(self._groups, -1, x.shape[2])
         for number in range(blocks):
             weight, scale, shift = _of_block(weights, number)
-            z = F.conv2d(hidden, weight, stride=self._stride, padding=1)
-            variance, mean = torch.var_mean(z, _EACH_CHANNEL, correction=0, keepdim=True)
-            inverse = torch.rsqrt(variance + EPSILON)
-            normal = z.sub_(mean).mul_(inverse)
-            out = torch.addcmul(shift, normal, scale)
+            normal = self._unfold(hidden, size) @ weight.mT
+            normal.sub_(normal.mean(1, keepdim=True))
+            inverse = torch.rsqrt(normal.square().mean(1, keepdim=True) + EPSILON)
+            normal.mul_(inverse)
             indices = None
             if pooled:
-                out, indices = F.max_pool2d_with_indices(out, [2, 2])
-            out = out.relu_()
-            count = normal.numel() // normal.shape[1]
-            self._blocks.append(_Block(weight, scale, hidden, normal, inverse, indices, out, count))
-            hidden = out
-        self.features = hidden.flatten(1)
+                images = self._images(torch.addcmul(shift, normal, scale), size)
+                indices = F.max_pool2d_with_indices(images, [2, 2])[1].flatten(2)
+            block = _Block(size, weight, scale, shift, normal, inverse, indices)
+            self._blocks.append(block)
+            hidden, size = self._out(block), self._halved(size)
+        self.features = self._features(hidden)
 
     def backward(self, gradient: Tensor) -> dict[str, Tensor]:
-        """Return the gradient with respect to every weight, from that with respect to the features (n, d)."""
+        """Return the gradient with respect to every weight, from that with respect to the features (g, n, d)."""
         found: dict[str, Tensor] = {}
-        hidden = gradient.view_as(self._blocks[-1].out)
+        hidden, after = self._from_features(gradient), self._out(self._blocks[-1])
         self._gradients = []
         for number, block in reversed(list(enumerate(self._blocks))):
-            out = self._through_relu(block, hidden)
-            shift = out.sum(_EACH_CHANNEL, keepdim=True)
-            scale = (out * block.normal).sum(_EACH_CHANNEL, keepdim=True)
-            direction = out - torch.addcmul(shift, block.normal, scale).div_(block.count)
-            self._gradients.insert(0, _Gradient(out, scale, direction))
-            z = direction * (block.scale * block.inverse)
-            hidden, weight = self._convolve_back(z, block.hidden, block.weight, number > 0)
-            found |= _named(number, weight, scale, shift)
+            before = self._out(self._blocks[number - 1]) if number else self._x
+            out = self._through_relu(block, after, hidden)
+            after = before
+            shift, scale = out.sum(1, keepdim=True), (out * block.normal).sum(1, keepdim=True)
+            self._gradients.insert(0, _Gradient(out, shift, scale))
+            z = _direction(block, self._gradients[0]).mul_(block.scale * block.inverse)
+            found |= _named(number, self._weight_gradient(z, before, block.size), scale, shift)
+            if number:
+                hidden = self._fold(z @ block.weight, block.size)
         return found
 
     def forward_tangent(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """Return R{features} (n, d), the derivative of the features as the weights move along `direction`."""
-        hidden: Tensor | None = None
+        """Return R{features} (g, n, d), the derivative of the features as the weights move along `direction`."""
+        before, hidden = self._x, None
         self._tangents = []
         for number, block in enumerate(self._blocks):
             weight, scale, shift = _of_block(direction, number)
-            z = F.conv2d(block.hidden, weight, stride=self._stride, padding=1)
+            normal = self._unfold(before, block.size) @ weight.mT
             if hidden is not None:
-                z += F.conv2d(hidden, block.weight, stride=self._stride, padding=1)
-            correlation = (z * block.normal).mean(_EACH_CHANNEL, keepdim=True)
-            z -= torch.addcmul(z.mean(_EACH_CHANNEL, keepdim=True), block.normal, correlation)
-            normal = z.mul_(block.inverse)
+                normal.baddbmm_(self._unfold(hidden, block.size), block.weight.mT)
+            correlation = (normal * block.normal).mean(1, keepdim=True)
+            normal.sub_(torch.addcmul(normal.mean(1, keepdim=True), block.normal, correlation)).mul_(block.inverse)
             factor = scale * block.inverse - block.scale * block.inverse.square() * correlation
             self._tangents.append(_Tangent(hidden, normal, factor))
-            u = torch.addcmul(shift, block.normal, scale).addcmul_(normal, block.scale)
-            if block.indices is not None:
-                u = u.flatten(2).gather(2, block.indices.flatten(2)).view_as(block.out)
-            hidden = torch.where(block.out > 0, u, 0.0)
+            hidden = self._pooled(block, torch.addcmul(shift, block.normal, scale).addcmul_(normal, block.scale))
+            before = self._out(block)
+            hidden = _where_positive(before, hidden)
         assert hidden is not None
-        return hidden.flatten(1)
+        return self._features(hidden)
 
     def backward_tangent(self, gradient_tangent: Tensor, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return R{gradient of every weight} along `direction`, from R{gradient of the features} (n, d)."""
+        """Return R{gradient of every weight} along `direction`, from R{gradient of the features} (g, n, d)."""
         found: dict[str, Tensor] = {}
-        hidden = gradient_tangent.view_as(self._blocks[-1].out)
+        hidden, after = self._from_features(gradient_tangent), self._out(self._blocks[-1])
         passes = zip(self._blocks, self._gradients, self._tangents, strict=True)
         for number, (block, gradient, tangent) in reversed(list(enumerate(passes))):
-            out = self._through_relu(block, hidden)
-            shift = out.sum(_EACH_CHANNEL, keepdim=True)
-            scale = (out * block.normal).addcmul_(gradient.out, tangent.normal).sum(_EACH_CHANNEL, keepdim=True)
+            before = self._out(self._blocks[number - 1]) if number else self._x
+            out = self._through_relu(block, after, hidden)
+            after = before
+            shift = out.sum(1, keepdim=True)
+            scale = (out * block.normal).addcmul_(gradient.out, tangent.normal).sum(1, keepdim=True)
             mean = torch.addcmul(shift, block.normal, scale).addcmul_(tangent.normal, gradient.scale)
             factor = block.scale * block.inverse
-            z = ((out - mean.div_(block.count)) * factor).addcmul_(gradient.direction, tangent.factor)
-            hidden, weight = self._convolve_back(z, block.hidden, block.weight, number > 0)
+            still = _direction(block, gradient)
+            moved = mean.mul_(-1 / mean.shape[1]).add_(out).mul_(factor).addcmul_(still, tangent.factor)
+            weight = self._weight_gradient(moved, before, block.size)
             if tangent.hidden is not None:
+                z = still.mul_(factor)
                 along, _, _ = _of_block(direction, number)
-                more = self._convolve_back(gradient.direction * factor, tangent.hidden, along, True)
-                hidden, weight = hidden + more[0], weight + more[1]
+                weight += self._weight_gradient(z, tangent.hidden, block.size)
+                hidden = self._fold((moved @ block.weight).baddbmm_(z, along), block.size)
             found |= _named(number, weight, scale, shift)
+        self._tangents = []
         return found
 
-    def _through_relu(self, block: _Block, gradient: Tensor) -> Tensor:
-        """Return the gradient before ReLU (and max-pool) from that after it."""
-        gradient = torch.where(block.out > 0, gradient, 0.0)
+    def _halved(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = size
+        return (height // 2, width // 2) if self._stride == 1 else ((height + 1) // 2, (width + 1) // 2)
+
+    def _unfold(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the patches (g, n·h'·w', 9·c) that a convolution sees of maps (g, n·h·w, c)."""
+        channels, stride = rows.shape[-1], self._stride
+        padded = F.pad(rows.view(-1, *size, channels), (0, 0, 1, 1, 1, 1))
+        examples, down, right, each = padded.stride()
+        outer = [-(-length // stride) for length in size]
+        windows = padded.as_strided(
+            (len(padded), *outer, _TAPS, _TAPS, channels), (examples, stride * down, stride * right, down, right, each)
+        )
+        return windows.reshape(self._groups, -1, _TAPS * _TAPS * channels)
+
+    def _fold(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return the sums (g, n·h·w, c) over the patches that each value is in: the transpose of `_unfold`."""
+        (height, width), stride = size, self._stride
+        down, right = (-(-length // stride) for length in size)
+        windows = patches.view(self._groups * self._examples, down, right, _TAPS, _TAPS, -1)
+        padded = patches.new_zeros(len(windows), stride * down + 2, stride * right + 2, windows.shape[-1])
+        for i in range(_TAPS):
+            for j in range(_TAPS):
+                padded[:, i : i + stride * down : stride, j : j + stride * right : stride] += windows[:, :, :, i, j]
+        return padded[:, 1 : height + 1, 1 : width + 1].reshape(self._groups, -1, windows.shape[-1])
+
+    def _weight_gradient(self, z: Tensor, hidden: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return zᵀ U (g, o, 9·c), from a gradient z and an input h; U, much larger than h, is made again for it."""
+        patches = self._unfold(hidden, size)
+        if patches.shape[-1] > z.shape[-1]:
+            return z.mT @ patches
+        return (patches.mT @ z).mT.contiguous()  # several times faster where U is the narrow one
+
+    def _images(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return maps (g, n·h·w, o) as (g·n, o, h, w)."""
+        return rows.view(-1, *size, rows.shape[-1]).permute(0, 3, 1, 2)
+
+    def _rows(self, images: Tensor) -> Tensor:
+        """Return (g·n, o, …) as maps (g, n·h·w, o)."""
+        return images.flatten(2).mT.reshape(self._groups, -1, images.shape[1])
+
+    def _features(self, rows: Tensor) -> Tensor:
+        """Return the last maps as features, channel by channel as `unfold_groups` gives them."""
+        return rows.view(self._groups, self._examples, -1, rows.shape[-1]).mT.flatten(2)
+
+    def _from_features(self, features: Tensor) -> Tensor:
+        """Return features as maps: the inverse of `_features`."""
+        channels = self._blocks[-1].normal.shape[-1]
+        return features.view(self._groups, self._examples, channels, -1).mT.reshape(self._groups, -1, channels)
+
+    def _out(self, block: _Block) -> Tensor:
+        """Return the block's output, the next h (g, n·h·w, o)."""
+        return self._pooled(block, torch.addcmul(block.shift, block.normal, block.scale)).relu_()
+
+    def _pooled(self, block: _Block, rows: Tensor) -> Tensor:
+        """Return, where the block has a max-pool, what that chose when it saw u."""
+        if block.indices is None:
+            return rows
+        return self._rows(self._images(rows, block.size).flatten(2).gather(2, block.indices))
+
+    def _through_relu(self, block: _Block, out: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient before ReLU (and max-pool) from that after it; `out` is the block's output."""
+        gradient = _where_positive(out, gradient)
         if block.indices is None:
             return gradient
         before = torch.zeros_like(block.normal)
-        return before.flatten(2).scatter_add_(2, block.indices.flatten(2), gradient.flatten(2)).view_as(before)
+        images = self._images(gradient, self._halved(block.size)).flatten(2)
+        self._images(before, block.size).flatten(2).scatter_add_(2, block.indices, images)
+        return before
 
-    def _convolve_back(self, z: Tensor, hidden: Tensor, weight: Tensor, inner: bool) -> tuple[Tensor, Tensor]:
-        """Return the gradients of a convolution's input (where it is an inner one) and weight."""
-        stride = [self._stride, self._stride]
-        wanted = [inner, True, False]
-        found = torch.ops.aten.convolution_backward(
-            z, hidden, weight, None, stride, [1, 1], [1, 1], False, [0, 0], 1, wanted
-        )
-        return found[0], found[1]
+
+def _where_positive(out: Tensor, values: Tensor) -> Tensor:
+    """Return values, 0 where `out` is not positive; many times faster than `torch.where`."""
+    positive: Tensor = torch.ops.aten.threshold_backward(values, out, 0)
+    return positive
+
+
+def _direction(block: _Block, gradient: _Gradient) -> Tensor:
+    """Return e."""
+    mean = torch.addcmul(gradient.shift, block.normal, gradient.scale)
+    return mean.mul_(-1 / mean.shape[1]).add_(gradient.out)
 
 
 def _of_block(values: Mapping[str, Tensor], number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what belongs to a block's weight, scale and shift, as its operations take it."""
+    """Return what belongs to a block's weight (g, o, 9·c), scale and shift (g, 1, o), as its operations take it."""
     name = f"blocks.{number}"
-    weight = values[f"{name}.conv.weight"].contiguous(memory_format=torch.channels_last)
-    return weight, values[f"{name}.norm.weight"].view(1, -1, 1, 1), values[f"{name}.norm.bias"].view(1, -1, 1, 1)
+    weight = values[f"{name}.conv.weight"].permute(0, 1, 3, 4, 2).flatten(2)
+    return weight, values[f"{name}.norm.weight"].unsqueeze(1), values[f"{name}.norm.bias"].unsqueeze(1)
 
 
 def _named(number: int, weight: Tensor, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
+    """Return what was found by the names of the parameters, and of their shapes; the weight in channels-last."""
     name = f"blocks.{number}"
+    taps = weight.view(*weight.shape[:2], _TAPS, _TAPS, -1)
     return {
-        f"{name}.conv.weight": weight,
-        f"{name}.norm.weight": scale.flatten(),
-        f"{name}.norm.bias": shift.flatten(),
+        f"{name}.conv.weight": taps.permute(0, 1, 4, 2, 3),
+        f"{name}.norm.weight": scale.squeeze(1),
+        f"{name}.norm.bias": shift.squeeze(1),
     }

@@ -13,6 +13,11 @@ from torch.nn import functional as F
 EPSILON = 1e-5
 
 
+def channels_last(weight: Tensor) -> Tensor:
+    """Return the weight of a convolution as convolutions take it, so that none copies it again; others as they are."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.dim() == 4 else weight
+
+
 def fold_groups(x: Tensor) -> Tensor:
     """Return x (g, n, c, h, w) as (n, g·c, h, w), channels-last."""
     folded = x.squeeze(0) if x.shape[0] == 1 else x.transpose(0, 1).flatten(1, 2)

@@ -128,6 +128,14 @@ class Learner(nn.Module, ABC):
         del config
         return shape
 
+    def episodes_at_once(self, shape: EpisodeShape) -> int:
+        """Return how many training episodes a thread of a processor takes at once, at most, to be quickest.
+
+        One, where an episode is large enough to keep a processor busy.
+        """
+        del shape
+        return 1
+
     @abstractmethod
     def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
         """Use the support sets of b episodes, independently of one another.

@@ -1,11 +1,13 @@
-"""Outer gradients of a batch of episodes: one task a thread, summed in the order of the tasks."""
+"""Outer gradients of a batch of episodes: a chunk of tasks a thread, summed in the order of the tasks."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Statistics
 from metalearn_core.data.manifest import Record
@@ -22,20 +24,37 @@ class EngineChoices(Record):
     """What changes the last bits of a result: chosen when a run starts, and kept when it goes on.
 
     Attributes:
-        threads: tasks side by side, or threads inside an operation where there is one task at a time.
+        threads: chunks side by side, or threads inside an operation where there is one task at a time.
         precision: of the convolutions; statistics, distances and losses are always fp32.
+        chunk: tasks that one thread takes at once.
     """
 
     threads: int
     precision: str
+    chunk: int = 1
 
     @classmethod
-    def choose(cls, plan: TrainingPlan, processes: int = 1) -> "EngineChoices":
-        """Return the choices for this machine, whose cores so many processes share."""
+    def choose(cls, plan: TrainingPlan, tasks: int = 1, at_once: int = 1, processes: int = 1) -> "EngineChoices":
+        """Return the choices for this machine.
+
+        Args:
+            plan: what is asked for.
+            tasks: of a step.
+            at_once: how many of them a thread takes at once, at most.
+            processes: that share the machine's cores; the chunk does not depend on their number.
+        """
         precision: str = plan.precision
         if precision == "auto":
             precision = "bf16" if _native_bf16() else "fp32"
-        return cls(threads=plan.threads or max(1, available_cores() // processes), precision=precision)
+        cores = available_cores()
+        threads = plan.threads or max(1, cores // processes)
+        return cls(threads=threads, precision=precision, chunk=plan.chunk or _chunk(tasks, at_once, cores))
+
+
+def _chunk(tasks: int, at_once: int, cores: int) -> int:
+    """Return the size of chunks of at most `at_once` tasks that keep all cores busy to the end."""
+    rounds = math.ceil(tasks / (cores * at_once))
+    return math.ceil(tasks / (cores * rounds))
 
 
 def _native_bf16() -> bool:
@@ -59,7 +78,7 @@ class Gradient:
 
 
 class Engine:
-    """Runs tasks on threads. As a context manager it sets torch's threads, and puts them back.
+    """Runs chunks of tasks on threads. As a context manager it sets torch's threads, and puts them back.
 
     Args:
         choices: of threads and precision.
@@ -87,23 +106,24 @@ class Engine:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.choices.precision == "bf16"):
             yield
 
-    def gradient(self, learner: Learner, outcome: Callable[[int], Outcome], tasks: int) -> Gradient:
+    def gradient(self, learner: Learner, outcome: Callable[[slice], Outcome], tasks: int) -> Gradient:
         """Return the mean gradient over the tasks' losses.
 
-        One task alone uses the threads inside its operations; several run side by side, a thread each, so that the
-        result does not depend on the number of threads.
+        One task alone uses the threads inside its operations; several run in chunks, a thread each, so that the result
+        does not depend on the number of threads, nor on that of processes.
 
         Args:
             learner: whose parameters.
-            outcome: gives the outcome of one task, by its number.
+            outcome: gives the outcome of the tasks of a slice.
             tasks: how many.
         """
         parameters = list(learner.parameters())
-        share = self._world.share(tasks)
+        chunks = [slice(first, min(first + self.choices.chunk, tasks)) for first in range(0, tasks, self.choices.chunk)]
+        share = [chunks[number] for number in self._world.share(len(chunks))]
 
-        def run(number: int) -> tuple[tuple[Tensor, ...], Outcome]:
+        def run(chunk: slice) -> _Result:
             with self.precision():
-                result = outcome(number)
+                result = outcome(chunk)
                 loss = result.losses.sum()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
@@ -112,35 +132,47 @@ class Engine:
         # Threads of torch that help to sum what others compute take the processor from those, and wait while spinning.
         torch.set_num_threads(self.choices.threads if tasks == 1 else 1)
         results = map(run, share) if tasks == 1 else self._side_by_side.map(run, share)
-        return _mean(results if self._world.size == 1 else self._gathered(learner, results, tasks))
+        if self._world.size > 1:
+            results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
+        return _mean(results, parameters)
 
-    def _gathered(self, learner: Learner, results: Iterator[_Result], tasks: int) -> Iterator[_Result]:
-        """Yield the results of all tasks, those of other processes among them."""
+    def _gathered(self, learner: Learner, results: Iterator[_Result], sizes: Sequence[int]) -> Iterator[_Result]:
+        """Yield the results of all chunks, of these sizes, those of other processes among them."""
         shapes = [parameter.shape for parameter in learner.parameters()]
-        sizes = [shape.numel() for shape in shapes]
-        names = sorted(name for name, _ in learner.backbone.named_buffers())
-        channels = [buffer.numel() for _, buffer in sorted(learner.backbone.named_buffers())]
-        own = [_flat(gradients, outcome) for gradients, outcome in results]
-        for vector in self._world.gather(own, tasks):
-            *gradients, loss, accuracy, statistics = torch.split(vector, [*sizes, 1, 1, len(vector) - sum(sizes) - 2])
-            found = torch.split(statistics, channels) if len(statistics) else ()
-            outcome = Outcome(loss, accuracy, {name: value[None] for name, value in zip(names, found, strict=False)})
+        lengths = [shape.numel() for shape in shapes]
+        buffers = sorted((name, buffer.numel()) for name, buffer in learner.backbone.named_buffers())
+        own = [_flat(gradients, outcome, sizes[0]) for gradients, outcome in results]
+        for size, vector in zip(sizes, self._world.gather(own, len(sizes)), strict=True):
+            *gradients, rest = torch.split(vector, [*lengths, len(vector) - sum(lengths)])
+            rows = rest.view(sizes[0], -1)[:size]
+            named = buffers if rows.shape[1] > 2 else []
+            losses, accuracies, *found = torch.split(rows, [1, 1, *(channels for _, channels in named)], dim=1)
+            statistics = {name: value for (name, _), value in zip(named, found, strict=True)}
+            outcome = Outcome(losses[:, 0], accuracies[:, 0], statistics)
             yield tuple(g.view(shape) for g, shape in zip(gradients, shapes, strict=True)), outcome
 
 
-def _flat(gradients: tuple[Tensor, ...], outcome: Outcome) -> Tensor:
-    """Return everything that one task found as one vector."""
-    statistics = [outcome.statistics[name].flatten() for name in sorted(outcome.statistics)]
-    parts = [*gradients, outcome.losses, outcome.accuracies, *statistics]
-    return torch.cat([part.reshape(-1).to(outcome.losses.dtype) for part in parts])
+def _flat(gradients: tuple[Tensor, ...], outcome: Outcome, rows: int) -> Tensor:
+    """Return everything that one chunk found as one vector: the gradients, and so many rows, a task each."""
+    columns = [outcome.losses, outcome.accuracies, *(outcome.statistics[name] for name in sorted(outcome.statistics))]
+    each = torch.cat([column.view(len(outcome.losses), -1).to(outcome.losses.dtype) for column in columns], dim=1)
+    padded = F.pad(each, (0, 0, 0, rows - len(each)))
+    return torch.cat([*(gradient.reshape(-1) for gradient in gradients), padded.flatten()])
 
 
-def _mean(results: Iterator[_Result]) -> Gradient:
-    """Return the mean over tasks, summed in their order as they come in: memory does not grow with their number."""
-    sums, first = next(results)
+def _mean(results: Iterator[_Result], parameters: Sequence[Tensor]) -> Gradient:
+    """Return the mean over tasks, summed in their order as they come in: memory does not grow with their number.
+
+    Args:
+        results: of the chunks.
+        parameters: in whose memory layouts the gradients are, so that their norms are summed in one order.
+    """
+    found, first = next(results)
+    sums = [torch.empty_like(parameter).copy_(value) for parameter, value in zip(parameters, found, strict=True)]
     outcomes = [first]
-    for gradients, outcome in results:
-        sums = tuple(total + gradient for total, gradient in zip(sums, gradients, strict=True))
+    for found, outcome in results:
+        for total, value in zip(sums, found, strict=True):
+            total.add_(value)
         outcomes.append(outcome)
     losses = torch.cat([outcome.losses for outcome in outcomes])
     accuracies = torch.cat([outcome.accuracies for outcome in outcomes])

@@ -129,9 +129,7 @@ class _Run:
         self.optimiser = torch.optim.AdamW(
             self.learner.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        self.progress = Progress(
-            fingerprint=fingerprint(spec, plan, dataset.digest), engine=EngineChoices.choose(plan, world.size)
-        )
+        self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=self._choices())
         self.best = self._weights()
         self.clock = _Clock(0.0)
         self.now = 0.0
@@ -143,6 +141,9 @@ class _Run:
         if found is not None:
             self.progress, tensors = found
             self.best = unpack(tensors, self.learner, self.optimiser)
+            if self.config.meta_batch > 1:  # then they change no bit, and there may be more processes now, or fewer
+                engine = self.progress.engine.model_copy(update={"threads": self._choices().threads})
+                self._update(engine=engine)
 
     def train(self, checkpoints: Checkpoints | None) -> FitResult:
         """Train until the budget is spent."""
@@ -210,6 +211,10 @@ class _Run:
 
     # One outer step.
 
+    def _choices(self) -> EngineChoices:
+        at_once = 1 if self.train_shape is None else self.learner.episodes_at_once(self.train_shape)
+        return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size)
+
     def _stream(self) -> EpisodeSampler | ExampleSampler:
         if self.train_shape is not None:
             return EpisodeSampler(self.dataset, "train", self.train_shape, seed=self.plan.seed)
@@ -226,7 +231,7 @@ class _Run:
         left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - first
         count = min(self.config.meta_batch, left)
         batch = self.stream.batch(first, count)
-        return engine.gradient(learner, lambda task: learner.train_episodes(batch[task : task + 1]), count), count
+        return engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), count), count
 
     def _step(self, engine: Engine) -> None:
         rate = learning_rate(self.config.learning_rate, self.config.schedule, self._share())

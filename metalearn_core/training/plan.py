@@ -31,6 +31,7 @@ class TrainingPlan(Record):
         precision: of convolutions; `auto` is bf16 where the processor computes it natively.
         checkpoint_seconds: at most so long between checkpoints.
         threads: None: all cores.
+        chunk: training episodes that a thread takes at once; None: as many as are quickest.
     """
 
     way: int
@@ -48,6 +49,7 @@ class TrainingPlan(Record):
     precision: Precision = "auto"
     checkpoint_seconds: float = Field(60.0, ge=0)
     threads: int | None = Field(None, ge=1)
+    chunk: int | None = Field(None, ge=1)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

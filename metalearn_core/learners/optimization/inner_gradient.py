@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone
+from metalearn_core.backbones.functional import linear
 
 BACKBONE = "backbone."
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
@@ -16,14 +17,14 @@ HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 def taped_gradient(
     backbone: Backbone, x: Tensor, y: Tensor, present: Tensor, weights: Mapping[str, Tensor], second_order: bool
 ) -> dict[str, Tensor]:
-    """Return ∇ of the mean cross-entropy of one support set with respect to `weights`, by the backbone's tape.
+    """Return ∇ of the mean cross-entropy of each of b support sets with respect to its weights, by the backbone's tape.
 
     Args:
         backbone: that is `taped`.
-        x: (1, s, *x) standardised examples.
-        y: (1, s) labels.
-        present: (1, way) which classes have support; the others take no part.
-        weights: those of the backbone (below `backbone.`) and of the linear head, each with a leading dimension of 1.
+        x: (b, s, *x) standardised examples.
+        y: (b, s) labels.
+        present: (b, way) which classes have support; the others take no part.
+        weights: those of the backbone (below `backbone.`) and of the linear head, each with a leading dimension b.
         second_order: the gradient can be differentiated with respect to `weights`.
     """
     names = tuple(weights)
@@ -36,43 +37,43 @@ def taped_gradient(
 
 
 class _SupportLoss:
-    """Cross-entropy of one support set: L = mean −log softmax(f Aᵀ + a)_y, f the features, A and a the head."""
+    """Cross-entropy of each support set: L = mean −log softmax(f Aᵀ + a)_y, f the features, A and a the head."""
 
     def __init__(
         self, backbone: Backbone, names: tuple[str, ...], x: Tensor, y: Tensor, present: Tensor, values: list[Tensor]
     ) -> None:
-        own = {name: value[0] for name, value in zip(names, values, strict=True)}
+        own = dict(zip(names, values, strict=True))
         self._names = names
-        self._tape = backbone.tape(_below(own), x[0])
+        self._tape = backbone.tape(_below(own), x)
         self._head = own[HEAD_WEIGHT]
-        logits = F.linear(self._tape.features, self._head, own[HEAD_BIAS])
-        self._share = torch.softmax(logits.masked_fill(~present, -torch.inf), dim=1)
-        targets = F.one_hot(y[0], self._head.shape[0]).to(logits.dtype)
-        self._logits_gradient = (self._share - targets) / len(logits)
+        logits = linear(self._tape.features, self._head, own[HEAD_BIAS])
+        self._share = torch.softmax(logits.masked_fill(~present.unsqueeze(1), -torch.inf), dim=-1)
+        targets = F.one_hot(y, self._head.shape[1]).to(logits.dtype)
+        self._logits_gradient = (self._share - targets) / logits.shape[1]
 
     def gradients(self) -> tuple[Tensor, ...]:
         """Return the gradient, in the order of the names."""
         found = self._tape.backward(self._logits_gradient @ self._head)
-        weight, bias = self._logits_gradient.mT @ self._tape.features, self._logits_gradient.sum(dim=0)
+        weight, bias = self._logits_gradient.mT @ self._tape.features, self._logits_gradient.sum(dim=1)
         return self._ordered(found, weight, bias)
 
     def along(self, directions: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Return the derivative of the gradient along directions (1, …): Hessian times vector."""
-        own = {name: value[0] for name, value in zip(self._names, directions, strict=True)}
+        """Return the derivative of the gradient along directions (b, …): Hessian times vector."""
+        own = dict(zip(self._names, directions, strict=True))
         below = _below(own)
         features = self._tape.forward_tangent(below)
-        logits = F.linear(features, self._head, own[HEAD_BIAS]) + self._tape.features @ own[HEAD_WEIGHT].mT
-        share = self._share * (logits - (self._share * logits).sum(dim=1, keepdim=True))
-        logits_tangent = share / len(logits)
+        logits = linear(features, self._head, own[HEAD_BIAS]) + self._tape.features @ own[HEAD_WEIGHT].mT
+        share = self._share * (logits - (self._share * logits).sum(dim=-1, keepdim=True))
+        logits_tangent = share / logits.shape[1]
         features_tangent = logits_tangent @ self._head + self._logits_gradient @ own[HEAD_WEIGHT]
         found = self._tape.backward_tangent(features_tangent, below)
         weight = logits_tangent.mT @ self._tape.features + self._logits_gradient.mT @ features
-        return self._ordered(found, weight, logits_tangent.sum(dim=0))
+        return self._ordered(found, weight, logits_tangent.sum(dim=1))
 
     def _ordered(self, backbone: Mapping[str, Tensor], weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         values = {f"{BACKBONE}{name}": value for name, value in backbone.items()}
         values |= {HEAD_WEIGHT: weight, HEAD_BIAS: bias}
-        return tuple(values[name].unsqueeze(0) for name in self._names)
+        return tuple(values[name] for name in self._names)
 
 
 class _TapedGradient(torch.autograd.Function):

@@ -9,13 +9,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, Statistics
-from metalearn_core.backbones.functional import linear
-from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.backbones.functional import channels_last, linear
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import Learner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import (
+    Learner,
+    LearnerConfig,
+    LearnerInfo,
+    Outcome,
+    State,
+    membership,
+    query_outcome,
+)
 from metalearn_core.learners.optimization.inner_gradient import taped_gradient
+from metalearn_core.learners.optimization.query_gradient import episode_by_episode
 
+EPISODES_AT_ONCE = 4
+TAPED_AT_ONCE = 2_600_000  # numbers; 10 MB in fp32
 _BACKBONE, _STATISTICS = "backbone.", "statistics."
 
 
@@ -70,6 +81,11 @@ class MAML(Learner):
         assert isinstance(config, MAMLConfig)
         return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query)
 
+    def episodes_at_once(self, shape: EpisodeShape) -> int:
+        """Return so many that what their inner steps remember fits: small operations cost less together."""
+        remembered = self.config.inner_steps * shape.way * shape.shot * self.backbone.tape_values
+        return max(1, min(EPISODES_AT_ONCE, TAPED_AT_ONCE // remembered)) if remembered else 1
+
     def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
         """Return the fast weights θ′ of b episodes and, when inductive, the support sets' statistics under them.
 
@@ -83,9 +99,6 @@ class MAML(Learner):
         if support_mask is not None:
             episodes = zip(support_x, support_y, support_mask, strict=True)
             return _stack([self.adapt(x[None, keep], y[None, keep], way=way) for x, y, keep in episodes])
-        if len(support_x) > 1 and support_x.device.type == "cpu":  # quicker one after the other: see `Backbone.embed`
-            one_by_one = zip(torch.split(support_x, 1), torch.split(support_y, 1), strict=True)
-            return _stack([self.adapt(x, y, way=way) for x, y in one_by_one])
         differentiable = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             if support_x.is_inference():
@@ -99,6 +112,16 @@ class MAML(Learner):
         if query_mask is not None and not statistics:
             return self._predict_unmasked(state, query_x, query_mask)
         return self._logits(state, self.standardise(query_x), statistics or None)[0]
+
+    def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
+        """Return the outer losses (b,): the mean cross-entropy over the unmasked queries of each episode."""
+        state = self.adapt(episodes.support_x, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
+
+        def outcome_of(own: State, number: int) -> Outcome:
+            episode = episodes[number : number + 1]
+            return query_outcome(self.predict(own, episode.query_x, episode.query_mask), episode)
+
+        return episode_by_episode(outcome_of, state)
 
     def _predict_unmasked(self, state: State, query_x: Tensor, query_mask: Tensor) -> Tensor:
         """Predict when queries normalise one another, and some are padding: episode by episode, without that."""
@@ -115,7 +138,8 @@ class MAML(Learner):
         present = membership(y, self.way, None, x.dtype).amax(dim=1) > 0
         keep: Callable[[Tensor], Tensor] = (lambda value: value) if differentiable else _cut
         weights = {
-            name: keep(parameter.expand(len(x), *parameter.shape)) for name, parameter in self.named_parameters()
+            name: keep(channels_last(parameter).expand(len(x), *parameter.shape))
+            for name, parameter in self.named_parameters()
         }
         second_order = differentiable and not self.config.first_order
         for _ in range(self.config.inner_steps if self.training else self.config.eval_steps):
@@ -132,7 +156,7 @@ class MAML(Learner):
         self, weights: Mapping[str, Tensor], x: Tensor, y: Tensor, present: Tensor, second_order: bool
     ) -> Mapping[str, Tensor]:
         """Return ∇θ L(θ; support set) of each episode, always in full precision: support sets are small."""
-        if len(x) == 1 and self.backbone.taped:
+        if self.backbone.taped:
             return taped_gradient(self.backbone, x, y, present, weights, second_order)
         with torch.autocast(x.device.type, enabled=False):
             logits, _ = self._logits({**weights, "present": present}, x, None)

@@ -11,14 +11,17 @@ SPEC = DatasetSpec(
 )
 
 
+GROUPS = 3
+
+
 def problem(pooling, seed):
     generator = torch.Generator().manual_seed(seed)
     backbone = make_backbone("conv4", SPEC, {"width": 5, "blocks": 3, "pooling": pooling}).double()
     weights = {
-        name: torch.randn(value.shape, generator=generator, dtype=torch.float64).requires_grad_()
+        name: torch.randn(GROUPS, *value.shape, generator=generator, dtype=torch.float64).requires_grad_()
         for name, value in backbone.named_parameters()
     }
-    x = torch.randn(6, *SPEC.example_shape, generator=generator, dtype=torch.float64)
+    x = torch.randn(GROUPS, 6, *SPEC.example_shape, generator=generator, dtype=torch.float64)
     mixing = torch.randn(backbone.feature_size, 3, generator=generator, dtype=torch.float64)
     direction = {name: torch.randn(v.shape, generator=generator, dtype=torch.float64) for name, v in weights.items()}
     return backbone, weights, x, mixing, direction
@@ -28,7 +31,7 @@ def problem(pooling, seed):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_features_gradient_and_its_derivative_are_those_of_autograd(pooling, seed):
     backbone, weights, x, mixing, direction = problem(pooling, seed)
-    features = backbone.embed(weights, x.unsqueeze(0))[0][0]
+    features, _ = backbone.embed(weights, x)
 
     def loss(features):
         return (features @ mixing).square().sum() / 2

@@ -8,12 +8,12 @@ from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
 
 
-def gradient(dataset, name, threads, tasks=5, precision="fp32", dtype=torch.float32):
+def gradient(dataset, name, threads, tasks=5, precision="fp32", dtype=torch.float32, chunk=1):
     spec = LearnerSpec(learner=name, backbone_options={"width": 8, "blocks": 3})
     learner = make_learner(spec, dataset.spec, way=4, dtype=dtype).train()
     batch = EpisodeSampler(dataset, "train", EpisodeShape(4, 1, 3), seed=0).batch(0, tasks)
-    with Engine(EngineChoices(threads=threads, precision=precision)) as engine:
-        result = engine.gradient(learner, lambda task: learner.train_episodes(batch[task : task + 1]), tasks)
+    with Engine(EngineChoices(threads=threads, precision=precision, chunk=chunk)) as engine:
+        result = engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), tasks)
     return learner, batch, result
 
 
