@@ -1,21 +1,27 @@
 """MAML's training step beside its peers: the same network, data and precision, and the same gradients.
 
-    pip install higher torchopt          (peers; where one is missing, its row is left out)
+    pip install higher torchopt graphviz         (peers; where one is missing, its row is left out)
     python -m benchmarks.engine [--dataset FOLDER] [--rounds 7]
 
 Omniglot's shape: 5-way 1-shot 15-query, conv4-64 with strides, second order, meta-batch 32. Every peer normalises
-transductively, since none can do otherwise. Each round measures all of them one after the other; a figure is the median
-of the rounds, a ratio that of the rounds' own ratios to higher.
+transductively, since none can do otherwise. Each is a process of its own, with an allocator and threads of its own; in
+each round all of them take a step, one after the other. A figure is the median of the rounds, a ratio that of the
+rounds' own ratios to higher; memory is the largest resident size of the process, data and libraries included.
 """
 
 import argparse
+import contextlib
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +36,9 @@ from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
 
 WAY, INNER_LR, META_BATCH = 5, 0.4, 32
+OURS = ("ours, fp32", "ours, bf16")
+PLAIN, VMAP = "a plain loop over tasks", "torch.func.vmap"
+PEERS = ("higher", "torchopt")
 Gradients = list[Tensor]
 Step = Callable[[], Gradients]
 
@@ -55,49 +64,135 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch, kept_memory():
+    if arguments.one:
+        name, inner_steps, out = arguments.one
+        serve(name, arguments.dataset, int(inner_steps), Path(out))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.dataset or Path(scratch) / "glyphs"
         if arguments.dataset is None:
             build_dataset("glyphs", folder)
-        dataset = EpisodeDataset.open(folder)
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-        print("| inner steps | what | tasks a second, median | to higher, median (range) | largest difference |")
-        print("| --- | --- | --- | --- | --- |")
+        print("| inner steps | what | tasks a second, median | to higher, median (range) | memory | difference |")
+        print("| --- | --- | --- | --- | --- | --- |")
         for inner_steps in (1, 5):
-            table(dataset, inner_steps, arguments.rounds)
+            table(folder, inner_steps, arguments.rounds, Path(scratch))
 
 
-def table(dataset: EpisodeDataset, inner_steps: int, rounds: int) -> None:
+class Contestant:
+    """A process that takes a training step whenever it is told to.
+
+    Args:
+        name: of what takes it.
+        dataset: the episode dataset's folder.
+        inner_steps: of MAML.
+        out: a file for its first gradient.
+    """
+
+    def __init__(self, name: str, dataset: Path, inner_steps: int, out: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.engine", "--dataset", str(dataset)]
+        command += ["--one", name, str(inner_steps), str(out)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
+        self.gradient = load_file(out)
+
+    def step(self) -> float:
+        """Return the seconds of a step."""
+        self._tell("step")
+        return float(self._answer())
+
+    def end(self) -> float:
+        """End the process, and return its largest resident size in MB."""
+        self._tell("end")
+        return float(self._answer())
+
+    def _tell(self, what: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit("a contestant ended early")
+        return answer
+
+
+def table(dataset: Path, inner_steps: int, rounds: int, scratch: Path) -> None:
     """Print the rows for one number of inner steps."""
-    batch = EpisodeSampler(dataset, "train", EpisodeShape(WAY, 1, 15), seed=0).batch(0, META_BATCH)
+    names = [*OURS, PLAIN, VMAP, *(name for name in PEERS if _installed(name))]
+    contestants = {
+        name: Contestant(name, dataset, inner_steps, scratch / f"{number}") for number, name in enumerate(names)
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            seconds[name].append(contestant.step())
+    memory = {name: contestant.end() for name, contestant in contestants.items()}
+    base = seconds.get("higher") or seconds[PLAIN]
+    expected = contestants[PLAIN].gradient
+    for name, spent in seconds.items():
+        ratios = sorted(one / other for one, other in zip(base, spent, strict=True))
+        found = contestants[name].gradient
+        difference = max(
+            ((found[key] - expected[key]).norm() / expected[key].norm().clamp_min(1e-12)).item() for key in expected
+        )
+        print(
+            f"| {inner_steps} | {name} | {META_BATCH / statistics.median(spent):.1f} "
+            f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) "
+            f"| {memory[name]:.0f} MB | {difference:.1e} |",
+            flush=True,
+        )
+
+
+def _installed(name: str) -> bool:
+    try:
+        __import__(name)
+    except ImportError:
+        return False
+    return True
+
+
+def serve(name: str, dataset: Path, inner_steps: int, out: Path) -> None:
+    """Be a contestant: write the first gradient, then take a step for each line read, and answer with its seconds."""
+    opened = EpisodeDataset.open(dataset)
+    batch = EpisodeSampler(opened, "train", EpisodeShape(WAY, 1, 15), seed=0).batch(0, META_BATCH)
     options = {"inner_lr": INNER_LR, "inner_steps": inner_steps, "batch_norm": "transductive"}
-    learner = make_learner(LearnerSpec(learner="maml", options=options), dataset.spec, way=WAY).train()
+    learner = make_learner(LearnerSpec(learner="maml", options=options), opened.spec, way=WAY).train()
     with torch.no_grad():
         learner.head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
     network = Network()
     copy_weights(learner, network)
-    own = {f"ours, {name}": ours(learner, batch, name) for name in ("fp32", "bf16")}
-    steps = {**own, **peers(network, learner, batch, inner_steps)}
-    found = {name: step() for name, step in steps.items()}
-    expected = found["a plain loop over tasks"]
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
+    with contextlib.ExitStack() as stack:
+        step = _step(name, stack, network, learner, batch, inner_steps)
+        save_file({f"{number}": value.contiguous() for number, value in enumerate(step())}, out)
+        print("ready", flush=True)
+        for line in sys.stdin:
+            if line.strip() == "end":
+                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+                return
             started = time.perf_counter()
             step()
-            seconds[name].append(time.perf_counter() - started)
-    base = seconds.get("higher") or seconds["a plain loop over tasks"]
-    for name, spent in seconds.items():
-        ratios = sorted(one / other for one, other in zip(base, spent, strict=True))
-        difference = max(
-            ((a - b).norm() / b.norm().clamp_min(1e-12)).item() for a, b in zip(found[name], expected, strict=True)
-        )
-        print(
-            f"| {inner_steps} | {name} | {META_BATCH / statistics.median(spent):.1f} "
-            f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {difference:.1e} |",
-            flush=True,
-        )
+            print(time.perf_counter() - started, flush=True)
+
+
+def _step(
+    name: str, stack: contextlib.ExitStack, network: Network, learner: Learner, batch: EpisodeBatch, inner_steps: int
+) -> Step:
+    """Return what a contestant does."""
+    if name in OURS:
+        return ours(stack, learner, batch, name.removeprefix("ours, "))
+    if name == VMAP:
+        return lambda: vmapped(network, batch, learner, inner_steps)
+    tasks = [
+        (learner.standardise(sx), sy, learner.standardise(qx), qy)
+        for sx, sy, qx, qy in zip(batch.support_x, batch.support_y, batch.query_x, batch.query_y, strict=True)
+    ]
+    function = {PLAIN: plain, "higher": with_higher, "torchopt": with_torchopt}[name]
+    return lambda: function(network, tasks, inner_steps)
 
 
 def copy_weights(learner: Learner, network: Network) -> None:
@@ -107,34 +202,17 @@ def copy_weights(learner: Learner, network: Network) -> None:
             own.copy_(other)
 
 
-def ours(learner: Learner, batch: EpisodeBatch, precision: str) -> Step:
+def ours(stack: contextlib.ExitStack, learner: Learner, batch: EpisodeBatch, precision: str) -> Step:
     """Return the engine's step."""
     plan = TrainingPlan(way=WAY, shot=1, query=15, episodes=1, precision=precision)  # type: ignore[arg-type]
+    stack.enter_context(kept_memory())
     choices = EngineChoices.choose(plan, len(batch), learner.episodes_at_once(EpisodeShape(WAY, 1, 15)))
+    engine = stack.enter_context(Engine(choices))
 
     def step() -> Gradients:
-        with Engine(choices) as engine:
-            found = engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), len(batch))
-        return list(found.gradients)
+        return list(engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), len(batch)).gradients)
 
     return step
-
-
-def peers(network: Network, learner: Learner, batch: EpisodeBatch, inner_steps: int) -> dict[str, Step]:
-    """Return the peers' steps that can be run here."""
-    tasks = [
-        (learner.standardise(sx), sy, learner.standardise(qx), qy)
-        for sx, sy, qx, qy in zip(batch.support_x, batch.support_y, batch.query_x, batch.query_y, strict=True)
-    ]
-    steps: dict[str, Step] = {"a plain loop over tasks": lambda: plain(network, tasks, inner_steps)}
-    steps["torch.func.vmap"] = lambda: vmapped(network, batch, learner, inner_steps)
-    for name, step in (("higher", with_higher), ("torchopt", with_torchopt)):
-        try:
-            __import__(name)
-        except ImportError:
-            continue
-        steps[name] = lambda step=step: step(network, tasks, inner_steps)  # type: ignore[misc]
-    return steps
 
 
 def plain(network: Network, tasks: list[tuple[Tensor, ...]], inner_steps: int) -> Gradients:

@@ -1,10 +1,14 @@
 """Tasks side by side on a CPU: one thread of torch each, which is quicker than threads inside each operation."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+
+# Threads hold Python's lock for microseconds between operations of milliseconds: a waiting one asks for it soon.
+_SWITCH_INTERVAL_S = 2e-4
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -23,11 +27,12 @@ class SideBySide:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self._pool: ThreadPoolExecutor | None = None
-        self._before = torch.get_num_threads()
+        self._before, self._interval_before = torch.get_num_threads(), sys.getswitchinterval()
 
     def __enter__(self) -> "SideBySide":
-        self._before = torch.get_num_threads()
+        self._before, self._interval_before = torch.get_num_threads(), sys.getswitchinterval()
         if self._threads > 1:
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
             self._pool = ThreadPoolExecutor(
                 self._threads - 1, thread_name_prefix="task", initializer=torch.set_num_threads, initargs=(1,)
             )
@@ -37,6 +42,7 @@ class SideBySide:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
+            sys.setswitchinterval(self._interval_before)
         if self._threads:
             torch.set_num_threads(self._before)
 
