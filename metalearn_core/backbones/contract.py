@@ -99,12 +99,13 @@ class Backbone(nn.Module, ABC):
         used = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
         return torch.cat([part[0] for part in parts]), used
 
-    def tape(self, weights: Weights, x: Tensor) -> Tape:
+    def tape(self, weights: Weights, x: Tensor, tangent_precision: torch.dtype) -> Tape:
         """Return the forward pass of g groups, each batch-normalised by itself, with its derivatives by hand.
 
         Args:
             weights: by the names of `named_parameters()`, each with a leading dimension g.
             x: (g, n, *x) standardised examples.
+            tangent_precision: of the convolutions of the tangents; everything else is in the type of x.
 
         Raises:
             NotImplementedError: the backbone is not `taped`: autograd differentiates `embed`.

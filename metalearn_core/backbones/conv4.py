@@ -112,6 +112,6 @@ class Conv4(Backbone):
             hidden = F.relu(F.max_pool2d(hidden, 2) if pooled else hidden, inplace=True)
         return unfold_groups(hidden, groups), used
 
-    def tape(self, weights: Weights, x: Tensor) -> Conv4Tape:
+    def tape(self, weights: Weights, x: Tensor, tangent_precision: torch.dtype) -> Conv4Tape:
         """Return the forward pass of groups x (g, n, c, h, w), with its derivatives by hand."""
-        return Conv4Tape(weights, x, len(self.blocks), self.config.pooling == "max")
+        return Conv4Tape(weights, x, len(self.blocks), self.config.pooling == "max", tangent_precision)

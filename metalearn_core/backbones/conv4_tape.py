@@ -68,12 +68,16 @@ class Conv4Tape:
         x: (g, n, c, h, w) standardised examples.
         blocks: how many.
         pooled: a block halves by max-pool, not by stride.
+        tangent_precision: of the matrix products of the tangents; what they give is summed up in the type of x.
 
     Attributes:
         features: (g, n, d).
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], x: Tensor, blocks: int, pooled: bool) -> None:
+    def __init__(
+        self, weights: Mapping[str, Tensor], x: Tensor, blocks: int, pooled: bool, tangent_precision: torch.dtype
+    ) -> None:
+        self._tangent_precision = tangent_precision
         self._groups, self._examples = x.shape[0], x.shape[1]
         self._stride = 1 if pooled else 2
         self._blocks: list[_Block] = []
@@ -119,9 +123,9 @@ class Conv4Tape:
         self._tangents = []
         for number, block in enumerate(self._blocks):
             weight, scale, shift = _of_block(direction, number)
-            normal = self._unfold(before, block.size) @ weight.mT
+            normal = self._tangent_product(self._unfold(self._rounded(before), block.size), weight.mT)
             if hidden is not None:
-                normal.baddbmm_(self._unfold(hidden, block.size), block.weight.mT)
+                normal += self._tangent_product(self._unfold(self._rounded(hidden), block.size), block.weight.mT)
             correlation = (normal * block.normal).mean(1, keepdim=True)
             normal.sub_(torch.addcmul(normal.mean(1, keepdim=True), block.normal, correlation)).mul_(block.inverse)
             factor = scale * block.inverse - block.scale * block.inverse.square() * correlation
@@ -147,12 +151,14 @@ class Conv4Tape:
             factor = block.scale * block.inverse
             still = _direction(block, gradient)
             moved = mean.mul_(-1 / mean.shape[1]).add_(out).mul_(factor).addcmul_(still, tangent.factor)
-            weight = self._weight_gradient(moved, before, block.size)
+            rounded = self._rounded(moved)
+            weight = self._weight_gradient(rounded, self._rounded(before), block.size).to(moved.dtype)
             if tangent.hidden is not None:
-                z = still.mul_(factor)
+                z = self._rounded(still.mul_(factor))
                 along, _, _ = _of_block(direction, number)
-                weight += self._weight_gradient(z, tangent.hidden, block.size)
-                hidden = self._fold((moved @ block.weight).baddbmm_(z, along), block.size)
+                weight += self._weight_gradient(z, self._rounded(tangent.hidden), block.size)
+                patches = self._tangent_product(rounded, block.weight)
+                hidden = self._fold(patches.add_(self._tangent_product(z, along)), block.size)
             found |= _named(number, weight, scale, shift)
         self._tangents = []
         return found
@@ -189,6 +195,12 @@ class Conv4Tape:
         if patches.shape[-1] > z.shape[-1]:
             return z.mT @ patches
         return (patches.mT @ z).mT.contiguous()  # several times faster where U is the narrow one
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        return values.to(self._tangent_precision)
+
+    def _tangent_product(self, left: Tensor, right: Tensor) -> Tensor:
+        return (left @ self._rounded(right)).to(self._x.dtype)
 
     def _images(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         """Return maps (g, n·h·w, o) as (g·n, o, h, w)."""

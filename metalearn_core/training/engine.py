@@ -1,5 +1,6 @@
 """Outer gradients of a batch of episodes: a chunk of tasks a thread, summed in the order of the tasks."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,12 +27,12 @@ class EngineChoices(Record):
     Attributes:
         threads: chunks side by side, or threads inside an operation where there is one task at a time.
         precision: of the convolutions; statistics, distances and losses are always fp32.
-        chunk: tasks that one thread takes at once.
+        chunks: that a step's tasks are cut into, as evenly as can be; a thread takes the tasks of one at once.
     """
 
     threads: int
     precision: str
-    chunk: int = 1
+    chunks: int
 
     @classmethod
     def choose(cls, plan: TrainingPlan, tasks: int = 1, at_once: int = 1, processes: int = 1) -> "EngineChoices":
@@ -41,20 +42,16 @@ class EngineChoices(Record):
             plan: what is asked for.
             tasks: of a step.
             at_once: how many of them a thread takes at once, at most.
-            processes: that share the machine's cores; the chunk does not depend on their number.
+            processes: that share the machine's cores; the chunks do not depend on their number.
         """
         precision: str = plan.precision
         if precision == "auto":
             precision = "bf16" if _native_bf16() else "fp32"
         cores = available_cores()
         threads = plan.threads or max(1, cores // processes)
-        return cls(threads=threads, precision=precision, chunk=plan.chunk or _chunk(tasks, at_once, cores))
-
-
-def _chunk(tasks: int, at_once: int, cores: int) -> int:
-    """Return the size of chunks of at most `at_once` tasks that keep all cores busy to the end."""
-    rounds = math.ceil(tasks / (cores * at_once))
-    return math.ceil(tasks / (cores * rounds))
+        rounds = math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
+        chunks = cores * rounds if plan.chunk is None else math.ceil(tasks / plan.chunk)
+        return cls(threads=threads, precision=precision, chunks=min(tasks, chunks))
 
 
 def _native_bf16() -> bool:
@@ -118,7 +115,7 @@ class Engine:
             tasks: how many.
         """
         parameters = list(learner.parameters())
-        chunks = [slice(first, min(first + self.choices.chunk, tasks)) for first in range(0, tasks, self.choices.chunk)]
+        chunks = _chunks(tasks, min(tasks, self.choices.chunks))
         share = [chunks[number] for number in self._world.share(len(chunks))]
 
         def run(chunk: slice) -> _Result:
@@ -150,6 +147,13 @@ class Engine:
             statistics = {name: value for (name, _), value in zip(named, found, strict=True)}
             outcome = Outcome(losses[:, 0], accuracies[:, 0], statistics)
             yield tuple(g.view(shape) for g, shape in zip(gradients, shapes, strict=True)), outcome
+
+
+def _chunks(tasks: int, count: int) -> list[slice]:
+    """Cut tasks 0 … tasks − 1 into so many slices, the larger ones first."""
+    sizes = [tasks // count + (number < tasks % count) for number in range(count)]
+    ends = list(itertools.accumulate(sizes))
+    return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _flat(gradients: tuple[Tensor, ...], outcome: Outcome, rows: int) -> Tensor:

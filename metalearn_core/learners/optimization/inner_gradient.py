@@ -1,13 +1,13 @@
 """The gradient of an inner step: of the mean cross-entropy on a support set, differentiable once more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn_core.backbones.contract import Backbone
+from metalearn_core.backbones.contract import Backbone, Tape
 from metalearn_core.backbones.functional import linear
 
 BACKBONE = "backbone."
@@ -25,14 +25,15 @@ def taped_gradient(
         y: (b, s) labels.
         present: (b, way) which classes have support; the others take no part.
         weights: those of the backbone (below `backbone.`) and of the linear head, each with a leading dimension b.
-        second_order: the gradient can be differentiated with respect to `weights`.
+        second_order: the gradient can be differentiated with respect to `weights`; under autocast, that derivative has
+            its precision, while the gradient itself is always in full.
     """
-    names = tuple(weights)
+    names, values = tuple(weights), list(weights.values())
     if second_order:
-        gradients = _TapedGradient.apply(backbone, names, x, y, present, *weights.values())  # type: ignore[no-untyped-call]
+        gradients = _TapedGradient.apply(backbone, names, x, y, present, *values)  # type: ignore[no-untyped-call]
     else:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            gradients = _SupportLoss(backbone, names, x, y, present, list(weights.values())).gradients()
+            gradients = _SupportLoss(backbone.tape(_below(weights), x, x.dtype), names, y, present, values).gradients()
     return dict(zip(names, gradients, strict=True))
 
 
@@ -40,11 +41,10 @@ class _SupportLoss:
     """Cross-entropy of each support set: L = mean −log softmax(f Aᵀ + a)_y, f the features, A and a the head."""
 
     def __init__(
-        self, backbone: Backbone, names: tuple[str, ...], x: Tensor, y: Tensor, present: Tensor, values: list[Tensor]
+        self, tape: Tape, names: tuple[str, ...], y: Tensor, present: Tensor, values: Sequence[Tensor]
     ) -> None:
         own = dict(zip(names, values, strict=True))
-        self._names = names
-        self._tape = backbone.tape(_below(own), x)
+        self._names, self._tape = names, tape
         self._head = own[HEAD_WEIGHT]
         logits = linear(self._tape.features, self._head, own[HEAD_BIAS])
         self._share = torch.softmax(logits.masked_fill(~present.unsqueeze(1), -torch.inf), dim=-1)
@@ -83,8 +83,11 @@ class _TapedGradient(torch.autograd.Function):
     def forward(
         ctx: Any, backbone: Backbone, names: tuple[str, ...], x: Tensor, y: Tensor, present: Tensor, *values: Tensor
     ) -> tuple[Tensor, ...]:
-        with torch.autocast(x.device.type, enabled=False):
-            ctx.loss = _SupportLoss(backbone, names, x, y, present, list(values))
+        kind = x.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        with torch.autocast(kind, enabled=False):
+            tape = backbone.tape(_below(dict(zip(names, values, strict=True))), x, precision)
+            ctx.loss = _SupportLoss(tape, names, y, present, values)
             return ctx.loss.gradients()  # type: ignore[no-any-return]
 
     @staticmethod

@@ -41,7 +41,7 @@ def test_features_gradient_and_its_derivative_are_those_of_autograd(pooling, see
     derivatives = torch.autograd.grad(inner, list(weights.values()))
 
     with torch.no_grad():
-        tape = backbone.tape(weights, x)
+        tape = backbone.tape(weights, x, x.dtype)
         torch.testing.assert_close(tape.features, features)
         found = tape.backward(tape.features @ mixing @ mixing.T)
         tangent = tape.forward_tangent(direction)
@@ -55,11 +55,13 @@ def test_features_gradient_and_its_derivative_are_those_of_autograd(pooling, see
 def test_the_tangent_of_the_features_is_the_limit_of_a_difference(pooling):
     backbone, weights, x, mixing, direction = problem(pooling, 3)
     with torch.no_grad():
-        tape = backbone.tape(weights, x)
+        tape = backbone.tape(weights, x, x.dtype)
         tape.backward(tape.features @ mixing @ mixing.T)
         tangent = tape.forward_tangent(direction)
         ends = [
-            backbone.tape({name: value + sign * 1e-6 * direction[name] for name, value in weights.items()}, x).features
+            backbone.tape(
+                {name: value + sign * 1e-6 * direction[name] for name, value in weights.items()}, x, x.dtype
+            ).features
             for sign in (1, -1)
         ]
     torch.testing.assert_close(tangent, (ends[0] - ends[1]) / 2e-6, rtol=1e-4, atol=1e-4)

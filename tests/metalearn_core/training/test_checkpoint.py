@@ -10,7 +10,7 @@ from metalearn_core.training.engine import EngineChoices
 
 
 def progress(step, fingerprint="f"):
-    return Progress(fingerprint=fingerprint, step=step, engine=EngineChoices(threads=2, precision="fp32"))
+    return Progress(fingerprint=fingerprint, step=step, engine=EngineChoices(threads=2, precision="fp32", chunks=1))
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
 
 
-def gradient(dataset, name, threads, tasks=5, precision="fp32", dtype=torch.float32, chunk=1):
+def gradient(dataset, name, threads, tasks=5, precision="fp32", dtype=torch.float32, chunks=5):
     spec = LearnerSpec(learner=name, backbone_options={"width": 8, "blocks": 3})
     learner = make_learner(spec, dataset.spec, way=4, dtype=dtype).train()
     batch = EpisodeSampler(dataset, "train", EpisodeShape(4, 1, 3), seed=0).batch(0, tasks)
-    with Engine(EngineChoices(threads=threads, precision=precision, chunk=chunk)) as engine:
+    with Engine(EngineChoices(threads=threads, precision=precision, chunks=chunks)) as engine:
         result = engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), tasks)
     return learner, batch, result
 
@@ -38,7 +38,7 @@ def test_it_is_the_gradient_of_the_mean_loss(dataset, name):
 
 def test_a_failure_in_a_task_is_the_callers(dataset):
     learner, _, _ = gradient(dataset, "maml", 1)
-    with Engine(EngineChoices(threads=2, precision="fp32")) as engine, pytest.raises(ZeroDivisionError):
+    with Engine(EngineChoices(threads=2, precision="fp32", chunks=3)) as engine, pytest.raises(ZeroDivisionError):
         engine.gradient(learner, lambda task: 1 / 0, 3)
 
 
@@ -58,5 +58,33 @@ def test_bf16_is_near_fp32(dataset, name):
 
 
 def test_explicit_choices_are_taken():
-    plan = TrainingPlan(way=4, shot=1, query=3, episodes=1, precision="fp32", threads=3)
-    assert EngineChoices.choose(plan) == EngineChoices(threads=3, precision="fp32")
+    plan = TrainingPlan(way=4, shot=1, query=3, episodes=1, precision="fp32", threads=3, chunk=2)
+    assert EngineChoices.choose(plan, tasks=7) == EngineChoices(threads=3, precision="fp32", chunks=4)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "at_once", "cores", "chunks"), [(32, 3, 2, 12), (32, 8, 3, 6), (4, 8, 16, 4), (1, 1, 2, 1)]
+)
+def test_chunks_fit_and_keep_every_core_busy(monkeypatch, tasks, at_once, cores, chunks):
+    monkeypatch.setattr("metalearn_core.training.engine.available_cores", lambda: cores)
+    plan = TrainingPlan(way=4, shot=1, query=3, episodes=1)
+    for processes in (1, 2, 3):
+        assert EngineChoices.choose(plan, tasks, at_once, processes).chunks == chunks
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("name", ["maml", "protonet"])
+def test_all_ways_to_cut_the_tasks_give_the_same_loss_and_gradients(dataset, name, dtype, tolerance):
+    """By hand or by autograd, task by task or several at once, on one thread or more: against the plain loop."""
+    learner, batch, _ = gradient(dataset, name, 1, tasks=7, dtype=dtype)
+    parameters = list(learner.parameters())
+    losses = [learner.train_episodes(batch[task : task + 1]).losses.mean() for task in range(7)]
+    wanted = [
+        torch.stack(parts).mean(0)
+        for parts in zip(*(torch.autograd.grad(loss, parameters) for loss in losses), strict=True)
+    ]
+    for threads, chunks in [(1, 1), (1, 3), (2, 3), (3, 7)]:
+        _, _, found = gradient(dataset, name, threads, tasks=7, dtype=dtype, chunks=chunks)
+        assert found.loss == pytest.approx(torch.stack(losses).mean().item(), rel=tolerance)
+        for one, other in zip(found.gradients, wanted, strict=True):
+            assert (one - other).norm() <= tolerance * other.norm() + 1e-12
