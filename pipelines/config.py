@@ -35,6 +35,7 @@ class RunConfig(BaseModel):
         seed: of the initial weights and the stream of training episodes; of a sweep's drawing too.
         patience: stop training after so many validations in a row without a better one; 0: never.
         precision: of training; `auto` is bf16 where the processor computes it natively.
+        device, processes, checkpoint_seconds: what a training may use; see `TrainingResources`.
         gate: rules of promotion, by the names of `GateRules`.
     """
 
@@ -59,6 +60,9 @@ class RunConfig(BaseModel):
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     patience: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: int = Field(1, ge=1, le=1024)
+    checkpoint_seconds: float = Field(60.0, ge=0, allow_inf_nan=False)
     image_size: int = 28
     color: Literal["auto", "grey", "rgb"] = "auto"
     split_by: Literal["auto", "class", "domain"] = "auto"

@@ -76,6 +76,9 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
         seed: int = 0,
         patience: int = 0,
         precision: str = "auto",
+        device: str = "auto",
+        processes: int = 1,
+        checkpoint_seconds: float = 60.0,
         image_size: int = 28,
         color: str = "auto",
         split_by: str = "auto",
@@ -110,6 +113,9 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
             seed: of the initial weights and the stream of training episodes.
             patience: stop training after so many validations in a row without a better one; 0: never.
             precision: of training: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
+            device: of training: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+            processes: that share each training step's episodes; the same model whatever their number.
+            checkpoint_seconds: at most so long between checkpoints of a training.
             image_size: height and width of the stored images, in pixels.
             color: `grey`, `rgb`, or `auto`.
             split_by: `class`, `domain`, or `auto`.
@@ -171,6 +177,9 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                     **shape,
                     **train_shape,
                     **budget,
+                    device=device,
+                    processes=processes,
+                    checkpoint_seconds=checkpoint_seconds,
                     storage=storage,
                 )
             ).after(validated)

@@ -21,6 +21,9 @@ def meta_train(
     seed: int,
     patience: int,
     precision: str,
+    device: str,
+    processes: int,
+    checkpoint_seconds: float,
     storage: str,
     trained: Output[Model],
 ) -> None:
@@ -40,6 +43,9 @@ def meta_train(
         seed: of the initial weights and the stream of training episodes.
         patience: stop after so many validations in a row without a better one; 0: never.
         precision: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
+        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+        processes: that share each step's episodes; the same model whatever their number.
+        checkpoint_seconds: at most so long between checkpoints.
         storage: where finished trainings and checkpoints are kept.
         trained: the model in `bundle/`, and what happened in `training.json`.
     """
@@ -49,7 +55,7 @@ def meta_train(
     from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
     from metalearn_core.steps.naming import learner_of
-    from metalearn_core.steps.requests import training_request
+    from metalearn_core.steps.requests import training_request, training_resources
     from metalearn_core.steps.training import train_learner
     from metalearn_core.storage import copy_folder
 
@@ -68,7 +74,8 @@ def meta_train(
             patience=patience,
             precision=precision,
         )
-        folder = train_learner(*read_pointer(dataset.path), item, request, Path(storage))
+        resources = training_resources(device=device, processes=processes, checkpoint_seconds=checkpoint_seconds)
+        folder = train_learner(*read_pointer(dataset.path), item, request, resources, Path(storage))
         copy_folder(folder, Path(trained.path))
         trained.metadata["learner"] = learner_of(learner)
         trained.metadata["dataset_digest"] = dataset.metadata["digest"]

@@ -33,10 +33,11 @@ class EpisodeDataset:
         examples: (N, *x) in the dataset's dtype; read only.
         class_offset: (C,) int64, the first row of each class.
         class_count: (C,) int64, the rows of each class.
+        mapped: the examples are read from disk as they are used.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, examples: Tensor) -> None:
-        self.folder, self.manifest, self.examples = folder, manifest, examples
+    def __init__(self, folder: Path, manifest: Manifest, examples: Tensor, *, mapped: bool = False) -> None:
+        self.folder, self.manifest, self.examples, self.mapped = folder, manifest, examples, mapped
         self.class_count = torch.tensor([entry.count for entry in manifest.classes])
         self.class_offset = self.class_count.cumsum(0) - self.class_count
         self._moved: dict[torch.device, Tensor] = {}
@@ -68,7 +69,7 @@ class EpisodeDataset:
             return cls(folder, manifest, _read_whole(folder, manifest))
         store = (cache or Path(DEFAULT_CACHE)).expanduser()
         _verify_once(folder, manifest, store)
-        return cls(folder, manifest, _map(folder, manifest, store))
+        return cls(folder, manifest, _map(folder, manifest, store), mapped=True)
 
     @property
     def digest(self) -> str:

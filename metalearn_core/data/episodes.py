@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metalearn_core.data.shape import EpisodeShape as EpisodeShape  # noqa: PLC0414  (public here too)
@@ -57,6 +58,15 @@ class EpisodeBatch:
 
     def __len__(self) -> int:
         return self.support_x.shape[0]
+
+    def to(self, device: torch.device) -> "EpisodeBatch":
+        """Return the episodes on a device; from pinned memory they are copied while the processor goes on."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        return EpisodeBatch(**moved)
 
     def __getitem__(self, episodes: slice) -> "EpisodeBatch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}

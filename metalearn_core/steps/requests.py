@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
@@ -40,6 +41,46 @@ class TrainingRequest(Record):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
+class TrainingResources(Record):
+    """What a training may use: it ends with the same model whatever that is, but for rounding.
+
+    Attributes:
+        device: `auto` is a GPU where there is one.
+        processes: that share each step's episodes; on GPUs one each.
+        chunk: training episodes that a thread or a GPU takes at once; 0: as many as are quickest.
+        checkpoint_seconds: at most so long between checkpoints.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: int = Field(1, ge=1, le=1024)
+    chunk: int = Field(0, ge=0)
+    checkpoint_seconds: float = Field(60.0, ge=0, allow_inf_nan=False)
+
+
+class TrainingOrder(Record):
+    """Everything that a process which trains must know.
+
+    Attributes:
+        dataset: the episode dataset's folder.
+        item: the JSON form of a `LearnerSpec`.
+        request: shapes, budget and seed.
+        resources: what it may use.
+        checkpoints: the folder of this training's checkpoints alone.
+        bundle: the folder to write.
+        run_id: the MLflow run that metrics go to; None: nowhere.
+        restart: begin anew, whatever checkpoint is there.
+    """
+
+    dataset: Path
+    item: dict[str, Any]
+    request: TrainingRequest
+    resources: TrainingResources
+    checkpoints: Path
+    bundle: Path
+    run_id: str | None = None
+    restart: bool = False
+
+
 class EvaluationRequest(Record):
     """The episodes that learners are measured on; `seed` is that of the episodes."""
 
@@ -63,6 +104,15 @@ def training_request(**values: Any) -> TrainingRequest:
             f"{request.seconds:g} seconds"
         )
     return request
+
+
+def training_resources(**values: Any) -> TrainingResources:
+    """Return resources from a pipeline's inputs.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    return _checked(TrainingResources, "input", values)
 
 
 def evaluation_request(**values: Any) -> EvaluationRequest:

@@ -8,37 +8,26 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.lifetime import OWNER_VARIABLE, end_with_owner, owner_value
 from metalearn_core.resources import available_cores
-from metalearn_core.steps.requests import TrainingRequest
+from metalearn_core.steps.requests import TrainingOrder
 from metalearn_core.storage import read_json, write_json
 
 _ERROR = "error: "
 _GRACE_S = 40  # torchrun's own is 30 seconds
 
 
-class ProcessesRequest(Record):
-    """What each of the processes is asked for: the arguments of `training.train_here`."""
-
-    dataset: Path
-    item: dict[str, Any]
-    request: TrainingRequest
-    checkpoints: Path
-    bundle: Path
-    restart: bool
-
-
-def train_in_processes(asked: ProcessesRequest, processes: int) -> dict[str, Any]:
-    """Train in so many processes, and return the record of the training.
+def train_in_processes(order: TrainingOrder) -> dict[str, Any]:
+    """Train in as many processes as ordered, and return the record of the training.
 
     Raises:
         MetalearnError: a process failed, or ended early; then all of them end.
     """
     with tempfile.TemporaryDirectory(prefix="metalearn-") as scratch:
         request, record, log = (Path(scratch) / name for name in ("request.json", "record.json", "log.txt"))
-        write_json(request, asked.model_dump(mode="json"))
+        processes = order.resources.processes
+        write_json(request, order.model_dump(mode="json"))
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command += ["-m", "metalearn_core.steps.train_processes", str(request), str(record)]
         threads = str(max(1, available_cores() // processes))
@@ -64,23 +53,15 @@ def _reason(log: str) -> str:
 
 
 def main() -> int:
-    """Train as one of the processes: `… REQUEST RECORD`; the first one writes the record."""
+    """Train as one of the processes: `… ORDER RECORD`; the first one writes the record."""
     from metalearn_core.steps.training import train_here
     from metalearn_core.training.world import joined
 
     end_with_owner()
-    asked = ProcessesRequest.model_validate(read_json(Path(sys.argv[1]), "request"))
-    with joined() as world:
+    order = TrainingOrder.model_validate(read_json(Path(sys.argv[1]), "order"))
+    with joined(order.resources.device) as world:
         try:
-            record = train_here(
-                asked.dataset,
-                asked.item,
-                asked.request,
-                asked.checkpoints,
-                asked.bundle,
-                restart=asked.restart,
-                world=world,
-            )
+            record = train_here(order, world)
         except (MetalearnError, OSError) as error:
             if world.leads:
                 sys.stderr.write(f"{_ERROR}{one_line(error)}\n")

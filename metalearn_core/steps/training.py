@@ -1,8 +1,8 @@
 """The steps of one learner: meta-train it, and evaluate it on validation and test episodes."""
 
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from metalearn_core.data.manifest import Split, read_manifest
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.reuse import kept, result_digest, result_folder
 from metalearn_core.steps.data import read_dataset
-from metalearn_core.steps.requests import EvaluationRequest, TrainingRequest
+from metalearn_core.steps.requests import EvaluationRequest, TrainingOrder, TrainingRequest, TrainingResources
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.version import git_commit, package_version
 
@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 BUNDLE = "bundle"
 TRAINING = "training.json"
 EVALUATION = "evaluation.json"
+DEFAULT_RESOURCES = TrainingResources()
 
 
 def train_learner(
-    dataset: Path, dataset_digest: str, item: Mapping[str, Any], request: TrainingRequest, storage: Path
+    dataset: Path,
+    dataset_digest: str,
+    item: Mapping[str, Any],
+    request: TrainingRequest,
+    resources: TrainingResources,
+    storage: Path,
 ) -> Path:
     """Meta-train one learner as a step, or find its finished training; one that was cut off goes on.
 
@@ -34,6 +40,7 @@ def train_learner(
         dataset_digest: its digest.
         item: the JSON form of a `LearnerSpec`.
         request: shapes, budget and seed.
+        resources: what the training may use.
         storage: where finished trainings and checkpoints are kept.
 
     Returns:
@@ -49,9 +56,17 @@ def train_learner(
 
         place = result_folder(storage / "results", "training", key)
         run_id = start_training(item, request.model_dump(), digest, place.name)
+        order = TrainingOrder(
+            dataset=dataset,
+            item=dict(item),
+            request=request,
+            resources=resources,
+            checkpoints=checkpoints,
+            bundle=folder / BUNDLE,
+            run_id=run_id,
+        )
         try:
-            with tracking.MetricBuffer(run_id) as buffer:
-                record = _train(dataset, item, request, checkpoints, folder / BUNDLE, run_id, buffer.log)
+            record = carry_out(order)
         except BaseException as error:
             with suppress(MetalearnError):
                 tracking.set_outcome(run_id, "FAILED", one_line(error))
@@ -71,7 +86,7 @@ def train_bundle(
     *,
     checkpoints: Path,
     restart: bool = False,
-    processes: int = 1,
+    resources: TrainingResources = DEFAULT_RESOURCES,
 ) -> dict[str, Any]:
     """Meta-train one learner outside a pipeline, write its bundle, and return the record of the training.
 
@@ -82,55 +97,39 @@ def train_bundle(
         bundle: the folder to write.
         checkpoints: where each training's checkpoints have a folder of their own, by what it is.
         restart: begin anew, whatever checkpoint is there.
-        processes: that train together; the result does not depend on their number.
+        resources: what the training may use.
     """
     from metalearn_core.bundle import check_place
 
     check_place(bundle)
     key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
-    folder = checkpoints / result_digest("training", key)
-    if processes == 1:
-        return train_here(dataset, item, request, folder, bundle, restart=restart)
-    from metalearn_core.steps.train_processes import ProcessesRequest, train_in_processes
-
-    asked = ProcessesRequest(
-        dataset=dataset, item=dict(item), request=request, checkpoints=folder, bundle=bundle, restart=restart
+    order = TrainingOrder(
+        dataset=dataset,
+        item=dict(item),
+        request=request,
+        resources=resources,
+        checkpoints=checkpoints / result_digest("training", key),
+        bundle=bundle,
+        restart=restart,
     )
-    return train_in_processes(asked, processes)
+    return carry_out(order)
 
 
-def train_here(
-    dataset: Path,
-    item: Mapping[str, Any],
-    request: TrainingRequest,
-    checkpoints: Path,
-    bundle: Path,
-    *,
-    restart: bool = False,
-    world: "World | None" = None,
-) -> dict[str, Any]:
-    """Meta-train one learner in this process, one of a `world` or alone, as `train_bundle` says.
+def carry_out(order: TrainingOrder) -> dict[str, Any]:
+    """Train as ordered, in this process or in several beside it, and return the record of the training."""
+    if order.resources.processes == 1:
+        return train_here(order)
+    from metalearn_core.steps.train_processes import train_in_processes
 
-    Args:
-        dataset, item, request, bundle, restart: see `train_bundle`.
-        checkpoints: the folder of this training's checkpoints alone.
-        world: the processes that train together.
+    return train_in_processes(order)
+
+
+def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, Any]:
+    """Train as ordered in this process, one of a `world` or alone.
+
+    Returns:
+        the record of the training; empty in any but the first process.
     """
-    return _train(dataset, item, request, checkpoints, bundle, None, None, restart=restart, world=world)
-
-
-def _train(
-    dataset_folder: Path,
-    item: Mapping[str, Any],
-    request: TrainingRequest,
-    checkpoints: Path,
-    bundle: Path,
-    run_id: str | None,
-    on_metrics: "OnMetrics | None",
-    *,
-    restart: bool = False,
-    world: "World | None" = None,
-) -> dict[str, Any]:
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.episodes import EpisodeShape
@@ -139,33 +138,34 @@ def _train(
     from metalearn_core.training.loop import fit
     from metalearn_core.training.world import ALONE
 
-    world = world or ALONE
-    spec = LearnerSpec.model_validate(item)
-    dataset = EpisodeDataset.open(dataset_folder)
-    result = fit(
-        spec,
-        dataset,
-        _plan(request),
-        checkpoint_dir=checkpoints,
-        restart=restart,
-        on_metrics=on_metrics,
-        world=world,
-    )
+    world, request = world or ALONE, order.request
+    spec = LearnerSpec.model_validate(order.item)
+    dataset = EpisodeDataset.open(order.dataset)
+    with _metrics_of(order.run_id if world.leads else None) as on_metrics:
+        result = fit(
+            spec,
+            dataset,
+            _plan(request, order.resources),
+            checkpoint_dir=order.checkpoints,
+            restart=order.restart,
+            on_metrics=on_metrics,
+            world=world,
+        )
     if not world.leads:
         return {}
     digest = save_bundle(
-        bundle,
+        order.bundle,
         result.learner,
         spec,
         episode=EpisodeShape(request.way, request.shot, request.query),
         lineage={
             "dataset_digest": dataset.digest,
-            "dataset_uri": str(dataset_folder.resolve()),
+            "dataset_uri": str(order.dataset.resolve()),
             "seed": request.seed,
             "episodes": result.episodes,
             "code_version": f"{package_version()}+{git_commit()}",
             "training_class_digests": [entry.digest for entry in dataset.manifest.of_split("train")],
-            "mlflow_run_id": run_id,
+            "mlflow_run_id": order.run_id,
         },
         training_images=split_hashes(dataset, "train"),
     )
@@ -174,7 +174,7 @@ def _train(
         "dataset_digest": dataset.digest,
         "item": spec.model_dump(mode="json"),
         "request": request.model_dump(),
-        "run_id": run_id,
+        "run_id": order.run_id,
         "bundle_digest": digest,
         "train_seconds": result.seconds,
         "train_episodes": result.episodes,
@@ -185,7 +185,19 @@ def _train(
     }
 
 
-def _plan(request: TrainingRequest) -> "TrainingPlan":
+@contextmanager
+def _metrics_of(run_id: str | None) -> "Iterator[OnMetrics | None]":
+    """Yield what logs metrics to an MLflow run; None without one."""
+    if run_id is None:
+        yield None
+        return
+    from metalearn_core.metric_buffer import MetricBuffer
+
+    with MetricBuffer(run_id) as buffer:
+        yield buffer.log
+
+
+def _plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPlan":
     from metalearn_core.training.plan import TrainingPlan
 
     return TrainingPlan(
@@ -200,6 +212,9 @@ def _plan(request: TrainingRequest) -> "TrainingPlan":
         seed=request.seed,
         patience=request.patience or None,
         precision=request.precision,
+        device=resources.device,
+        chunk=resources.chunk or None,
+        checkpoint_seconds=resources.checkpoint_seconds,
     )
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Statistics
 from metalearn_core.data.manifest import Record
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners.contract import Learner, Outcome
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
@@ -25,7 +27,8 @@ class EngineChoices(Record):
     """What changes the last bits of a result: chosen when a run starts, and kept when it goes on.
 
     Attributes:
-        threads: chunks side by side, or threads inside an operation where there is one task at a time.
+        device: `cpu` or `cuda`.
+        threads: chunks side by side, or threads inside an operation where there is one task at a time; 0 on a GPU.
         precision: of the convolutions; statistics, distances and losses are always fp32.
         chunks: that a step's tasks are cut into, as evenly as can be; a thread takes the tasks of one at once.
     """
@@ -33,6 +36,7 @@ class EngineChoices(Record):
     threads: int
     precision: str
     chunks: int
+    device: Literal["cpu", "cuda"] = "cpu"
 
     @classmethod
     def choose(cls, plan: TrainingPlan, tasks: int = 1, at_once: int = 1, processes: int = 1) -> "EngineChoices":
@@ -43,18 +47,33 @@ class EngineChoices(Record):
             tasks: of a step.
             at_once: how many of them a thread takes at once, at most.
             processes: that share the machine's cores; the chunks do not depend on their number.
+
+        Raises:
+            UsageError: a GPU is asked for, and there is none.
         """
+        device = _device(plan.device)
         precision: str = plan.precision
         if precision == "auto":
-            precision = "bf16" if _native_bf16() else "fp32"
-        cores = available_cores()
-        threads = plan.threads or max(1, cores // processes)
-        rounds = math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
-        chunks = cores * rounds if plan.chunk is None else math.ceil(tasks / plan.chunk)
-        return cls(threads=threads, precision=precision, chunks=min(tasks, chunks))
+            precision = "bf16" if _native_bf16(device) else "fp32"
+        cores, threads, chunks = available_cores(), 0, 1
+        if device == "cpu":
+            threads = plan.threads or max(1, cores // processes)
+            chunks = cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
+        if plan.chunk is not None:
+            chunks = math.ceil(tasks / plan.chunk)
+        return cls(device=device, threads=threads, precision=precision, chunks=min(tasks, chunks))
 
 
-def _native_bf16() -> bool:
+def _device(asked: str) -> Literal["cpu", "cuda"]:
+    there = asked != "cpu" and torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise UsageError("device cuda: torch finds no GPU here: take --device cpu, or auto")
+    return "cuda" if there else "cpu"
+
+
+def _native_bf16(device: str) -> bool:
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
@@ -90,7 +109,7 @@ class Engine:
     def __enter__(self) -> "Engine":
         self._threads_before = torch.get_num_threads()
         self._side_by_side.__enter__()
-        torch.set_num_threads(self.choices.threads)
+        torch.set_num_threads(self.choices.threads or self._threads_before)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -100,7 +119,7 @@ class Engine:
     @contextmanager
     def precision(self) -> Iterator[None]:
         """Run the convolutions and matrix products of a block in the precision that was chosen."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.choices.precision == "bf16"):
+        with torch.autocast(self.choices.device, torch.bfloat16, enabled=self.choices.precision == "bf16"):
             yield
 
     def gradient(self, learner: Learner, outcome: Callable[[slice], Outcome], tasks: int) -> Gradient:
@@ -113,7 +132,20 @@ class Engine:
             learner: whose parameters.
             outcome: gives the outcome of the tasks of a slice.
             tasks: how many.
+
+        Raises:
+            MetalearnError: a GPU's memory does not hold one task; where it does not hold a chunk, chunks are halved.
         """
+        while True:
+            try:
+                return self._gradient(learner, outcome, tasks)
+            except torch.OutOfMemoryError:
+                if self.choices.chunks >= tasks or self._world.size > 1:
+                    raise _too_large(learner, self._world.size) from None
+            self.choices = self.choices.model_copy(update={"chunks": min(tasks, 2 * self.choices.chunks)})
+            torch.cuda.empty_cache()
+
+    def _gradient(self, learner: Learner, outcome: Callable[[slice], Outcome], tasks: int) -> Gradient:
         parameters = list(learner.parameters())
         chunks = _chunks(tasks, min(tasks, self.choices.chunks))
         share = [chunks[number] for number in self._world.share(len(chunks))]
@@ -126,8 +158,9 @@ class Engine:
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
-        # Threads of torch that help to sum what others compute take the processor from those, and wait while spinning.
-        torch.set_num_threads(self.choices.threads if tasks == 1 else 1)
+        if self.choices.threads:
+            # Threads that help to sum what others compute take the processor from those, and wait while spinning.
+            torch.set_num_threads(self.choices.threads if tasks == 1 else 1)
         results = map(run, share) if tasks == 1 else self._side_by_side.map(run, share)
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
@@ -147,6 +180,14 @@ class Engine:
             statistics = {name: value for (name, _), value in zip(named, found, strict=True)}
             outcome = Outcome(losses[:, 0], accuracies[:, 0], statistics)
             yield tuple(g.view(shape) for g, shape in zip(gradients, shapes, strict=True)), outcome
+
+
+def _too_large(learner: Learner, processes: int) -> MetalearnError:
+    several = "a smaller --chunk, " if processes > 1 else ""
+    return MetalearnError(
+        f"{learner.info.name}: the GPU's memory does not hold its training episodes: take {several}a smaller "
+        "--train-way or --train-query, or a smaller backbone.width"
+    )
 
 
 def _chunks(tasks: int, count: int) -> list[slice]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from metalearn_core import events
 from metalearn_core.data.dataset import EpisodeDataset
-from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
+from metalearn_core.data.prefetch import Prefetch
 from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
 from metalearn_core.errors import MetalearnError
 from metalearn_core.evaluation.scoring import Scorer
@@ -120,16 +121,24 @@ class _Run:
     ) -> None:
         self.spec, self.dataset, self.plan, self.world = spec, dataset, plan, world
         self.learner = make_learner(spec, dataset.spec, way=plan.way, seed=plan.seed)
+        self.device = torch.device("cpu")
         self.config = self.learner.config
         self.train_shape = training_shape(spec, plan, dataset)
+        choices = self._choices()
+        self.device = torch.device(choices.device)
+        self.learner.to(self.device)
+        self.data_device = _data_device(dataset, self.device)
         self.stream = self._stream()
+        self.episodes = Prefetch(self._draw)
         self.validation = None
         if plan.validations:
-            self.validation = EpisodeSampler(dataset, "validation", plan.shape, seed=VALIDATION_SEED)
+            self.validation = EpisodeSampler(
+                dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.device
+            )
         self.optimiser = torch.optim.AdamW(
             self.learner.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=self._choices())
+        self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=choices)
         self.best = self._weights()
         self.clock = _Clock(0.0)
         self.now = 0.0
@@ -141,9 +150,11 @@ class _Run:
         if found is not None:
             self.progress, tensors = found
             self.best = unpack(tensors, self.learner, self.optimiser)
-            if self.config.meta_batch > 1:  # then they change no bit, and there may be more processes now, or fewer
-                engine = self.progress.engine.model_copy(update={"threads": self._choices().threads})
-                self._update(engine=engine)
+            kept, now = self.progress.engine, self._choices()
+            if kept.device != now.device:
+                self._update(engine=now)
+            elif self.config.meta_batch > 1:  # threads change no bit then; there may be more processes now, or fewer
+                self._update(engine=kept.model_copy(update={"threads": now.threads}))
 
     def train(self, checkpoints: Checkpoints | None) -> FitResult:
         """Train until the budget is spent."""
@@ -153,9 +164,15 @@ class _Run:
         self.clock = _Clock(self.progress.seconds)
         saved = time.monotonic()
         self.learner.train()
-        with kept_memory(), Engine(self.progress.engine, self.world) as engine, sigterm_flag() as stop:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(kept_memory())
+            engine = stack.enter_context(Engine(self.progress.engine, self.world))
+            stop = stack.enter_context(sigterm_flag())
+            if self.dataset.mapped or self.data_device != self.device:
+                stack.enter_context(self.episodes)
             try:
                 while self._advance(engine, stop):
+                    self._update(engine=engine.choices)
                     if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
                         self._save(checkpoints)
                         saved = time.monotonic()
@@ -217,20 +234,26 @@ class _Run:
 
     def _stream(self) -> EpisodeSampler | ExampleSampler:
         if self.train_shape is not None:
-            return EpisodeSampler(self.dataset, "train", self.train_shape, seed=self.plan.seed)
+            return EpisodeSampler(self.dataset, "train", self.train_shape, seed=self.plan.seed, device=self.data_device)
         batch_size = self.spec.options["batch_size"]
-        return ExampleSampler(self.dataset, "train", seed=self.plan.seed, batch_size=batch_size)
+        return ExampleSampler(
+            self.dataset, "train", seed=self.plan.seed, batch_size=batch_size, device=self.data_device
+        )
+
+    def _draw(self, first: int, count: int) -> EpisodeBatch:
+        assert isinstance(self.stream, EpisodeSampler)
+        return self.stream.batch(first, count)
 
     def _gradient(self, engine: Engine) -> tuple[Gradient, int]:
         """Return the gradient over the next episodes of the stream, and how many they are."""
         first, learner = self.progress.episodes, self.learner
         if isinstance(self.stream, ExampleSampler):
             assert isinstance(learner, ExampleLearner)
-            x, y = self.stream.batch(first)
+            x, y = (values.to(self.device) for values in self.stream.batch(first))
             return engine.gradient(learner, lambda _: learner.train_examples(x, y), 1), 1
         left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - first
         count = min(self.config.meta_batch, left)
-        batch = self.stream.batch(first, count)
+        batch = self.episodes(first, count).to(self.device)
         return engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), count), count
 
     def _step(self, engine: Engine) -> None:
@@ -337,6 +360,7 @@ class _Run:
 
     def _result(self) -> FitResult:
         self.learner.load_state_dict(self.best)
+        self.learner.cpu()
         best = self.progress.best
         return FitResult(
             learner=self.learner.eval(),
@@ -346,6 +370,15 @@ class _Run:
             best_validation=math.nan if best is None else best,
             train_shape=self.train_shape,
         )
+
+
+def _data_device(dataset: EpisodeDataset, device: torch.device) -> torch.device:
+    """Return where training data lie: on the GPU where they fit beside everything else."""
+    if device.type == "cpu" or dataset.mapped:
+        return torch.device("cpu")
+    free, _ = torch.cuda.mem_get_info(device)
+    size = dataset.examples.numel() * dataset.examples.element_size()
+    return device if size <= free // 4 else torch.device("cpu")
 
 
 class _Clock:

@@ -13,6 +13,7 @@ from metalearn_core.storage import text_digest
 from metalearn_core.version import library_versions
 
 Precision = Literal["auto", "fp32", "bf16"]
+RESOURCES = {"checkpoint_seconds", "device", "threads", "chunk"}
 
 
 class TrainingPlan(Record):
@@ -30,6 +31,7 @@ class TrainingPlan(Record):
         patience: stop after so many validations in a row without a better one; None: never.
         precision: of convolutions; `auto` is bf16 where the processor computes it natively.
         checkpoint_seconds: at most so long between checkpoints.
+        device: `auto` is a GPU where there is one.
         threads: None: all cores.
         chunk: training episodes that a thread takes at once; None: as many as are quickest.
     """
@@ -48,6 +50,7 @@ class TrainingPlan(Record):
     patience: int | None = Field(None, ge=1)
     precision: Precision = "auto"
     checkpoint_seconds: float = Field(60.0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1)
     chunk: int | None = Field(None, ge=1)
 
@@ -100,9 +103,10 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
 
 
 def fingerprint(spec: LearnerSpec, plan: TrainingPlan, dataset_digest: str) -> str:
-    """Return what tells one training run from another: 64 hexadecimal digits; how often it is saved is no part of it.
+    """Return what tells one training run from another: 64 hexadecimal digits.
 
-    The version of torch is: another one's arithmetic may differ in the last bits.
+    What it may use (device, threads, how often it is saved) is no part of it: the checkpoint keeps the choices that
+    were made. The version of torch is: another one's arithmetic may differ in the last bits.
 
     Args:
         spec: resolved, with every option written out.
@@ -112,7 +116,7 @@ def fingerprint(spec: LearnerSpec, plan: TrainingPlan, dataset_digest: str) -> s
     return text_digest(
         {
             "learner": spec.model_dump(mode="json"),
-            "plan": plan.model_dump(mode="json", exclude={"checkpoint_seconds"}),
+            "plan": plan.model_dump(mode="json", exclude=RESOURCES),
             "dataset": dataset_digest,
             "torch": library_versions()["torch"],
         }

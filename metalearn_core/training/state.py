@@ -11,13 +11,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def pack(learner: Learner, optimiser: torch.optim.AdamW, best: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return every tensor that a run needs to go on."""
+    """Return every tensor that a run needs to go on, in the processor's memory."""
     tensors = {f"learner.{name}": value for name, value in learner.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
     for name, parameter in learner.named_parameters():
         state = optimiser.state.get(parameter, {})
         tensors |= {f"optimiser.{name}.{moment}": state[moment] for moment in MOMENTS if state}
-    return tensors
+    return {name: value.cpu() for name, value in tensors.items()}
 
 
 def unpack(tensors: Mapping[str, Tensor], learner: Learner, optimiser: torch.optim.AdamW) -> dict[str, Tensor]:
@@ -26,7 +26,8 @@ def unpack(tensors: Mapping[str, Tensor], learner: Learner, optimiser: torch.opt
     for name, parameter in learner.named_parameters():
         state = _below(tensors, f"optimiser.{name}.")
         if state:
-            optimiser.state[parameter] = state
+            moments = {name: state[name].to(parameter.device) for name in MOMENTS if name != "step"}
+            optimiser.state[parameter] = {**moments, "step": state["step"]}
     return _below(tensors, "best.")
 
 

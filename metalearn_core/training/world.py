@@ -26,10 +26,12 @@ class World:
     Attributes:
         rank: of this process, from 0; the first one saves, reports and prints.
         size: how many there are.
+        device: on which it trains.
     """
 
     rank: int = 0
     size: int = 1
+    device: str = "cpu"
 
     @property
     def leads(self) -> bool:
@@ -49,7 +51,7 @@ class World:
         length = torch.tensor([len(own[0]) if own else 0, 0 if own and own[0].dtype == torch.float32 else 1])
         dist.broadcast(length, 0)  # the first process always has a task
         dtype = torch.float32 if length[1] == 0 else torch.float64
-        mine = torch.zeros(rows, int(length[0]), dtype=dtype)
+        mine = torch.zeros(rows, int(length[0]), dtype=dtype, device=self.device)
         for row, vector in enumerate(own):
             mine[row] = vector
         every = [torch.empty_like(mine) for _ in range(self.size)]
@@ -83,13 +85,20 @@ ALONE = World()
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Join the processes that torchrun started beside this one; without torchrun, be alone."""
+def joined(device: str = "cpu") -> Iterator[World]:
+    """Join the processes that torchrun started beside this one; without torchrun, be alone.
+
+    Args:
+        device: `cpu`; `cuda`: each process has the GPU of its number on its machine; `auto`: a GPU where there is one.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=_PATIENCE)
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield World(dist.get_rank(), dist.get_world_size(), "cuda" if on_gpus else "cpu")
     finally:
         dist.destroy_process_group()

@@ -12,6 +12,8 @@ from rich.text import Text
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     BackboneOption,
+    CheckpointSecondsOption,
+    DeviceOption,
     JsonOption,
     LearnerSetOption,
     OwnQueryOption,
@@ -19,6 +21,7 @@ from pipelines.command_line.options import (
     OwnWayOption,
     PatienceOption,
     PrecisionOption,
+    ProcessesOption,
     QueryOption,
     ShotOption,
     TrainQueryOption,
@@ -124,14 +127,21 @@ def train(
         typer.Option("--checkpoint-dir", help="Where checkpoints are kept.", show_default="in the work directory"),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from a checkpoint.")] = False,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, max=64, help="That share each step's episodes; same result.")
-    ] = 1,
+    checkpoint_seconds: CheckpointSecondsOption = None,
+    device: DeviceOption = None,
+    processes: ProcessesOption = None,
+    chunk: Annotated[
+        int | None,
+        typer.Option(
+            "--chunk", min=1, help="Episodes that a thread or GPU takes at once.", show_default="the quickest"
+        ),
+    ] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
     """Meta-train one learner; a training that was cut off goes on from its checkpoint."""
     from metalearn_core.errors import UsageError
+    from metalearn_core.steps.requests import TrainingResources
     from metalearn_core.steps.training import train_bundle
     from pipelines.command_line.watch import watching
     from pipelines.config import learner_items, read_config, train_request
@@ -152,6 +162,9 @@ def train(
             seed=seed,
             patience=patience,
             precision=precision,
+            device=device,
+            processes=processes,
+            checkpoint_seconds=checkpoint_seconds,
         ),
         set_ or [],
         [],
@@ -167,7 +180,12 @@ def train(
             output,
             checkpoints=checkpoint_dir or workdir_at(workdir).path / "checkpoints",
             restart=restart,
-            processes=processes,
+            resources=TrainingResources(
+                device=config.device,
+                processes=config.processes,
+                chunk=chunk or 0,
+                checkpoint_seconds=config.checkpoint_seconds,
+            ),
         )
     if json:
         print_json(record)

@@ -69,6 +69,17 @@ PatienceOption = Annotated[
 PrecisionOption = Annotated[
     str | None, typer.Option("--precision", help="Of training: fp32, bf16 or auto.", show_default="auto")
 ]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="Of training: cpu, cuda or auto.", show_default="auto")
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option("--processes", help="That share a training step's episodes; the same model.", show_default="1"),
+]
+CheckpointSecondsOption = Annotated[
+    float | None,
+    typer.Option("--checkpoint-seconds", help="At most so long between checkpoints.", show_default="60"),
+]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", help="Network that embeds examples.", show_default="conv4")
 ]

@@ -3,6 +3,7 @@ import torch
 
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners import LearnerSpec, make_learner
 from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
@@ -40,6 +41,40 @@ def test_a_failure_in_a_task_is_the_callers(dataset):
     learner, _, _ = gradient(dataset, "maml", 1)
     with Engine(EngineChoices(threads=2, precision="fp32", chunks=3)) as engine, pytest.raises(ZeroDivisionError):
         engine.gradient(learner, lambda task: 1 / 0, 3)
+
+
+def test_where_memory_does_not_hold_a_chunk_chunks_are_halved(dataset):
+    learner, batch, wanted = gradient(dataset, "maml", 1, tasks=6, dtype=torch.float64)
+
+    def outcome(chunk):
+        if chunk.stop - chunk.start > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return learner.train_episodes(batch[chunk])
+
+    with Engine(EngineChoices(threads=1, precision="fp32", chunks=1)) as engine:
+        found = engine.gradient(learner, outcome, 6)
+        assert engine.choices.chunks == 4
+    torch.testing.assert_close(found.gradients, wanted.gradients)
+
+
+def test_where_memory_does_not_hold_one_episode_options_are_named(dataset):
+    learner, _, _ = gradient(dataset, "maml", 1)
+
+    def outcome(chunk):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with (
+        Engine(EngineChoices(threads=1, precision="fp32", chunks=1)) as engine,
+        pytest.raises(MetalearnError, match=r"maml: the GPU's memory does not hold .* --train-way or --train-query"),
+    ):
+        engine.gradient(learner, outcome, 6)
+
+
+def test_a_gpu_that_is_not_there_is_said():
+    plan = TrainingPlan(way=4, shot=1, query=3, episodes=1, device="cuda")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="device cuda: torch finds no GPU here"):
+            EngineChoices.choose(plan)
 
 
 def test_torch_keeps_its_number_of_threads(dataset):

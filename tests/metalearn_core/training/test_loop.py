@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.errors import MetalearnError, UsageError, one_line
@@ -85,6 +86,7 @@ from pathlib import Path
 sys.path.insert(0, {here!r})
 from conftest import tiny_dataset
 from safetensors.torch import save_file
+from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.learners import LearnerSpec
 from metalearn_core.training.loop import fit
 from metalearn_core.training.plan import TrainingPlan
@@ -120,6 +122,11 @@ def test_a_killed_process_started_again_ends_with_the_same_bytes(tmp_path):
         assert process.wait(10) == -signal.SIGKILL
     assert start(tmp_path / "cut", tmp_path / "cut.safetensors", 120).wait(120) == 0
     assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_store_that_is_mapped_is_drawn_ahead_and_gives_the_same_weights(dataset):
+    mapped = EpisodeDataset(dataset.folder, dataset.manifest, dataset.examples, mapped=True)
+    assert content(fit(spec("maml"), mapped, plan())) == content(fit(spec("maml"), dataset, plan()))
 
 
 def test_sigterm_writes_a_checkpoint_and_ends(tmp_path):
