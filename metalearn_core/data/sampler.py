@@ -12,6 +12,8 @@ from metalearn_core.data.manifest import Split
 from metalearn_core.data.rotations import QUARTER_TURNS as QUARTER_TURNS  # noqa: PLC0414  (public here too)
 from metalearn_core.errors import UsageError, unknown
 
+DRAWN_AT_ONCE = 32
+
 
 def class_table(dataset: EpisodeDataset, split: Split, domain: str | None = None) -> tuple[Tensor, Tensor]:
     """Return the pairs (class, rotation) that count as classes of a split, or of one domain in it.
@@ -79,6 +81,7 @@ class EpisodeSampler:
         self.offset = dataset.class_offset[class_id].to(self.device)
         self.count = dataset.class_count[class_id].to(self.device)
         self.key = stream_key("episodes", dataset.digest, split, [shape.way, shape.shot, shape.query], seed, domain)
+        self._drawn: tuple[int, EpisodeIndex] | None = None
 
     def index(self, first: int, count: int) -> EpisodeIndex:
         """Return which examples the episodes number first … first + count − 1 consist of."""
@@ -117,8 +120,12 @@ class EpisodeSampler:
         )
 
     def batch(self, first: int, count: int) -> EpisodeBatch:
-        """Return the episodes number first … first + count − 1."""
-        return self.gather(self.index(first, count))
+        """Return the episodes number first … first + count − 1; drawing many indices costs hardly more than a few."""
+        drawn = self._drawn
+        if drawn is None or not drawn[0] <= first <= first + count <= drawn[0] + len(drawn[1]):
+            self._drawn = drawn = first, self.index(first, max(count, DRAWN_AT_ONCE))
+        start = first - drawn[0]
+        return self.gather(drawn[1][start : start + count])
 
     def _pixels(self, rows: Tensor, turns: Tensor | None) -> Tensor:
         return _gather(self.dataset, self.device, rows, turns)

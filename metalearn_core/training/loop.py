@@ -26,6 +26,7 @@ from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
+from metalearn_core.training.optimiser import AdamW
 from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate
@@ -135,9 +136,7 @@ class _Run:
             self.validation = EpisodeSampler(
                 dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.device
             )
-        self.optimiser = torch.optim.AdamW(
-            self.learner.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
-        )
+        self.optimiser = AdamW(self.learner.parameters(), self.config.weight_decay)
         self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=choices)
         self.best = self._weights()
         self.clock = _Clock(0.0)
@@ -264,11 +263,8 @@ class _Run:
             raise self._diverged(gradient.loss, norm, rate)
         clip = self.config.gradient_clip
         scale = 1.0 if clip is None or norm <= clip else clip / norm
-        for parameter, value in zip(self.learner.parameters(), gradient.gradients, strict=True):
-            parameter.grad = value * scale if scale < 1 else value
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.step()
+        gradients = gradient.gradients if scale == 1 else [value * scale for value in gradient.gradients]
+        self.optimiser.step(gradients, rate)
         if gradient.statistics:
             self.learner.backbone.update_running_statistics(gradient.statistics)
         self._update(episodes=self.progress.episodes + episodes, step=self.progress.step + 1)

@@ -86,7 +86,6 @@ from pathlib import Path
 sys.path.insert(0, {here!r})
 from conftest import tiny_dataset
 from safetensors.torch import save_file
-from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.learners import LearnerSpec
 from metalearn_core.training.loop import fit
 from metalearn_core.training.plan import TrainingPlan
