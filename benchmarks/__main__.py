@@ -1,8 +1,8 @@
 """Run the benchmarks one after the other, each a process of its own.
 
-python -m benchmarks                                    what needs no data: about ten minutes
-python -m benchmarks --omniglot images_background       the data layer on Omniglot too
-python -m benchmarks --omniglot images_background --full    and training against plain loops: 75 minutes
+python -m benchmarks                                    what needs no data: about fifteen minutes
+python -m benchmarks --omniglot images_background       the data layer and the metric learner on Omniglot too
+python -m benchmarks --omniglot images_background --full    and training against plain loops, and a million examples: 85
 """
 
 import argparse
@@ -16,7 +16,9 @@ def main() -> int:
     """Run them, and return 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--omniglot", type=Path, help="Omniglot's images_background, unpacked")
-    parser.add_argument("--full", action="store_true", help="with --omniglot: train against plain loops")
+    parser.add_argument(
+        "--full", action="store_true", help="with --omniglot: train against plain loops, and build a million examples"
+    )
     arguments = parser.parse_args()
     if arguments.full and not arguments.omniglot:
         parser.error("--full needs --omniglot")
@@ -26,7 +28,11 @@ def main() -> int:
         build = [sys.executable, "-c", "from pipelines.command_line import main; main()"]
         subprocess.run([*build, "dataset", "build", "glyphs", dataset], check=True, capture_output=True)
         runs = [["benchmarks.command_line"], ["benchmarks.data", source], ["benchmarks.evaluation", str(dataset)]]
+        runs += [["benchmarks.engine", "--dataset", str(dataset)], ["benchmarks.resume"]]
+        if arguments.omniglot:
+            runs.append(["benchmarks.metric", source])
         if arguments.full:
+            runs.append(["benchmarks.scale"])
             runs.append(["benchmarks.omniglot", source])
         failed = [run[0] for run in runs if subprocess.run([sys.executable, "-m", *run], check=False).returncode]
     if failed:

@@ -15,6 +15,7 @@ from metalearn_core.data.episodes import EpisodeIndex
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_examples
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner, Learner
+from metalearn_core.memory import kept_memory
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
 
@@ -23,7 +24,7 @@ EMBEDDED_AT_ONCE = {"cpu": 64, "cuda": 2048}
 INDICES_AT_ONCE = 2000
 FEATURES_AT_ONCE = 250
 FEATURE_BYTES_AT_ONCE = 2**25
-EPISODES_AT_ONCE = {"cpu": 4, "cuda": 64}
+EPISODES_AT_ONCE = {"cpu": 8, "cuda": 64}
 SECONDS_BETWEEN_EVENTS = 0.25
 
 
@@ -99,11 +100,14 @@ class Scorer:
         self._learner.eval()
         self._learner.batch_norm = self._batch_norm
         on_cpu = self._learner.mean.device.type == "cpu"
+        self._memory = kept_memory()
+        self._memory.__enter__()
         self._side_by_side = SideBySide(available_cores() if on_cpu else 0).__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._side_by_side.__exit__()
+        self._memory.__exit__(None, None, None)
         training, self._learner.batch_norm = self._before
         self._learner.train(training)
         self._table = None
