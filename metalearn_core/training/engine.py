@@ -28,7 +28,7 @@ class EngineChoices(Record):
 
     Attributes:
         device: `cpu` or `cuda`.
-        threads: chunks side by side, or threads inside an operation where there is one task at a time; 0 on a GPU.
+        threads: chunks side by side, or threads inside an operation where there is one chunk; 0 on a GPU.
         precision: of the convolutions; statistics, distances and losses are always fp32.
         chunks: that a step's tasks are cut into, as evenly as can be; a thread takes the tasks of one at once.
     """
@@ -57,7 +57,7 @@ class EngineChoices(Record):
             precision = "bf16" if _native_bf16(device) else "fp32"
         cores, threads, chunks = available_cores(), 0, 1
         if device == "cpu":
-            threads = plan.threads or max(1, cores // processes)
+            threads = plan.threads or (cores if tasks == 1 else max(1, cores // processes))
             chunks = cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
         if plan.chunk is not None:
             chunks = math.ceil(tasks / plan.chunk)
@@ -125,8 +125,8 @@ class Engine:
     def gradient(self, learner: Learner, outcome: Callable[[slice], Outcome], tasks: int) -> Gradient:
         """Return the mean gradient over the tasks' losses.
 
-        One task alone uses the threads inside its operations; several run in chunks, a thread each, so that the result
-        does not depend on the number of threads, nor on that of processes.
+        A single chunk uses the threads inside its operations; several run a thread each, so that the result does not
+        depend on the number of threads, nor on that of processes.
 
         Args:
             learner: whose parameters.
@@ -158,10 +158,11 @@ class Engine:
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
+        alone = self.choices.chunks == 1  # in every step, not by chance in the last one: threads change its last bits
         if self.choices.threads:
             # Threads that help to sum what others compute take the processor from those, and wait while spinning.
-            torch.set_num_threads(self.choices.threads if tasks == 1 else 1)
-        results = map(run, share) if tasks == 1 else self._side_by_side.map(run, share)
+            torch.set_num_threads(self.choices.threads if alone else 1)
+        results = map(run, share) if alone else self._side_by_side.map(run, share)
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
         return _mean(results, parameters)

@@ -152,7 +152,7 @@ class _Run:
             kept, now = self.progress.engine, self._choices()
             if kept.device != now.device:
                 self._update(engine=now)
-            elif self.config.meta_batch > 1:  # threads change no bit then; there may be more processes now, or fewer
+            elif kept.chunks > 1:  # threads change no bit then; there may be more processes now, or fewer
                 self._update(engine=kept.model_copy(update={"threads": now.threads}))
 
     def train(self, checkpoints: Checkpoints | None) -> FitResult:
