@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 DEFAULT_TRAIN_SECONDS = 25.0
 BUDGETS = ("train_episodes", "train_seconds")
+OUTSIDE = {"learners", "backbone", "settings", "sweep", "sweep_samples", "build_shards"}  # no inputs of the pipeline
 BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
 
 
@@ -36,6 +37,7 @@ class RunConfig(BaseModel):
         patience: stop training after so many validations in a row without a better one; 0: never.
         precision: of training; `auto` is bf16 where the processor computes it natively.
         device, processes, checkpoint_seconds: what a training may use; see `TrainingResources`.
+        build_shards: steps that share the decoding of the source.
         gate: rules of promotion, by the names of `GateRules`.
     """
 
@@ -73,6 +75,7 @@ class RunConfig(BaseModel):
     rotations: Literal["train", "all", "none"] = "train"
     min_examples: int = Field(1, ge=1)
     max_unreadable: float = Field(0.05, ge=0, le=1)
+    build_shards: int = Field(1, ge=1, le=1000)
     experiment: str = "few-shot"
     model_name: str = "few-shot"
     gate: dict[str, Any] = {}
@@ -235,7 +238,9 @@ def check_source(config: RunConfig) -> None:
     from metalearn_core.data.sources import open_source
     from metalearn_core.steps.data import build_options
 
-    open_source(config.source)
+    opened = open_source(config.source)
+    if config.build_shards > 1 and config.color == "auto" and opened.grey_test() is not None:
+        raise UsageError("build_shards: a part of a build does not see every image: give --color grey or rgb")
     names = BuildOptions.model_fields.keys() - {"split_file"}
     options = build_options(config.split_file, **config.model_dump(include=set(names)))
     earlier_build(options, _absolute(config.split_from) if config.split_from else None)
@@ -243,7 +248,7 @@ def check_source(config: RunConfig) -> None:
 
 def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: Path, command: str) -> dict[str, Any]:
     """Return the pipeline's inputs, by the names that the KFP page shows."""
-    values = config.model_dump(mode="json", exclude={"learners", "backbone", "settings", "sweep", "sweep_samples"})
+    values = config.model_dump(mode="json", exclude=OUTSIDE)
     optional = {name: value or 0 for name, value in values.items() if name.startswith("train_")}
     optional["train_seconds"] = float(optional["train_seconds"])
     absolute = {name: str(_absolute(values[name])) if values[name] else "" for name in ("split_file", "split_from")}

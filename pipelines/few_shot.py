@@ -7,6 +7,7 @@ from kfp import dsl
 
 from components.build_episodes.component import build_episodes
 from components.close_run.component import close_run
+from components.decode_part.component import decode_part
 from components.evaluate.component import evaluate
 from components.image import IMAGE
 from components.meta_train.component import meta_train
@@ -27,7 +28,12 @@ TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 def few_shot_pipeline(
-    *, image: str = IMAGE, parallelism: int = 0, tracking_uri: str | None = None, run_id_by_label: bool = True
+    *,
+    image: str = IMAGE,
+    parallelism: int = 0,
+    tracking_uri: str | None = None,
+    run_id_by_label: bool = True,
+    build_shards: int = 1,
 ) -> Any:
     """Return the pipeline for one engine.
 
@@ -37,6 +43,7 @@ def few_shot_pipeline(
         tracking_uri: of the MLflow server, put into every step's environment; None: the environment has it.
         run_id_by_label: each step reads its pipeline run's id from its pod's label, as on Kubernetes; otherwise the
             environment has it.
+        build_shards: steps that share the decoding of the source; 1: the build does it.
     """
 
     def placed(task: dsl.PipelineTask) -> dsl.PipelineTask:
@@ -51,10 +58,11 @@ def few_shot_pipeline(
             kubernetes.use_field_path_as_env(task, PIPELINE_RUN_VARIABLE, "metadata.labels['pipeline/runid']")
         return task
 
-    return _define(placed, parallelism)
+    shards = [f"{number}/{build_shards}" for number in range(1, build_shards + 1)] if build_shards > 1 else []
+    return _define(placed, parallelism, shards)
 
 
-def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism: int) -> Any:
+def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism: int, shards: list[str]) -> Any:
     @dsl.pipeline(
         name=NAME,
         description="From labelled examples to a promoted model: build, meta-train, evaluate, select, promote.",
@@ -166,7 +174,11 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                 gate=gate,
             )
         )
-        built = placed(build_episodes(**build, storage=storage)).after(opened)
+        before = opened
+        if shards:
+            with dsl.ParallelFor(items=shards, name="each-shard") as shard:
+                before = placed(decode_part(**build, shard=shard, storage=storage)).after(opened)
+        built = placed(build_episodes(**build, shards=shards, storage=storage)).after(before)
         dataset = built.outputs["dataset"]
         validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape))
         with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
@@ -215,14 +227,14 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
     return few_shot
 
 
-def compile_pipeline(path: str, *, kubernetes_manifest: bool = False) -> None:
+def compile_pipeline(path: str, *, kubernetes_manifest: bool = False, build_shards: int = 1) -> None:
     """Write the pipeline as YAML: KFP's intermediate representation, or objects of `pipelines.kubeflow.org`."""
     from kfp.compiler import Compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
     options = KubernetesManifestOptions(pipeline_name=NAME) if kubernetes_manifest else None
     Compiler().compile(
-        few_shot_pipeline(),
+        few_shot_pipeline(build_shards=build_shards),
         path,
         kubernetes_manifest_format=kubernetes_manifest,
         kubernetes_manifest_options=options,

@@ -41,7 +41,11 @@ def warm_engine() -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def run_pipeline(
-    engine: "subprocess.Popen[bytes]", arguments: dict[str, Any], workdir: Workdir, watcher: Watcher
+    engine: "subprocess.Popen[bytes]",
+    arguments: dict[str, Any],
+    workdir: Workdir,
+    watcher: Watcher,
+    build_shards: int = 1,
 ) -> dict[str, Any]:
     """Run the pipeline on this machine and return the summary that its last step wrote.
 
@@ -50,6 +54,7 @@ def run_pipeline(
         arguments: the pipeline's inputs.
         workdir: where the run's folder is made.
         watcher: is told what the steps report.
+        build_shards: steps that share the decoding of the source.
 
     Raises:
         MetalearnError: a step failed; the line is that step's own.
@@ -59,6 +64,7 @@ def run_pipeline(
     events, log = folder / "events.jsonl", folder / "log.txt"
     request = EngineRequest(
         arguments=arguments,
+        build_shards=build_shards,
         root=folder / "kfp",
         artifacts=workdir.artifacts,
         experiment=arguments["experiment"],

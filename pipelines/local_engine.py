@@ -20,6 +20,7 @@ class EngineRequest(BaseModel):
 
     Attributes:
         arguments: the pipeline's inputs.
+        build_shards: steps that share the decoding of the source.
         root: where KFP's artifacts go.
         artifacts: where MLflow's go, when tracking is local.
         experiment: MLflow's.
@@ -28,6 +29,7 @@ class EngineRequest(BaseModel):
     """
 
     arguments: dict[str, Any]
+    build_shards: int
     root: Path
     artifacts: Path
     experiment: str
@@ -35,14 +37,14 @@ class EngineRequest(BaseModel):
     environment: dict[str, str]
 
 
-def run(arguments: dict[str, Any], root: Path) -> None:
+def run(arguments: dict[str, Any], root: Path, build_shards: int) -> None:
     """Run the pipeline with `arguments`, its artifacts below `root`; raise where a step fails."""
     from kfp import local
 
     from pipelines.few_shot import few_shot_pipeline
 
     local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), enable_caching=False)
-    few_shot_pipeline(parallelism=1, run_id_by_label=False)(**arguments)
+    few_shot_pipeline(parallelism=1, run_id_by_label=False, build_shards=build_shards)(**arguments)
 
 
 def main() -> int:
@@ -64,7 +66,7 @@ def main() -> int:
             os.dup2(log.fileno(), stream.fileno())
     try:
         tracking.prepare(os.environ["MLFLOW_TRACKING_URI"], request.artifacts, request.experiment)
-        run(request.arguments, request.root)
+        run(request.arguments, request.root, request.build_shards)
     except (MetalearnError, OSError) as error:
         emit("error", "run", text=one_line(error))
         return 1

@@ -20,6 +20,7 @@ def build_episodes(
     rotations: str,
     min_examples: int,
     max_unreadable: float,
+    shards: list[str],
     dataset: Output[Dataset],
 ) -> None:
     """Build an episode dataset, or find the one that was built from the same content with the same options.
@@ -37,6 +38,7 @@ def build_episodes(
         rotations: splits in which quarter turns are further classes: `train`, `all` or `none`.
         min_examples: classes with fewer examples are left out.
         max_unreadable: the largest share of unreadable files that is put up with.
+        shards: the parts that `decode_part` has decoded, as `1/4`; none: the source is decoded here.
         dataset: a small pointer to the dataset; the data themselves go by address.
     """
     from pathlib import Path
@@ -56,7 +58,7 @@ def build_episodes(
             min_examples=min_examples,
             max_unreadable=max_unreadable,
         )
-        folder, manifest = data.build_episodes(source, options, Path(storage), split_from)
+        folder, manifest = data.build_episodes(source, options, Path(storage), split_from, shards)
         data.write_pointer(Path(dataset.path), folder, manifest)
         dataset.metadata["digest"] = manifest.digest
         dataset.metadata["uri"] = str(folder)

@@ -75,6 +75,18 @@ class Part(Record):
         return self
 
 
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return the number of a part, from 0, and how many there are, from a text like `2/8`.
+
+    Raises:
+        UsageError: it is none.
+    """
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
+        raise UsageError(f"shard {text!r}: expected a share as 2/8, from 1/8 to 8/8")
+    return int(number) - 1, int(of)
+
+
 def build_part(
     source: str, out: Path, options: BuildOptions, number: int, of: int, *, workers: int | None = None
 ) -> Part:

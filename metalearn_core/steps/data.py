@@ -1,6 +1,7 @@
 """The first steps: a source becomes an episode dataset, and the dataset is judged before anything is trained on it."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest
 from metalearn_core.steps.requests import TrainingRequest
 from metalearn_core.storage import read_json, write_json
+
+PART = "part"
 
 if TYPE_CHECKING:
     from metalearn_core.data.shape import EpisodeShape
@@ -71,7 +74,58 @@ def build_options(split_file: str, **options: Any) -> BuildOptions:
         raise invalid("build option", error, BuildOptions) from None
 
 
-def build_episodes(source: str, options: BuildOptions, storage: Path, split_from: str = "") -> tuple[Path, Manifest]:
+def decode_part(source: str, options: BuildOptions, storage: Path, shard: str, split_from: str = "") -> None:
+    """Decode one part of a build that is shared out, and keep it for `build_episodes`; unless that was built before.
+
+    Args:
+        source, options, storage, split_from: see `build_episodes`.
+        shard: which part, as `1/4`.
+    """
+    if _record_of(source, options, storage, split_from)[0].exists():
+        emit("note", "decode", text=f"the source is unchanged: part {shard} is not needed")
+    else:
+        _part(source, options, storage, shard)
+
+
+def _part(source: str, options: BuildOptions, storage: Path, shard: str) -> Path:
+    """Return the folder of a part, decoded now unless it is kept."""
+    from metalearn_core.data.parts import build_part, parse_shard
+    from metalearn_core.data.sources import open_source
+
+    number, of = parse_shard(shard)
+    key = {
+        "fingerprint": open_source(source).fingerprint(),
+        "options": options.model_dump(mode="json"),
+        "shard": [number, of],
+    }
+
+    def make(folder: Path) -> None:
+        build_part(source, folder / PART, options, number, of)
+
+    folder, _ = kept(storage / "results", "part", key, make)
+    return folder / PART
+
+
+def _record_of(
+    source: str, options: BuildOptions, storage: Path, split_from: str
+) -> tuple[Path, dict[str, Any], Path | None]:
+    """Return where a build is recorded, its key, and the place of the earlier build whose splits are kept."""
+    from metalearn_core.data.build import earlier_build
+    from metalearn_core.data.sources import open_source
+
+    key: dict[str, Any] = {
+        "fingerprint": open_source(source).fingerprint(),
+        "options": options.model_dump(mode="json"),
+    }
+    earlier_place = Path(split_from) if split_from else None
+    if earlier := earlier_build(options, earlier_place):
+        key["split_from"] = earlier.digest
+    return storage / "builds" / f"{result_digest('build', key)}.json", key, earlier_place
+
+
+def build_episodes(
+    source: str, options: BuildOptions, storage: Path, split_from: str = "", shards: Sequence[str] = ()
+) -> tuple[Path, Manifest]:
     """Build the episode dataset of a source at `storage/datasets/<digest>`, or find it there.
 
     The source's listing (names, sizes and times of its files) and the options decide whether it was built before; a
@@ -82,19 +136,15 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
         options: of the build.
         storage: where datasets are kept.
         split_from: manifest or folder of an older dataset, whose classes keep their splits; empty: none.
+        shards: the parts that `decode_part` has decoded, as `1/4`; none: the source is decoded here.
 
     Returns:
         the dataset's folder and its manifest.
     """
-    from metalearn_core.data.build import build_dataset, earlier_build
-    from metalearn_core.data.sources import open_source
+    from metalearn_core.data.build import build_dataset
+    from metalearn_core.data.parts import merge_parts
 
-    key = {"fingerprint": open_source(source).fingerprint(), "options": options.model_dump(mode="json")}
-    earlier_place = Path(split_from) if split_from else None
-    if earlier := earlier_build(options, earlier_place):
-        key["split_from"] = earlier.digest
-    name = result_digest("build", key)
-    record = storage / "builds" / f"{name}.json"
+    record, key, earlier_place = _record_of(source, options, storage, split_from)
     record.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(record.with_suffix(".lock")):
         if record.exists():
@@ -105,11 +155,18 @@ def build_episodes(source: str, options: BuildOptions, storage: Path, split_from
             else:
                 emit("note", "build", text=f"the source is unchanged: dataset {manifest.digest} is used again")
                 return folder, manifest
-        unfinished = storage / "builds" / name
+        unfinished = record.with_suffix("")
         shutil.rmtree(unfinished, ignore_errors=True)
-        manifest = build_dataset(source, unfinished, options, split_from=earlier_place)
+        if shards:
+            parts = [_part(source, options, storage, shard) for shard in shards]
+            manifest = merge_parts(parts, unfinished, split_from=earlier_place)
+        else:
+            parts = []
+            manifest = build_dataset(source, unfinished, options, split_from=earlier_place)
         folder = _move(unfinished, storage / "datasets" / manifest.digest, manifest)
         write_json(record, {"digest": manifest.digest, **key})
+        for part in parts:  # as large as the dataset, and of no use any more
+            shutil.rmtree(part.parent, ignore_errors=True)
     return folder, manifest
 
 

@@ -71,7 +71,7 @@ def build(
 ) -> None:
     """Build an episode dataset from labelled examples, or with --shard a part of one."""
     from metalearn_core.data.build import build_dataset
-    from metalearn_core.data.parts import build_part
+    from metalearn_core.data.parts import build_part, parse_shard
     from metalearn_core.steps.data import build_options
     from pipelines.command_line.watch import watching
 
@@ -89,7 +89,7 @@ def build(
         ),
     )
     if shard is not None:
-        number, of = _share(shard)
+        number, of = parse_shard(shard)
         if split_from:
             raise UsageError("--split-from: is for `dataset merge`: a part of a build has no splits")
         with watching(notices):
@@ -123,14 +123,6 @@ def merge(
     with watching(notices):
         manifest = merge_parts(parts, out, split_from=Path(split_from) if split_from else None)
     _answer(out, manifest, json)
-
-
-def _share(text: str) -> tuple[int, int]:
-    """Return the number of a part, from 0, and how many there are."""
-    number, slash, of = text.partition("/")
-    if not (slash and number.isdigit() and of.isdigit() and 1 <= int(number) <= int(of)):
-        raise UsageError(f"--shard {text!r}: expected a share as 2/8, from 1/8 to 8/8")
-    return int(number) - 1, int(of)
 
 
 def _answer(out: Path, manifest: "Manifest", json: bool) -> None:

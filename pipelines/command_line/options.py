@@ -113,6 +113,9 @@ MaxUnreadableOption = Annotated[
     float | None,
     typer.Option("--max-unreadable", help="Largest share of unreadable files put up with.", show_default="0.05"),
 ]
+BuildShardsOption = Annotated[
+    int | None, typer.Option("--build-shards", help="Steps that share the source's decoding.", show_default="1")
+]
 
 DEFAULT_WORKDIR = DEFAULT
 answers = Console(highlight=False)

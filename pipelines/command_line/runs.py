@@ -9,6 +9,7 @@ import typer
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     BackboneOption,
+    BuildShardsOption,
     CheckpointSecondsOption,
     ColorOption,
     DeviceOption,
@@ -107,6 +108,7 @@ def run(
     rotations: RotationsOption = None,
     min_examples: MinExamplesOption = None,
     max_unreadable: MaxUnreadableOption = None,
+    build_shards: BuildShardsOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -152,6 +154,7 @@ def run(
             rotations=rotations,
             min_examples=min_examples,
             max_unreadable=max_unreadable,
+            build_shards=build_shards,
         ),
         set_ or [],
         sweep or [],
@@ -164,7 +167,7 @@ def run(
         check_name(settings.model_name)
         items = configuration.learner_items(settings)
         arguments = configuration.pipeline_arguments(settings, items, directory.path, _command())
-        outcome = run_pipeline(engine, arguments, directory, Watcher(notices))
+        outcome = run_pipeline(engine, arguments, directory, Watcher(notices), settings.build_shards)
     summary = {**outcome, "workdir": str(directory.path), "tracking_uri": shown(uri)}
     if json:
         print_json(summary)
@@ -226,6 +229,7 @@ def compile_(
     kubernetes_manifest: Annotated[
         bool, typer.Option("--kubernetes-manifest", help="Kubernetes objects instead of KFP's own form.")
     ] = False,
+    build_shards: Annotated[int, typer.Option("--build-shards", min=1, help="Steps that share the decoding.")] = 1,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -237,7 +241,7 @@ def compile_(
     from pipelines.few_shot import compile_pipeline
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    compile_pipeline(str(output), kubernetes_manifest=kubernetes_manifest)
+    compile_pipeline(str(output), kubernetes_manifest=kubernetes_manifest, build_shards=build_shards)
     if json:
         print_json({"file": str(output)})
     else:

@@ -1,5 +1,6 @@
 """The compiled pipeline, parsed back into KFP's own protobufs."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ def test_the_steps_are_those_of_the_design(spec: pipeline_spec_pb2.PipelineSpec)
     assert tasks >= STEPS
     [loop] = tasks - STEPS
     assert set(spec.components[spec.root.dag.tasks[loop].component_ref.name].dag.tasks) == {"meta-train", "evaluate"}
+
+
+def test_a_build_that_is_shared_out_is_a_loop_before_the_build() -> None:
+    compiled = few_shot_pipeline(build_shards=3).pipeline_spec
+    tasks = compiled.root.dag.tasks
+    [name] = [name for name, task in tasks.items() if "1/3" in task.parameter_iterator.items.raw]
+    loop = tasks[name]
+    assert json.loads(loop.parameter_iterator.items.raw) == ["1/3", "2/3", "3/3"]
+    assert set(compiled.components[loop.component_ref.name].dag.tasks) == {"decode-part"}
+    assert name in tasks["build-episodes"].dependent_tasks
 
 
 def test_every_pipeline_input_has_a_default_and_a_description(spec: pipeline_spec_pb2.PipelineSpec) -> None:

@@ -1,0 +1,1 @@
+"""The component `decode_part`."""
