@@ -2,13 +2,11 @@
 
 import contextlib
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -31,6 +29,7 @@ from metalearn_core.training.plan import TrainingPlan, fingerprint, training_sha
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, unpack
+from metalearn_core.training.termination import StopRequested, sigterm_flag
 from metalearn_core.training.world import ALONE, World
 
 VALIDATION_SEED = 1_000_003
@@ -175,7 +174,7 @@ class _Run:
                     if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
                         self._save(checkpoints)
                         saved = time.monotonic()
-            except _StopRequested:
+            except StopRequested:
                 raise self._stopped(checkpoints) from None
         if not self.plan.validations:
             self.best = self._weights()
@@ -190,7 +189,7 @@ class _Run:
     def _advance(self, engine: Engine, stop: threading.Event) -> bool:
         """Take one outer step, or run the validation episodes where it is time to; False when all is done."""
         if self.world.any(stop.is_set()):
-            raise _StopRequested
+            raise StopRequested
         (self.now,) = self.world.agree(self.clock.seconds())
         spent = self._spent()
         if self._validation_due(spent):
@@ -286,12 +285,12 @@ class _Run:
     def _validate(self, stop: threading.Event) -> None:
         def stop_if_asked(_episodes: int) -> None:
             if stop.is_set():
-                raise _StopRequested
+                raise StopRequested
 
         started, before = time.monotonic(), self.progress
         mean, half_width = self.world.agree(*self._scored(stop_if_asked))
         if math.isnan(mean):
-            raise _StopRequested
+            raise StopRequested
         spent, self.now = self.world.agree(time.monotonic() - started, self.clock.seconds())
         better = before.best is None or mean > before.best
         if better or mean == before.best:
@@ -319,7 +318,7 @@ class _Run:
         try:
             with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer:
                 scores = scorer.score(self.validation, self.plan.validation_episodes)
-        except _StopRequested:
+        except StopRequested:
             return math.nan, math.nan
         interval = t_interval(scores.accuracy)
         return interval.mean, interval.half_width
@@ -385,25 +384,3 @@ class _Clock:
 
     def seconds(self) -> float:
         return self._before + time.monotonic() - self._started
-
-
-class _StopRequested(Exception):  # noqa: N818
-    """Leaves validation or the loop when SIGTERM has come."""
-
-
-@contextlib.contextmanager
-def sigterm_flag() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets instead of ending the process; in another thread than the main one, never."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-
-    def set_flag(_number: int, _frame: FrameType | None) -> None:
-        flag.set()
-
-    before = signal.signal(signal.SIGTERM, set_flag)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, before)
