@@ -90,14 +90,9 @@ def decode_part(source: str, options: BuildOptions, storage: Path, shard: str, s
 def _part(source: str, options: BuildOptions, storage: Path, shard: str) -> Path:
     """Return the folder of a part, decoded now unless it is kept."""
     from metalearn_core.data.parts import build_part, parse_shard
-    from metalearn_core.data.sources import open_source
 
     number, of = parse_shard(shard)
-    key = {
-        "fingerprint": open_source(source).fingerprint(),
-        "options": options.model_dump(mode="json"),
-        "shard": [number, of],
-    }
+    key = {**_content_key(source, options), "shard": [number, of]}
 
     def make(folder: Path) -> None:
         build_part(source, folder / PART, options, number, of)
@@ -106,17 +101,20 @@ def _part(source: str, options: BuildOptions, storage: Path, shard: str) -> Path
     return folder / PART
 
 
+def _content_key(source: str, options: BuildOptions) -> dict[str, Any]:
+    """Return what decides what is decoded: the source's listing, and the options."""
+    from metalearn_core.data.sources import open_source
+
+    return {"fingerprint": open_source(source).fingerprint(), "options": options.model_dump(mode="json")}
+
+
 def _record_of(
     source: str, options: BuildOptions, storage: Path, split_from: str
 ) -> tuple[Path, dict[str, Any], Path | None]:
     """Return where a build is recorded, its key, and the place of the earlier build whose splits are kept."""
     from metalearn_core.data.build import earlier_build
-    from metalearn_core.data.sources import open_source
 
-    key: dict[str, Any] = {
-        "fingerprint": open_source(source).fingerprint(),
-        "options": options.model_dump(mode="json"),
-    }
+    key = _content_key(source, options)
     earlier_place = Path(split_from) if split_from else None
     if earlier := earlier_build(options, earlier_place):
         key["split_from"] = earlier.digest
