@@ -14,6 +14,8 @@ from pydantic import Field, ValidationError
 from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.storage import file_digest, new_folder, read_json, write_bytes, write_json
+from metalearn_core.storage.objects import is_address
+from metalearn_core.storage.place import Place
 
 if TYPE_CHECKING:
     import numpy as np
@@ -304,6 +306,31 @@ def _preprocessing(spec: DatasetSpec) -> str:
     )
 
 
+def send_bundle(place: Place) -> None:
+    """Send a bundle that was written on this machine to where it belongs, in the place of one that is there."""
+    place.replace([name for name in _CONTENT if (place.folder / name).exists()], SUMS_NAME)
+
+
+def fetched(place: Place) -> Path:
+    """Return the folder of a bundle in a bucket on this machine; only what has changed there is downloaded.
+
+    Raises:
+        MetalearnError: there is none, or a file of it is missing.
+    """
+    if not place.has(DESCRIPTION_NAME):
+        raise MetalearnError(f"bundle: there is none at {place}")
+    try:
+        place.fetch([SUMS_NAME])
+        listed = {line.split()[-1] for line in (place.folder / SUMS_NAME).read_text().splitlines() if line}
+        place.fetch([name for name in _CONTENT if name in listed])
+    except FileNotFoundError as error:
+        raise MetalearnError(f"bundle {place}: {error.filename} is missing") from None
+    for name in _CONTENT:
+        if name not in listed:
+            (place.folder / name).unlink(missing_ok=True)
+    return place.folder
+
+
 def registered_address(address: str) -> tuple[str, str] | None:
     """Return the name, and the alias or version, of an address in MLflow's registry; None for any other address."""
     parts = _REGISTERED.fullmatch(address)
@@ -316,8 +343,9 @@ def resolve_model(address: str | Path) -> Path:
     """Return the bundle folder of a model, from MLflow's registry where the address names one there.
 
     Args:
-        address: a bundle's folder; `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION` of the registry that
-            MLFLOW_TRACKING_URI points to (fetched into a temporary folder that this process removes at its end).
+        address: a bundle's folder or `s3://` address; `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION` of
+            the registry that MLFLOW_TRACKING_URI points to (fetched into a temporary folder that this process removes
+            at its end).
 
     Raises:
         MetalearnError: there is no such folder, name, alias or version; the line names those that exist.
@@ -329,9 +357,9 @@ def resolve_model(address: str | Path) -> Path:
         from metalearn_core.bundle_fetch import fetch_bundle
 
         return fetch_bundle(registered["name"] or registered["name_"], registered["alias"], registered["version"])
-    if "://" in text:
-        raise MetalearnError(f"model {text}: addresses of this kind are not supported yet: give a bundle's folder")
-    wanted = "wanted a bundle's folder, NAME@ALIAS or models:/NAME/VERSION"
+    if is_address(text):
+        return fetched(Place.at(text))
+    wanted = "wanted a bundle's folder or s3:// address, NAME@ALIAS or models:/NAME/VERSION"
     if "@" in text or ":" in text or not text:
         raise UsageError(f"model {text!r}: is no address of a model: {wanted}")
     raise MetalearnError(f"model {text!r}: there is no such folder; {wanted}")

@@ -20,6 +20,10 @@ class UsageError(MetalearnError):
     exit_status = 2
 
 
+class StorageError(MetalearnError):
+    """A bucket that cannot be read or written now: nothing is wrong with what is kept in it."""
+
+
 def unknown(kind: str, name: str, choices: Iterable[str]) -> UsageError:
     """Return the error for a `name` that is none of the `choices`, with the nearest valid one."""
     known = sorted(choices)

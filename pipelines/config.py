@@ -8,8 +8,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metalearn_core.data.manifest import LARGEST_SEED, BuildOptions
+from metalearn_core.data.sources import GLYPHS
 from metalearn_core.errors import UsageError, invalid, unknown
 from metalearn_core.storage import read_file
+from metalearn_core.storage.objects import is_address
 
 if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
@@ -236,33 +238,41 @@ def check_source(config: RunConfig) -> None:
     """
     from metalearn_core.data.build import earlier_build
     from metalearn_core.data.sources import open_source
-    from metalearn_core.steps.data import build_options
+    from metalearn_core.steps.data import build_options, earlier_place
 
     opened = open_source(config.source)
     if config.build_shards > 1 and config.color == "auto" and opened.grey_test() is not None:
         raise UsageError("build_shards: a part of a build does not see every image: give --color grey or rgb")
     names = BuildOptions.model_fields.keys() - {"split_file"}
     options = build_options(config.split_file, **config.model_dump(include=set(names)))
-    earlier_build(options, _absolute(config.split_from) if config.split_from else None)
+    earlier_build(options, earlier_place(config.split_from))
 
 
-def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: Path, command: str) -> dict[str, Any]:
-    """Return the pipeline's inputs, by the names that the KFP page shows."""
+def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: str, command: str) -> dict[str, Any]:
+    """Return the pipeline's inputs, by the names that the KFP page shows.
+
+    Args:
+        config: what is asked for.
+        items: JSON of each learner.
+        storage: a folder or an `s3://` address.
+        command: that reproduces the run.
+    """
     values = config.model_dump(mode="json", exclude=OUTSIDE)
     optional = {name: value or 0 for name, value in values.items() if name.startswith("train_")}
     optional["train_seconds"] = float(optional["train_seconds"])
-    absolute = {name: str(_absolute(values[name])) if values[name] else "" for name in ("split_file", "split_from")}
-    source = values["source"] if values["source"] == "glyphs" else str(_absolute(values["source"]))
+    locations = {name: _location(values[name]) for name in ("source", "split_file", "split_from")}
     return {
         **values,
         **optional,
-        **absolute,
-        "source": source,
+        **locations,
         "learners": list(items),
-        "storage": str(storage.resolve()),
+        "storage": _location(storage),
         "command": command,
     }
 
 
-def _absolute(path: str) -> Path:
-    return Path(path).expanduser().resolve()
+def _location(text: str) -> str:
+    """Return a location that means the same in a step: the steps run elsewhere."""
+    if text in {"", GLYPHS} or is_address(text):
+        return text
+    return str(Path(text).expanduser().resolve())

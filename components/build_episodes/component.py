@@ -45,6 +45,7 @@ def build_episodes(
 
     from metalearn_core.steps import data
     from metalearn_core.steps.frame import step
+    from metalearn_core.storage.place import Place
 
     with step("build_episodes"):
         options = data.build_options(
@@ -58,7 +59,7 @@ def build_episodes(
             min_examples=min_examples,
             max_unreadable=max_unreadable,
         )
-        folder, manifest = data.build_episodes(source, options, Path(storage), split_from, shards)
-        data.write_pointer(Path(dataset.path), folder, manifest)
+        location, manifest = data.build_episodes(source, options, Place.at(storage), split_from, shards)
+        data.write_pointer(Path(dataset.path), location, manifest)
         dataset.metadata["digest"] = manifest.digest
-        dataset.metadata["uri"] = str(folder)
+        dataset.metadata["uri"] = location

@@ -38,10 +38,9 @@ def decode_part(
         min_examples: classes with fewer examples are left out.
         max_unreadable: the largest share of unreadable files that is put up with.
     """
-    from pathlib import Path
-
     from metalearn_core.steps import data
     from metalearn_core.steps.frame import step
+    from metalearn_core.storage.place import Place
 
     with step("decode_part", shard):
         options = data.build_options(
@@ -55,4 +54,4 @@ def decode_part(
             min_examples=min_examples,
             max_unreadable=max_unreadable,
         )
-        data.decode_part(source, options, Path(storage), shard, split_from)
+        data.decode_part(source, options, Place.at(storage), shard, split_from)

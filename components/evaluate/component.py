@@ -40,11 +40,12 @@ def evaluate(
     from metalearn_core.steps.requests import evaluation_request
     from metalearn_core.steps.training import EVALUATION, TRAINING, evaluate_learner, result_metrics
     from metalearn_core.storage import copy_folder, read_json
+    from metalearn_core.storage.place import Place
 
     with step("evaluate", trained.metadata["learner"]):
         record = read_json(Path(trained.path) / TRAINING, "training")
         request = evaluation_request(way=way, shot=shot, query=query, episodes=eval_episodes, seed=eval_seed)
-        folder = evaluate_learner(*read_pointer(dataset.path), Path(trained.path), request, Path(storage))
+        folder = evaluate_learner(*read_pointer(dataset.path), Path(trained.path), request, Place.at(storage))
         copy_folder(folder, Path(evaluated.path))
         results = read_json(folder / EVALUATION, "evaluation")
         for name, value in result_metrics(record, results).items():

@@ -58,6 +58,7 @@ def meta_train(
     from metalearn_core.steps.requests import training_request, training_resources
     from metalearn_core.steps.training import train_learner
     from metalearn_core.storage import copy_folder
+    from metalearn_core.storage.place import Place
 
     with step("meta_train", learner_of(learner)):
         item = json.loads(learner)
@@ -75,7 +76,7 @@ def meta_train(
             precision=precision,
         )
         resources = training_resources(device=device, processes=processes, checkpoint_seconds=checkpoint_seconds)
-        folder = train_learner(*read_pointer(dataset.path), item, request, resources, Path(storage))
+        folder = train_learner(*read_pointer(dataset.path), item, request, resources, Place.at(storage))
         copy_folder(folder, Path(trained.path))
         trained.metadata["learner"] = learner_of(learner)
         trained.metadata["dataset_digest"] = dataset.metadata["digest"]

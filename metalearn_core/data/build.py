@@ -113,6 +113,7 @@ def _build(
     scratch.mkdir()
     classes = sorted(opened.classes(scratch), key=lambda found: found.name)
     require_classes(opened.location, [found.name for found in classes])
+    opened.bring(classes)
     if workers is None:
         workers = available_cores() if sum(len(found.items) for found in classes) >= FEW else 1
     color = _resolve_color(opened, classes, options, workers)

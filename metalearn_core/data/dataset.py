@@ -15,11 +15,12 @@ from metalearn_core.data.manifest import DatasetSpec, Manifest, read_manifest
 from metalearn_core.data.rotations import QUARTER_TURNS
 from metalearn_core.data.shards import read_column, read_examples, verify_shard
 from metalearn_core.data.unpacked import stamp, unpacked
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.resources import available_memory
-from metalearn_core.storage import write_bytes
+from metalearn_core.storage import cache_folder, write_bytes
+from metalearn_core.storage.objects import is_address
+from metalearn_core.storage.place import Place
 
-DEFAULT_CACHE = "~/.cache/metalearn"
 TURNED_BYTES = 512 * 1024 * 1024
 _TORCH_DTYPES = {"uint8": torch.uint8, "float32": torch.float32}
 
@@ -48,26 +49,23 @@ class EpisodeDataset:
     def open(
         cls, uri: str | Path, *, cache: Path | None = None, max_memory_bytes: int | None = None
     ) -> "EpisodeDataset":
-        """Open the dataset in a folder; every shard is compared with its sha256.
+        """Open the dataset in a folder or at an `s3://` address; every shard is compared with its sha256.
 
         Args:
-            uri: the dataset's folder.
-            cache: where a dataset that does not fit in memory is unpacked, once a machine (default ~/.cache/metalearn).
+            uri: the folder, or the address: what is not on this machine yet is downloaded.
+            cache: where a dataset that does not fit in memory is unpacked, once a machine (default `cache_folder()`).
             max_memory_bytes: the largest dataset to hold in memory; by default half of what is available.
 
         Raises:
             MetalearnError: it is missing, damaged, or of a newer schema.
         """
-        if "://" in str(uri):
-            raise MetalearnError(f"episode dataset {uri}: addresses are not supported yet: give a folder")
-        folder = Path(uri).expanduser()
-        manifest = read_manifest(folder)
+        folder, manifest = local_dataset(uri)
         if max_memory_bytes is None:
             max_memory_bytes = available_memory() // 2
         if _byte_count(manifest) <= max_memory_bytes:
             _verify(folder, manifest)
             return cls(folder, manifest, _read_whole(folder, manifest))
-        store = (cache or Path(DEFAULT_CACHE)).expanduser()
+        store = (cache or cache_folder()).expanduser()
         _verify_once(folder, manifest, store)
         return cls(folder, manifest, _map(folder, manifest, store), mapped=True)
 
@@ -118,6 +116,23 @@ class EpisodeDataset:
     @cached_property
     def _hashes(self) -> list[bytes]:
         return [value for shard in self.manifest.shards for value in read_column(self.folder / shard.path, "hash")]
+
+
+def local_dataset(location: str | Path) -> tuple[Path, Manifest]:
+    """Return the folder on this machine in which a dataset's files are, and its manifest.
+
+    Raises:
+        MetalearnError: it is missing, damaged, of a newer schema, or its address lacks a shard.
+    """
+    if "://" in str(location) and not is_address(location):
+        raise UsageError(f"episode dataset {location}: expected a folder or an address like s3://bucket/some/place")
+    place = Place.at(location)
+    manifest = read_manifest(location)
+    try:
+        place.fetch(shard.path for shard in manifest.shards)
+    except FileNotFoundError as error:
+        raise MetalearnError(f"episode dataset: {error.filename} is missing: build the dataset again") from None
+    return place.folder, manifest
 
 
 def _byte_count(manifest: Manifest) -> int:

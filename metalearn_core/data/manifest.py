@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.storage import read_json, text_digest
+from metalearn_core.storage.place import Place
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
@@ -158,13 +159,18 @@ def content_digest(spec: DatasetSpec, options: BuildOptions, rasteriser: str, cl
     return text_digest(content)[:32]
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check `manifest.json` of the episode dataset in `folder`.
+def read_manifest(location: str | Path) -> Manifest:
+    """Read and check `manifest.json` of the episode dataset in a folder or at an `s3://` address.
 
     Raises:
         MetalearnError: it is missing, damaged, changed, or of a schema that this version does not know.
     """
-    path = folder / MANIFEST_NAME
+    place = Place.at(location)
+    path = place.folder / MANIFEST_NAME
+    try:
+        place.fetch([MANIFEST_NAME])
+    except FileNotFoundError as error:
+        raise MetalearnError(f"episode dataset: there is no {error.filename}") from None
     content = read_json(path, "episode dataset")
     version = content.get("schema_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:

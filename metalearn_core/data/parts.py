@@ -115,6 +115,7 @@ def build_part(
         classes = sorted(opened.classes(scratch), key=lambda found: found.name)
         require_classes(opened.location, [found.name for found in classes])
         mine = classes[number::of]
+        opened.bring(mine)
         with closing(ClassSpool(scratch)) as spool:
             loader = opened.loader(options.image_size, "rgb" if options.color == "rgb" else "grey")
             unreadable = decode_classes(mine, loader, spool, workers or available_cores())

@@ -69,7 +69,7 @@ class ShardWriter:
     def close(self) -> tuple[Shard, ...]:
         """Finish the last shard; return them all with their digests."""
         self._finish()
-        return tuple(Shard(path=p.name, sha256=file_digest(p), bytes=p.stat().st_size) for p in self.paths)
+        return tuple(_named(path) for path in self.paths)
 
     def abandon(self) -> None:
         """Let go of the open file after a failure."""
@@ -94,6 +94,13 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         self._writer = self._file = None
+
+
+def _named(path: Path) -> Shard:
+    """Give a finished shard a name that holds a part of its digest: two builds for one place never mix theirs."""
+    sha256 = file_digest(path)
+    final = path.rename(path.with_name(f"{path.stem}-{sha256[:12]}{path.suffix}"))
+    return Shard(path=final.name, sha256=sha256, bytes=final.stat().st_size)
 
 
 def verify_shard(folder: Path, shard: Shard) -> None:

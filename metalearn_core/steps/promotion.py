@@ -58,7 +58,7 @@ def register(training: Path, evaluation: Path, model_name: str) -> "RegisteredVe
 
 
 def promote(
-    dataset: Path,
+    dataset: str,
     dataset_digest: str,
     model_name: str,
     version: str,
@@ -93,7 +93,7 @@ def promote(
 
 
 def promote_model(
-    model: str, dataset: Path | None, shape: Mapping[str, int], episodes: int, seed: int, gate: Mapping[str, Any]
+    model: str, dataset: str | None, shape: Mapping[str, int], episodes: int, seed: int, gate: Mapping[str, Any]
 ) -> "Promotion":
     """Let the gate decide on a registered model outside a pipeline, also on one that was rolled back.
 
@@ -101,7 +101,7 @@ def promote_model(
 
     Args:
         model: `name@alias`, `models:/name@alias` or `models:/name/version`.
-        dataset: an episode dataset's folder; None: the one that the model was trained on.
+        dataset: an episode dataset's location; None: the one that the model was trained on.
         shape: way, shot and query, where they differ from what the model was made for.
         episodes, seed: of the test episodes.
         gate: rules, by the names of `GateRules`.
@@ -125,7 +125,7 @@ def promote_model(
     unchanged = promotion.standing(*address, rules)
     if unchanged:
         return unchanged
-    opened = EpisodeDataset.open(dataset or Path(description.lineage.dataset_uri))
+    opened = EpisodeDataset.open(dataset or description.lineage.dataset_uri)
     checked = None if rules.dataset_checks == "ignored" else _checked(opened, protocol.shape)
     return promotion.promote(*address, opened, protocol, rules, checks_passed=checked, after_rollback=True)
 

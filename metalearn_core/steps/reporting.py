@@ -15,7 +15,7 @@ from metalearn_core.version import git_commit, package_version
 
 def write_run_report(
     path: Path,
-    dataset: Path,
+    dataset: str,
     quality: Path,
     records: Sequence[Mapping[str, Any]],
     verdict: Mapping[str, Any],
@@ -25,7 +25,7 @@ def write_run_report(
 
     Args:
         path: of the HTML file.
-        dataset: the episode dataset's folder.
+        dataset: the episode dataset's location.
         quality: the folder with the verdict on it.
         records: the content of `evaluation.json` of each learner, in the order in which they were asked for.
         verdict: the gate's decision.

@@ -61,21 +61,21 @@ class TrainingOrder(Record):
     """Everything that a process which trains must know.
 
     Attributes:
-        dataset: the episode dataset's folder.
+        dataset: the episode dataset's location.
         item: the JSON form of a `LearnerSpec`.
         request: shapes, budget and seed.
         resources: what it may use.
-        checkpoints: the folder of this training's checkpoints alone.
+        checkpoints: where this training's checkpoints are, and no others.
         bundle: the folder to write.
         run_id: the MLflow run that metrics go to; None: nowhere.
         restart: begin anew, whatever checkpoint is there.
     """
 
-    dataset: Path
+    dataset: str
     item: dict[str, Any]
     request: TrainingRequest
     resources: TrainingResources
-    checkpoints: Path
+    checkpoints: str
     bundle: Path
     run_id: str | None = None
     restart: bool = False

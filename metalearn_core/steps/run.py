@@ -47,7 +47,7 @@ def open_run(experiment: str, learners: Sequence[str], **settings: Any) -> str:
 
 
 def close_run(
-    dataset: Path,
+    dataset: str,
     dataset_digest: str,
     quality: Path,
     evaluations: Sequence[Path],
@@ -58,7 +58,7 @@ def close_run(
     """Complete the MLflow run: children for results that were kept, the dataset, the report, the figures, the outcome.
 
     Args:
-        dataset: the episode dataset's folder.
+        dataset: the episode dataset's location.
         dataset_digest: its digest.
         quality: the verdict on it.
         evaluations: one folder with `evaluation.json` a learner.
@@ -93,7 +93,7 @@ def close_run(
         "promotion": {name: verdict[name] for name in ("promoted", "reasons", "champion_before")},
     }
     write_run_report(report, dataset, quality, records, verdict, {"run": run_id, "command": command})
-    tracking.log_dataset(run_id, manifest, str(dataset), context="meta-learning")
+    tracking.log_dataset(run_id, manifest, dataset, context="meta-learning")
     _log_page(run_id, report, "report.html")
     for name in (REPORT_NAME, SUITE_NAME, PAGE_NAME):
         tracking.log_artifact(run_id, quality / name, folder="data-quality")
@@ -133,10 +133,10 @@ def _complete_child(record: Mapping[str, Any]) -> None:
         tracking.set_outcome(child.run_id, "FINISHED")
 
 
-def dataset_summary(folder: Path, manifest: Manifest) -> dict[str, Any]:
+def dataset_summary(location: str | Path, manifest: Manifest) -> dict[str, Any]:
     """Return what is said of a dataset in one JSON object: address, digest, and its classes by split."""
     return {
-        "uri": str(folder),
+        "uri": str(location),
         "digest": manifest.digest,
         "classes": len(manifest.classes),
         "examples": sum(entry.count for entry in manifest.classes),

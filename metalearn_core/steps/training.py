@@ -1,6 +1,5 @@
 """The steps of one learner: meta-train it, and evaluate it on validation and test episodes."""
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from metalearn_core.data.manifest import Split, read_manifest
 from metalearn_core.errors import MetalearnError, one_line
-from metalearn_core.reuse import kept, result_digest, result_folder
+from metalearn_core.reuse import kept, result_digest, result_place
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.requests import EvaluationRequest, TrainingOrder, TrainingRequest, TrainingResources
 from metalearn_core.storage import read_json, write_json
+from metalearn_core.storage.place import Place
 from metalearn_core.version import git_commit, package_version
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ DEFAULT_RESOURCES = TrainingResources()
 
 
 def train_learner(
-    dataset: Path,
+    dataset: str,
     dataset_digest: str,
     item: Mapping[str, Any],
     request: TrainingRequest,
     resources: TrainingResources,
-    storage: Path,
+    storage: Place,
 ) -> Path:
     """Meta-train one learner as a step, or find its finished training; one that was cut off goes on.
 
     Args:
-        dataset: the episode dataset's folder.
+        dataset: the episode dataset's location.
         dataset_digest: its digest.
         item: the JSON form of a `LearnerSpec`.
         request: shapes, budget and seed.
@@ -54,14 +54,14 @@ def train_learner(
         from metalearn_core import tracking
         from metalearn_core.steps.children import start_training
 
-        place = result_folder(storage / "results", "training", key)
-        run_id = start_training(item, request.model_dump(), digest, place.name)
+        place = result_place(storage / "results", "training", key)
+        run_id = start_training(item, request.model_dump(), digest, place.folder.name)
         order = TrainingOrder(
             dataset=dataset,
             item=dict(item),
             request=request,
             resources=resources,
-            checkpoints=checkpoints,
+            checkpoints=checkpoints.location,
             bundle=folder / BUNDLE,
             run_id=run_id,
         )
@@ -71,48 +71,51 @@ def train_learner(
             with suppress(MetalearnError):
                 tracking.set_outcome(run_id, "FAILED", one_line(error))
             raise
-        write_json(folder / TRAINING, {**record, "key": place.name, "bundle": str(place / BUNDLE)})
+        write_json(folder / TRAINING, {**record, "key": place.folder.name, "bundle": (place / BUNDLE).location})
 
     folder, _ = kept(storage / "results", "training", key, make)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    checkpoints.remove()
     return folder
 
 
 def train_bundle(
-    dataset: Path,
+    dataset: str,
     item: Mapping[str, Any],
     request: TrainingRequest,
-    bundle: Path,
+    bundle: str,
     *,
-    checkpoints: Path,
+    checkpoints: str,
     restart: bool = False,
     resources: TrainingResources = DEFAULT_RESOURCES,
 ) -> dict[str, Any]:
     """Meta-train one learner outside a pipeline, write its bundle, and return the record of the training.
 
     Args:
-        dataset: the episode dataset's folder.
+        dataset: the episode dataset's location.
         item: the JSON form of a `LearnerSpec`.
         request: shapes, budget and seed.
-        bundle: the folder to write.
+        bundle: the folder to write, or an address.
         checkpoints: where each training's checkpoints have a folder of their own, by what it is.
         restart: begin anew, whatever checkpoint is there.
         resources: what the training may use.
     """
-    from metalearn_core.bundle import check_place
+    from metalearn_core.bundle import check_place, send_bundle
 
-    check_place(bundle)
+    place = Place.at(bundle)
+    check_place(place.folder)
     key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
     order = TrainingOrder(
         dataset=dataset,
         item=dict(item),
         request=request,
         resources=resources,
-        checkpoints=checkpoints / result_digest("training", key),
-        bundle=bundle,
+        checkpoints=(Place.at(checkpoints) / result_digest("training", key)).location,
+        bundle=place.folder,
         restart=restart,
     )
-    return carry_out(order)
+    record = carry_out(order)
+    send_bundle(place)
+    return record
 
 
 def carry_out(order: TrainingOrder) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         episode=EpisodeShape(request.way, request.shot, request.query),
         lineage={
             "dataset_digest": dataset.digest,
-            "dataset_uri": str(order.dataset.resolve()),
+            "dataset_uri": Place.at(order.dataset).location,
             "seed": request.seed,
             "episodes": result.episodes,
             "code_version": f"{package_version()}+{git_commit()}",
@@ -219,12 +222,12 @@ def _plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPl
 
 
 def evaluate_learner(
-    dataset: Path, dataset_digest: str, training: Path, request: EvaluationRequest, storage: Path
+    dataset: str, dataset_digest: str, training: Path, request: EvaluationRequest, storage: Place
 ) -> Path:
     """Evaluate a trained learner on validation episodes, for selection, and on test episodes, for the report.
 
     Args:
-        dataset: the episode dataset's folder.
+        dataset: the episode dataset's location.
         dataset_digest: its digest.
         training: what `train_learner` returned (or a copy of it).
         request: shape, number and seed of the episodes; inductive.

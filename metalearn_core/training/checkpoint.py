@@ -15,12 +15,16 @@ from torch import Tensor
 
 from metalearn_core import events
 from metalearn_core.data.manifest import Record
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, StorageError
 from metalearn_core.storage import file_digest, read_json, text_digest, write_bytes, write_json
+from metalearn_core.storage.mirror import fetch_objects
+from metalearn_core.storage.place import Place
 from metalearn_core.training.engine import EngineChoices
 
 KEPT = 2
 LOCK_NAME = ".lock"
+_DIGITS = 12
+_DESCRIPTIONS = "[0-9]" * _DIGITS + ".json"
 
 
 class Progress(Record):
@@ -58,53 +62,66 @@ class Progress(Record):
 
 
 class Checkpoints:
-    """The folder of one run's checkpoints; the last two are kept, so that a damaged one costs little.
+    """The place of one run's checkpoints; the last two are kept, so that a damaged one costs little.
+
+    Of two machines that write to one place in a bucket, the one that is second with a checkpoint stops.
 
     Args:
-        folder: made when needed.
+        place: made when needed.
         learner: as warnings name it.
     """
 
-    def __init__(self, folder: Path, learner: str) -> None:
-        self.folder, self.learner = folder, learner
+    def __init__(self, place: Place, learner: str) -> None:
+        self.place, self.learner = place, learner
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other writers out of the folder; wait for one that is there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK_NAME)
+        """Keep other writers on this machine out; wait for one that is there."""
+        folder = self.place.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            events.emit("note", self.learner, text=f"waiting: another run trains in {self.folder}")
+            events.emit("note", self.learner, text=f"waiting: another run trains in {self.place}")
             lock.acquire()
         try:
-            for left_behind in self.folder.glob(".*.tmp"):
+            for left_behind in folder.glob(".*.tmp"):
                 left_behind.unlink(missing_ok=True)
-            for tensors in self.folder.glob("*.safetensors"):
-                if not tensors.with_suffix(".json").exists():
+            described = {path.stem for path in folder.glob(_DESCRIPTIONS)}
+            for tensors in folder.glob("*.safetensors"):
+                if tensors.name[:_DIGITS] not in described:
                     tensors.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint: the tensors, then the description that makes them count; then drop the oldest."""
-        name = f"{1 + max((int(path.stem) for path in self._descriptions()), default=0):012d}"  # none is overwritten
+        """Write a checkpoint: the tensors, then the description that makes them count; then drop the oldest.
+
+        Raises:
+            MetalearnError: another machine has written this one meanwhile.
+        """
+        names = self._descriptions()
+        number = f"{1 + (int(Path(names[0]).stem) if names else 0):0{_DIGITS}d}"  # none is overwritten
         content = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()})
-        write_bytes(self.folder / f"{name}.safetensors", content)
+        digest = hashlib.sha256(content).hexdigest()
+        tensors_name, name = f"{number}-{digest[:12]}.safetensors", f"{number}.json"
+        write_bytes(self.place.folder / tensors_name, content)
         described = progress.model_dump(mode="json")
         write_json(
-            self.folder / f"{name}.json",
+            self.place.folder / name,
             {
                 "progress": described,
                 "progress_digest": text_digest(described),
-                "tensors_sha256": hashlib.sha256(content).hexdigest(),
+                "tensors": tensors_name,
+                "tensors_sha256": digest,
             },
         )
-        for path in self._descriptions()[KEPT:]:
-            path.unlink(missing_ok=True)
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
+        if not self.place.commit([tensors_name], name):
+            raise MetalearnError(f"checkpoint: another run trains in {self.place}: wait for it, then start again")
+        for old in names[KEPT - 1 :]:
+            self._drop(old)
 
     def load(self, fingerprint: str) -> tuple[Progress, dict[str, Tensor]] | None:
         """Return the newest checkpoint that is whole, or None where there is none at all.
@@ -112,41 +129,65 @@ class Checkpoints:
         Raises:
             MetalearnError: it belongs to another run, or all that there are are damaged.
         """
-        paths = self._descriptions()
-        for path in paths:
+        self._agree()
+        names = self._descriptions()
+        for name in names:
             try:
-                progress, tensors = self._read(path)
+                progress, tensors = self._read(name)
+            except StorageError:
+                raise
             except MetalearnError as error:
                 events.emit("warning", self.learner, text=f"{error}: trying the one before")
                 continue
             if progress.fingerprint != fingerprint:
                 raise MetalearnError(
-                    f"checkpoint: {self.folder} holds a run with another learner, option, plan or dataset: "
+                    f"checkpoint: {self.place} holds a run with another learner, option, plan or dataset: "
                     "take another folder, or discard it with restart"
                 )
             return progress, tensors
-        if paths:
-            raise MetalearnError(
-                f"checkpoint: all {len(paths)} in {self.folder} are damaged: discard them with restart"
-            )
+        if names:
+            raise MetalearnError(f"checkpoint: all {len(names)} in {self.place} are damaged: discard them with restart")
         return None
 
     def discard(self) -> None:
         """Remove every checkpoint."""
+        if self.place.prefix:
+            self.place.prefix.remove_all()
         for pattern in ("*.json", "*.safetensors"):
-            for path in self.folder.glob(pattern):
+            for path in self.place.folder.glob(pattern):
                 path.unlink(missing_ok=True)
 
-    def _descriptions(self) -> list[Path]:
-        return sorted(self.folder.glob("[0-9]" * 12 + ".json"), reverse=True)
+    def _agree(self) -> None:
+        """Make this machine's copy what is in the bucket: another machine may have gone on meanwhile."""
+        if self.place.prefix is None:
+            return
+        objects = [found for found in self.place.prefix.objects() if "/" not in found.name]
+        fetch_objects(self.place.prefix, objects)
+        there = {found.name for found in objects}
+        for path in self.place.folder.iterdir():
+            if path.name not in there and path.suffix in {".json", ".safetensors"}:
+                path.unlink(missing_ok=True)
 
-    def _read(self, path: Path) -> tuple[Progress, dict[str, Tensor]]:
-        damaged = MetalearnError(f"checkpoint: {path} is damaged")
+    def _descriptions(self) -> list[str]:
+        """Return the names of this machine's checkpoints, the newest first."""
+        return sorted((path.name for path in self.place.folder.glob(_DESCRIPTIONS)), reverse=True)
+
+    def _drop(self, name: str) -> None:
+        folder = self.place.folder
+        names = [name, *(path.name for path in folder.glob(f"{Path(name).stem}-*.safetensors"))]
+        if self.place.prefix:
+            self.place.prefix.remove(names)
+        for each in names:
+            (folder / each).unlink(missing_ok=True)
+
+    def _read(self, name: str) -> tuple[Progress, dict[str, Tensor]]:
+        path = self.place.folder / name
+        damaged = MetalearnError(f"checkpoint: {self.place}/{name} is damaged")
         content: Any = read_json(path, "checkpoint")
-        tensors_path = path.with_suffix(".safetensors")
         try:
             if text_digest(content["progress"]) != content["progress_digest"]:
                 raise damaged
+            tensors_path = path.with_name(Path(content["tensors"]).name)
             if not os.access(tensors_path, os.R_OK) or file_digest(tensors_path) != content["tensors_sha256"]:
                 raise damaged
             return Progress.model_validate(content["progress"]), safetensors.torch.load_file(tensors_path)

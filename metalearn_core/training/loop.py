@@ -16,12 +16,13 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.prefetch import Prefetch
 from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, StorageError
 from metalearn_core.evaluation.scoring import Scorer
 from metalearn_core.evaluation.statistics import t_interval
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
+from metalearn_core.storage.place import Place
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
 from metalearn_core.training.optimiser import AdamW
@@ -70,7 +71,7 @@ def fit(
     dataset: EpisodeDataset,
     plan: TrainingPlan,
     *,
-    checkpoint_dir: Path | None = None,
+    checkpoint_dir: str | Path | None = None,
     restart: bool = False,
     on_metrics: OnMetrics | None = None,
     world: World = ALONE,
@@ -84,7 +85,8 @@ def fit(
         spec: the learner.
         dataset: whose training split is learned from, and whose validation split chooses the weights.
         plan: budget, shapes, seed.
-        checkpoint_dir: for this run alone; of two runs with the same one the second waits. None: no checkpoints.
+        checkpoint_dir: a folder or an `s3://` address, for this run alone; of two runs with the same one the second
+            waits. None: no checkpoints.
         restart: discard the checkpoints that are there.
         on_metrics: called now and then with metrics by name, and the training episodes so far.
         world: the processes that train together, each of which calls this with the same arguments: the result is that
@@ -98,7 +100,7 @@ def fit(
     run = _Run(resolve_spec(spec), dataset, plan, on_metrics, world)
     if checkpoint_dir is None:
         return run.train(None)
-    checkpoints = Checkpoints(checkpoint_dir, spec.learner)
+    checkpoints = Checkpoints(Place.at(checkpoint_dir), spec.learner)
     with checkpoints.lock() if world.leads else contextlib.nullcontext():
         if restart and world.leads:
             checkpoints.discard()
@@ -172,7 +174,7 @@ class _Run:
                 while self._advance(engine, stop):
                     self._update(engine=engine.choices)
                     if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
-                        self._save(checkpoints)
+                        self._save_where_possible(checkpoints)
                         saved = time.monotonic()
             except StopRequested:
                 raise self._stopped(checkpoints) from None
@@ -346,12 +348,19 @@ class _Run:
         if self.world.leads:
             checkpoints.save(self.progress, pack(self.learner, self.optimiser, self.best))
 
+    def _save_where_possible(self, checkpoints: Checkpoints) -> None:
+        """Save on the way: a bucket that is away for a while costs a checkpoint, not the training."""
+        try:
+            self._save(checkpoints)
+        except StorageError as error:
+            events.emit("warning", self.spec.learner, text=f"no checkpoint now, training goes on: {error}")
+
     def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
         done = f"{self.spec.learner}: stopped by SIGTERM after {self.progress.episodes} training episodes"
         if checkpoints is None:
             return TrainingStoppedError(f"{done}; without a checkpoint folder they are lost")
         self._save(checkpoints)
-        return TrainingStoppedError(f"{done}: the same command goes on from {checkpoints.folder}")
+        return TrainingStoppedError(f"{done}: the same command goes on from {checkpoints.place}")
 
     def _result(self) -> FitResult:
         self.learner.load_state_dict(self.best)

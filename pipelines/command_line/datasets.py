@@ -34,6 +34,7 @@ from pipelines.command_line.options import (
 if TYPE_CHECKING:
     from metalearn_core.data.manifest import Manifest
 
+DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
 app = typer.Typer(help="Build, show and validate episode datasets.", no_args_is_help=True)
 
 
@@ -47,8 +48,8 @@ def add_to(parent: typer.Typer) -> None:
 
 
 def build(
-    source: Annotated[str, typer.Argument(help="`glyphs`, a folder of images, or Parquet.")],
-    out: Annotated[Path, typer.Argument(help="Folder to make.")],
+    source: Annotated[str, typer.Argument(help="`glyphs`, a folder of images, or Parquet; s3:// addresses too.")],
+    out: Annotated[str, typer.Argument(help="Folder to make, or s3:// address.")],
     image_size: ImageSizeOption = None,
     color: ColorOption = None,
     split_by: SplitByOption = None,
@@ -72,7 +73,7 @@ def build(
     """Build an episode dataset from labelled examples, or with --shard a part of one."""
     from metalearn_core.data.build import build_dataset
     from metalearn_core.data.parts import build_part, parse_shard
-    from metalearn_core.steps.data import build_options
+    from metalearn_core.steps.data import build_at, build_options, earlier_place
     from pipelines.command_line.watch import watching
 
     options = build_options(
@@ -92,8 +93,10 @@ def build(
         number, of = parse_shard(shard)
         if split_from:
             raise UsageError("--split-from: is for `dataset merge`: a part of a build has no splits")
+        if "://" in out:
+            raise UsageError(f"{out}: a part of a build goes to a folder: give one")
         with watching(notices):
-            part = build_part(source, out, options, number, of, workers=workers)
+            part = build_part(source, Path(out), options, number, of, workers=workers)
         found = {"part": str(out), "shard": shard, "classes": len(part.classes), "unreadable": len(part.unreadable)}
         if json:
             print_json(found)
@@ -101,31 +104,34 @@ def build(
             answers.print(f"part {shard} of the build: {len(part.classes)} classes in {out}", soft_wrap=True)
         return
     with watching(notices):
-        manifest = build_dataset(
-            source, out, options, workers=workers, split_from=Path(split_from) if split_from else None
-        )
+        earlier = earlier_place(split_from or "")
+        manifest = build_at(out, lambda at: build_dataset(source, at, options, workers=workers, split_from=earlier))
     _answer(out, manifest, json)
 
 
 def merge(
-    folders: Annotated[list[Path], typer.Argument(help="All parts of a build; then the folder to make.")],
+    folders: Annotated[
+        list[str], typer.Argument(help="All parts of a build; then the folder to make, or s3:// address.")
+    ],
     split_from: SplitFromOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
     """Join the parts of a build into the dataset that a build at once would have made."""
     from metalearn_core.data.parts import merge_parts
+    from metalearn_core.steps.data import build_at, earlier_place
     from pipelines.command_line.watch import watching
 
     *parts, out = folders
     if not parts:
         raise UsageError("dataset merge: expected the parts, and then the folder to make")
     with watching(notices):
-        manifest = merge_parts(parts, out, split_from=Path(split_from) if split_from else None)
+        earlier = earlier_place(split_from or "")
+        manifest = build_at(out, lambda at: merge_parts([Path(part) for part in parts], at, split_from=earlier))
     _answer(out, manifest, json)
 
 
-def _answer(out: Path, manifest: "Manifest", json: bool) -> None:
+def _answer(out: str, manifest: "Manifest", json: bool) -> None:
     from metalearn_core.steps.run import dataset_summary
 
     if json:
@@ -135,7 +141,7 @@ def _answer(out: Path, manifest: "Manifest", json: bool) -> None:
 
 
 def show(
-    dataset: Annotated[Path, typer.Argument(help="An episode dataset.")],
+    dataset: DatasetArgument,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -148,10 +154,10 @@ def show(
         _print(dataset)
 
 
-def _print(folder: Path) -> None:
+def _print(location: str) -> None:
     from metalearn_core.data.manifest import SPLITS, read_manifest
 
-    manifest = read_manifest(folder)
+    manifest = read_manifest(location)
     shape = " × ".join(str(size) for size in manifest.spec.example_shape)
     answers.print(f"dataset {manifest.digest} of {manifest.source}", soft_wrap=True, markup=False)
     answers.print(f"{manifest.spec.modality}s {shape}, {manifest.spec.dtype}; split by {manifest.options.split_by}\n")
@@ -177,7 +183,7 @@ def _print(folder: Path) -> None:
 
 
 def validate(
-    dataset: Annotated[Path, typer.Argument(help="An episode dataset.")],
+    dataset: DatasetArgument,
     way: WayOption = None,
     shot: ShotOption = None,
     query: QueryOption = None,

@@ -38,8 +38,8 @@ from pipelines.command_line.options import (
     workdir_at,
 )
 
-ModelArgument = Annotated[str, typer.Argument(help="A bundle, models:/name@alias, or name@alias.")]
-DatasetArgument = Annotated[Path, typer.Argument(help="An episode dataset.")]
+ModelArgument = Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")]
+DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
 SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")]
 _SHOWN_PROBABILITIES = 3
@@ -104,7 +104,7 @@ def _description(learner: Any) -> dict[str, Any]:
 def train(
     dataset: DatasetArgument,
     learner: Annotated[str, typer.Option("--learner", help="One that `metalearn learners` lists.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the bundle.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the bundle, or s3:// address.")],
     backbone: BackboneOption = None,
     way: WayOption = None,
     shot: ShotOption = None,
@@ -123,7 +123,7 @@ def train(
     precision: PrecisionOption = None,
     set_: LearnerSetOption = None,
     checkpoint_dir: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--checkpoint-dir", help="Where checkpoints are kept.", show_default="in the work directory"),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from a checkpoint.")] = False,
@@ -178,7 +178,7 @@ def train(
             jsonlib.loads(item),
             train_request(config),
             output,
-            checkpoints=checkpoint_dir or workdir_at(workdir).path / "checkpoints",
+            checkpoints=checkpoint_dir or str(workdir_at(workdir).path / "checkpoints"),
             restart=restart,
             resources=TrainingResources(
                 device=config.device,
@@ -292,7 +292,7 @@ def compare(
     model_a: Annotated[str, typer.Argument(help="A bundle, models:/name@alias, or name@alias.")],
     model_b: Annotated[str, typer.Argument(help="Likewise.")],
     dataset: Annotated[
-        Path | None, typer.Argument(help="An episode dataset.", show_default="the one that model A was trained on")
+        str | None, typer.Argument(help="An episode dataset.", show_default="the one that model A was trained on")
     ] = None,
     split: SplitOption = "test",
     way: OwnWayOption = None,
@@ -324,7 +324,7 @@ def compare(
         seed=seed,
         batch_norm="inductive",
     )
-    opened = EpisodeDataset.open(dataset or Path(description.lineage.dataset_uri))
+    opened = EpisodeDataset.open(dataset or description.lineage.dataset_uri)
     with watching(notices):
         comparison = compare_bundles(*paths, opened, protocol, names=(model_a, model_b))
     if json:

@@ -1,6 +1,5 @@
 """The verbs of the registry: `models`, `promote`, `rollback`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -61,7 +60,7 @@ def models(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -
 def promote(
     model: Annotated[str, typer.Argument(help="name@alias, models:/name@alias or models:/name/version.")],
     dataset: Annotated[
-        Path | None, typer.Option("--dataset", help="Test classes come from it.", show_default="the model's own")
+        str | None, typer.Option("--dataset", help="Test classes come from it.", show_default="the model's own")
     ] = None,
     way: OwnWayOption = None,
     shot: OwnShotOption = None,

@@ -109,12 +109,21 @@ def run(
     min_examples: MinExamplesOption = None,
     max_unreadable: MaxUnreadableOption = None,
     build_shards: BuildShardsOption = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            help="Datasets, results and checkpoints, as s3://bucket/place.",
+            show_default="the work directory",
+        ),
+    ] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
     """Run the whole pipeline here: build, validate, meta-train, evaluate, select, register, promote."""
     from metalearn_core.model_versions import check_name
     from metalearn_core.steps.requests import gate_rules
+    from metalearn_core.storage.place import Place
     from metalearn_core.tracking_server import shown
     from pipelines import config as configuration
     from pipelines.command_line.watch import Watcher
@@ -162,11 +171,13 @@ def run(
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
     with warm_engine() as engine:
+        place = storage or str(directory.path)
+        Place.at(place).check()
         configuration.check_source(settings)
         gate_rules(settings.gate)
         check_name(settings.model_name)
         items = configuration.learner_items(settings)
-        arguments = configuration.pipeline_arguments(settings, items, directory.path, _command())
+        arguments = configuration.pipeline_arguments(settings, items, place, _command())
         outcome = run_pipeline(engine, arguments, directory, Watcher(notices), settings.build_shards)
     summary = {**outcome, "workdir": str(directory.path), "tracking_uri": shown(uri)}
     if json:

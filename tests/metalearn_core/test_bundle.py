@@ -17,12 +17,14 @@ from metalearn_core.bundle import (
     read_training_images,
     resolve_model,
     save_bundle,
+    send_bundle,
     verify_bundle,
 )
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners import LearnerSpec, make_learner
+from metalearn_core.storage.place import Place
 
 SPEC = DatasetSpec(
     modality="image", example_shape=(1, 28, 28), dtype="uint8", mean=(0.1,), std=(0.3,), train_classes=20
@@ -233,7 +235,11 @@ def test_verifying_needs_no_torch(tmp_path):
 
 @pytest.mark.parametrize(
     ("address", "words"),
-    [("nowhere", "no such folder"), ("s3://bucket/bundle", "not supported yet"), ("a/b/c@d", "no address of a model")],
+    [
+        ("nowhere", "no such folder"),
+        ("gs://b/bundle", "no address of a"),
+        ("a/b/c@d", "no address of a model"),
+    ],
 )
 def test_an_address_that_leads_nowhere_is_one_line(address, words):
     with pytest.raises(MetalearnError, match=words):
@@ -243,6 +249,23 @@ def test_an_address_that_leads_nowhere_is_one_line(address, words):
 def test_a_folder_is_its_own_address(tmp_path):
     save(tmp_path / "name@alias")
     assert resolve_model(str(tmp_path / "name@alias")) == tmp_path / "name@alias"
+
+
+def test_a_bundle_in_a_bucket_is_sent_replaced_and_loaded(bucket, tmp_path, monkeypatch):
+    place = Place.at(f"{bucket}/models/one")
+    for rate in (0.1, 0.2):
+        save(place.folder, learning_rate=rate)
+        send_bundle(place)
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "elsewhere"))
+    assert read_bundle(resolve_model(f"{bucket}/models/one")).options["learning_rate"] == 0.2
+    place.prefix.write("weights.safetensors", b"gone bad")
+    with pytest.raises(MetalearnError, match="is damaged"):
+        load_bundle(resolve_model(f"{bucket}/models/one"))
+    place.prefix.remove(["weights.safetensors"])
+    with pytest.raises(MetalearnError, match=r"s3://.*weights.safetensors is missing"):
+        resolve_model(f"{bucket}/models/one")
+    with pytest.raises(MetalearnError, match="there is none at s3://"):
+        resolve_model(f"{bucket}/models/two")
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from metalearn_core import reuse
+from metalearn_core.storage.place import Place
 
 
 def write(text: str):
@@ -17,16 +18,16 @@ def refuse(folder: Path) -> None:
 
 
 def test_the_same_key_is_made_once(tmp_path: Path) -> None:
-    first, was_kept = reuse.kept(tmp_path, "training", {"seed": 0}, write("a"))
+    first, was_kept = reuse.kept(Place(tmp_path), "training", {"seed": 0}, write("a"))
     assert not was_kept
-    again, was_kept = reuse.kept(tmp_path, "training", {"seed": 0}, refuse)
+    again, was_kept = reuse.kept(Place(tmp_path), "training", {"seed": 0}, refuse)
     assert was_kept
     assert again == first
 
 
 def test_another_key_or_kind_is_another_result(tmp_path: Path) -> None:
     folders = {
-        reuse.kept(tmp_path, kind, {"seed": seed}, write("a"))[0]
+        reuse.kept(Place(tmp_path), kind, {"seed": seed}, write("a"))[0]
         for kind in ("training", "evaluation")
         for seed in (0, 1)
     }
@@ -34,16 +35,16 @@ def test_another_key_or_kind_is_another_result(tmp_path: Path) -> None:
 
 
 def test_a_change_of_the_core_is_another_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, _ = reuse.kept(tmp_path, "training", {}, write("a"))
+    first, _ = reuse.kept(Place(tmp_path), "training", {}, write("a"))
     monkeypatch.setattr(reuse, "source_digest", lambda: "other")
-    second, was_kept = reuse.kept(tmp_path, "training", {}, write("b"))
+    second, was_kept = reuse.kept(Place(tmp_path), "training", {}, write("b"))
     assert not was_kept
     assert second != first
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "add", "truncate record", "remove record"])
 def test_a_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
-    folder, _ = reuse.kept(tmp_path, "training", {}, write("good"))
+    folder, _ = reuse.kept(Place(tmp_path), "training", {}, write("good"))
     if damage == "change":
         (folder / "result.txt").write_text("goof")
     elif damage == "remove":
@@ -54,7 +55,7 @@ def test_a_damaged_result_is_made_again(tmp_path: Path, damage: str) -> None:
         (folder / "contents.json").write_text("{")
     else:
         (folder / "contents.json").unlink()
-    folder, was_kept = reuse.kept(tmp_path, "training", {}, write("new"))
+    folder, was_kept = reuse.kept(Place(tmp_path), "training", {}, write("new"))
     assert not was_kept
     assert (folder / "result.txt").read_text() == "new"
 
@@ -65,7 +66,7 @@ def test_what_a_failure_leaves_is_removed(tmp_path: Path) -> None:
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        reuse.kept(tmp_path, "training", {}, fail)
+        reuse.kept(Place(tmp_path), "training", {}, fail)
     assert [path for path in (tmp_path / "training").iterdir() if path.suffix != ".lock"] == []
 
 
@@ -77,7 +78,7 @@ def _make_slowly(root: Path, made: "multiprocessing.Queue[int]") -> None:
         time.sleep(0.5)
         (folder / "result.txt").write_text("once")
 
-    reuse.kept(root, "training", {}, make)
+    reuse.kept(Place(root), "training", {}, make)
 
 
 def test_two_processes_make_a_result_once(tmp_path: Path) -> None:

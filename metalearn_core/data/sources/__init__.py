@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from metalearn_core.data.sources.contract import Source
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.storage.objects import is_address
 
 GLYPHS = "glyphs"
 
 
 def open_source(location: str) -> Source:
     """Return the source at a location: `glyphs`, a folder of images, a Parquet file, or a folder of those.
+
+    A location may be an `s3://` address: what is needed of it is copied to this machine, once.
 
     Raises:
         MetalearnError: there is nothing at the location, or nothing that could be a source.
@@ -18,8 +21,12 @@ def open_source(location: str) -> Source:
         from metalearn_core.data.sources.glyphs import GlyphSource
 
         return GlyphSource()
+    if is_address(location):
+        return _open_address(location)
     if "://" in location:
-        raise MetalearnError(f"source {location}: addresses are not supported yet: give {GLYPHS}, a folder or a file")
+        raise UsageError(
+            f"source {location}: expected {GLYPHS}, a folder, a file, or an address like s3://bucket/place"
+        )
     path = Path(location).expanduser()
     if not path.exists():
         raise MetalearnError(f"source {location!r}: there is no such file or folder")
@@ -35,6 +42,17 @@ def open_source(location: str) -> Source:
     from metalearn_core.data.sources.folder import FolderSource
 
     return FolderSource(location, path)
+
+
+def _open_address(location: str) -> Source:
+    from metalearn_core.data.sources.bucket import BucketFolderSource, ObjectListing
+    from metalearn_core.data.sources.table import TableSource
+
+    listing = ObjectListing.read(location)
+    tables = listing.tables()
+    if tables:
+        return TableSource(location, listing.copied(tables), fingerprint=listing.fingerprint())
+    return BucketFolderSource(location, listing)
 
 
 def _holds_parquet(folder: Path) -> bool:

@@ -93,6 +93,13 @@ class Source(ABC):
             MetalearnError: there is nothing to read, or it is not what the location promises.
         """
 
+    def bring(self, classes: Sequence[SourceClass]) -> None:  # noqa: B027  (most have nothing to do)
+        """Bring the examples of some classes to this machine before they are decoded; here they are already.
+
+        Raises:
+            MetalearnError: they cannot be had.
+        """
+
     @abstractmethod
     def loader(self, image_size: int, color: Color) -> Loader:
         """Return what decodes this source's items into images of `image_size` × `image_size` pixels."""

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def is_grey_file(item: Item) -> bool:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class ImageFolder:
     """One folder: its path from the root, its images (file names) and its folders, real ones and links to some."""
 
     parts: tuple[str, ...]
@@ -54,18 +54,7 @@ class FolderSource(Source):
 
     def classes(self, scratch: Path) -> list[SourceClass]:
         """Return a class for every folder that directly holds images, named by its path from the root."""
-        folders = _walk(str(self.path))
-        root, *below = folders
-        if root.images and below:
-            where = readable(root.path)
-            emit("warning", "build", text=f"{len(root.images)} images directly in {where} are of no class: left out")
-        found = [_source_class(folder) for folder in (below or folders) if folder.images]
-        if not found:
-            raise MetalearnError(
-                f"source {readable(self.location)}: no images found: expected a folder for each class, with files "
-                f"{', '.join(sorted(EXTENSIONS))}"
-            )
-        return found
+        return classes_of(self.location, _walk(str(self.path)))
 
     def loader(self, image_size: int, color: Color) -> Loader:
         """Return what decodes files."""
@@ -91,6 +80,25 @@ class FolderSource(Source):
         return digest.hexdigest()
 
 
+def classes_of(location: str, folders: Sequence[ImageFolder]) -> list[SourceClass]:
+    """Return a class for each folder that holds images: the first is the root, whose own are of a class if alone.
+
+    Raises:
+        MetalearnError: there are no images.
+    """
+    root, *below = folders
+    if root.images and below:
+        where = readable(root.path)
+        emit("warning", "build", text=f"{len(root.images)} images directly in {where} are of no class: left out")
+    found = [_source_class(folder) for folder in (below or folders) if folder.images]
+    if not found:
+        raise MetalearnError(
+            f"source {readable(location)}: no images found: expected a folder for each class, with files "
+            f"{', '.join(sorted(EXTENSIONS))}"
+        )
+    return found
+
+
 def readable(text: str) -> str:
     """Return a file name as printable text on one line; different names stay different.
 
@@ -109,7 +117,7 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def _walk(root: str) -> list[_Folder]:
+def _walk(root: str) -> list[ImageFolder]:
     """Return the folder that the classes stand in, and then all below it; each real folder once, links last.
 
     While a folder holds one folder and nothing else that counts, the walk starts from that one.
@@ -134,7 +142,9 @@ def _walk(root: str) -> list[_Folder]:
     return found
 
 
-def _enter(found: list[_Folder], seen: set[tuple[int, int]], parts: tuple[str, ...], path: str) -> list[_Folder]:
+def _enter(
+    found: list[ImageFolder], seen: set[tuple[int, int]], parts: tuple[str, ...], path: str
+) -> list[ImageFolder]:
     identity = _identity(path)
     if identity in seen:
         return []
@@ -148,21 +158,31 @@ def _identity(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _list(parts: tuple[str, ...], path: str) -> _Folder:
+def _list(parts: tuple[str, ...], path: str) -> ImageFolder:
     images: list[str] = []
     folders: list[str] = []
     links: list[str] = []
     with os.scandir(path) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith(".") or entry.name in _IGNORED:
+            if is_ignored(entry.name):
                 continue
             if _there(entry.is_dir):
                 (links if entry.is_symlink() else folders).append(entry.name)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and (  # noqa: PTH122
+            elif is_image(entry.name) and (
                 _there(entry.is_file) or (entry.is_symlink() and not os.path.exists(entry.path))  # noqa: PTH110
             ):
                 images.append(entry.name)
-    return _Folder(parts, path, images, folders, links)
+    return ImageFolder(parts, path, images, folders, links)
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether a file or folder of this name plays no part."""
+    return name.startswith(".") or name in _IGNORED
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file of this name is taken for an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
 
 
 def _there(is_what: Callable[[], bool]) -> bool:
@@ -173,7 +193,7 @@ def _there(is_what: Callable[[], bool]) -> bool:
         return False
 
 
-def _source_class(folder: _Folder) -> SourceClass:
+def _source_class(folder: ImageFolder) -> SourceClass:
     name = "/".join(readable(part) for part in folder.parts) or "."
     domain = readable(folder.parts[0]) if len(folder.parts) > 1 else DEFAULT_DOMAIN
     items = [

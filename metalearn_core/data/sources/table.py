@@ -20,7 +20,7 @@ _BATCH_ROWS = 256
 
 
 class TableSource(Source):
-    """A Parquet file, or a folder of them.
+    """A Parquet file, or a folder of them; `fingerprint` is that of what they are copies of.
 
     Columns: `image` (bytes of an encoded image, or a struct with `bytes`) or `features` (a list of numbers);
     `class` or `label` (text or whole numbers); if there, `domain` and `id`. Class names that Hugging Face keeps in the
@@ -31,8 +31,8 @@ class TableSource(Source):
         MetalearnError: a file is no Parquet, lacks a column, or holds images where the first holds features.
     """
 
-    def __init__(self, location: str, path: Path) -> None:
-        self.location = location
+    def __init__(self, location: str, path: Path, *, fingerprint: str | None = None) -> None:
+        self.location, self._fingerprint = location, fingerprint
         self.files = [path] if path.is_file() else sorted(_parquet_files(path))
         schemas = [_read_schema(file) for file in self.files]
         for file, schema in zip(self.files, schemas, strict=True):
@@ -70,7 +70,9 @@ class TableSource(Source):
         return SpilledGreyTest(str(self._spill)) if self.modality == "image" else None
 
     def fingerprint(self) -> str:
-        """Digest the paths, sizes and times of the files."""
+        """Digest the paths, sizes and times of the files, unless they are copies of something that has its own."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         states = [(str(file), file.stat()) for file in self.files]
         identity = [(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for path, state in states]
         return hashlib.sha256(repr(identity).encode()).hexdigest()

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from metalearn_core.steps.data import build_episodes, build_options, decode_part
+from metalearn_core.storage.place import Place
 
 OPTIONS = {"image_size": 8, "color": "grey", "split_by": "class", "ratios": (0.5, 0.25, 0.25)}
 
@@ -24,21 +25,21 @@ def source(tmp_path: Path) -> str:
 
 def test_parts_that_were_decoded_apart_make_the_dataset_of_a_build_at_once(tmp_path: Path, source: str) -> None:
     options = build_options("", **OPTIONS)
-    _, at_once = build_episodes(source, options, tmp_path / "one")
+    _, at_once = build_episodes(source, options, Place(tmp_path / "one"))
     shards = ["1/3", "2/3", "3/3"]
     for shard in shards:
-        decode_part(source, options, tmp_path / "several", shard)
+        decode_part(source, options, Place(tmp_path / "several"), shard)
     assert len(list((tmp_path / "several").rglob("part.json"))) == 3
-    _, joined = build_episodes(source, options, tmp_path / "several", shards=shards)
+    _, joined = build_episodes(source, options, Place(tmp_path / "several"), shards=shards)
     assert joined == at_once
     assert not list((tmp_path / "several").rglob("part.json"))  # they are as large as the dataset
-    decode_part(source, options, tmp_path / "several", "1/3")
+    decode_part(source, options, Place(tmp_path / "several"), "1/3")
     assert not list((tmp_path / "several").rglob("part.json"))  # the source is unchanged, and built
 
 
 def test_a_part_that_was_lost_is_decoded_by_the_build(tmp_path: Path, source: str) -> None:
     options = build_options("", **OPTIONS)
-    _, at_once = build_episodes(source, options, tmp_path / "one")
-    decode_part(source, options, tmp_path / "several", "1/2")
-    _, joined = build_episodes(source, options, tmp_path / "several", shards=["1/2", "2/2"])
+    _, at_once = build_episodes(source, options, Place(tmp_path / "one"))
+    decode_part(source, options, Place(tmp_path / "several"), "1/2")
+    _, joined = build_episodes(source, options, Place(tmp_path / "several"), shards=["1/2", "2/2"])
     assert joined.digest == at_once.digest

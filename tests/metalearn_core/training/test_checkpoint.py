@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from metalearn_core.errors import MetalearnError
+from metalearn_core.storage.place import Place
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import EngineChoices
 
@@ -15,7 +16,7 @@ def progress(step, fingerprint="f"):
 
 @pytest.fixture
 def checkpoints(tmp_path):
-    made = Checkpoints(tmp_path / "run", "maml")
+    made = Checkpoints(Place(tmp_path / "run"), "maml")
     with made.lock():
         for step in (1, 2, 3):
             made.save(progress(step), {"weight": torch.full((3,), float(step))})
@@ -26,12 +27,16 @@ def test_the_newest_comes_back_and_two_are_kept(checkpoints):
     found, tensors = checkpoints.load("f")
     assert found == progress(3)
     assert torch.equal(tensors["weight"], torch.full((3,), 3.0))
-    assert len(list(checkpoints.folder.glob("*.safetensors"))) == len(list(checkpoints.folder.glob("*.json"))) == 2
+    assert (
+        len(list(checkpoints.place.folder.glob("*.safetensors")))
+        == len(list(checkpoints.place.folder.glob("*.json")))
+        == 2
+    )
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_after_one_flipped_byte_the_one_before_is_taken(checkpoints, suffix):
-    path = checkpoints.folder / f"{3:012d}{suffix}"
+    [path] = checkpoints.place.folder.glob(f"{3:012d}*{suffix}")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -39,19 +44,19 @@ def test_after_one_flipped_byte_the_one_before_is_taken(checkpoints, suffix):
 
 
 def test_a_half_written_one_does_not_count(checkpoints):
-    (checkpoints.folder / f"{4:012d}.safetensors").write_bytes(b"half")
+    (checkpoints.place.folder / f"{4:012d}.safetensors").write_bytes(b"half")
     assert checkpoints.load("f")[0].step == 3
 
 
 def test_what_a_killed_writer_left_behind_is_removed(checkpoints):
-    left_behind = checkpoints.folder / ".000000000004.safetensors.0.tmp"
+    left_behind = checkpoints.place.folder / ".000000000004.safetensors.0.tmp"
     left_behind.write_bytes(b"half")
     with checkpoints.lock():
         assert not left_behind.exists()
 
 
 def test_when_all_are_damaged_it_says_so(checkpoints):
-    for path in checkpoints.folder.glob("*.json"):
+    for path in checkpoints.place.folder.glob("*.json"):
         path.write_text(json.dumps({"progress": 1}))
     with pytest.raises(MetalearnError, match=r"all 2 in .* are damaged"):
         checkpoints.load("f")
@@ -65,7 +70,7 @@ def test_another_runs_is_refused_and_can_be_discarded(checkpoints):
 
 
 def test_a_second_writer_waits_for_the_first(tmp_path):
-    first, second = Checkpoints(tmp_path, "maml"), Checkpoints(tmp_path, "maml")
+    first, second = (Checkpoints(Place(tmp_path), "maml") for _ in range(2))
     order = []
 
     def write():
@@ -79,3 +84,57 @@ def test_a_second_writer_waits_for_the_first(tmp_path):
         order.append("first")
     thread.join(timeout=10)
     assert order == ["first", "second"]
+
+
+@pytest.fixture
+def elsewhere(bucket, tmp_path, monkeypatch):
+    """Make what follows happen on a machine that has no copies yet."""
+
+    def move(name):
+        monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / name))
+        return Checkpoints(Place.at(f"{bucket}/run"), "maml")
+
+    return move
+
+
+def saved(checkpoints, *steps):
+    with checkpoints.lock():
+        for step in steps:
+            checkpoints.save(progress(step), {"weight": torch.full((3,), float(step))})
+
+
+def test_in_a_bucket_another_machine_goes_on_and_two_are_kept(elsewhere):
+    saved(elsewhere("one"), 1, 2, 3)
+    other = elsewhere("two")
+    with other.lock():
+        found, tensors = other.load("f")
+        assert found == progress(3)
+        assert torch.equal(tensors["weight"], torch.full((3,), 3.0))
+        other.save(progress(4), tensors)
+    assert len([found for found in other.place.prefix.objects() if found.name.endswith(".json")]) == 2
+    first = elsewhere("one")
+    with first.lock():
+        assert first.load("f")[0].step == 4
+
+
+def test_of_two_machines_that_write_to_a_bucket_the_second_stops(elsewhere):
+    saved(elsewhere("one"), 1)
+    slow = elsewhere("two")
+    with slow.lock():
+        slow.load("f")
+        saved(elsewhere("one"), 2)
+        elsewhere("two")
+        with pytest.raises(MetalearnError, match="another run trains in s3://"):
+            slow.save(progress(7), {"weight": torch.zeros(3)})
+    last = elsewhere("three")
+    with last.lock():
+        assert last.load("f")[0].step == 2
+
+
+def test_tensors_in_a_bucket_whose_description_is_missing_do_not_count(elsewhere):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1, 2)
+    checkpoints.place.prefix.remove([f"{2:012d}.json"])
+    other = elsewhere("two")
+    with other.lock():
+        assert other.load("f")[0].step == 1

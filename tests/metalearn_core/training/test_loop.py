@@ -14,10 +14,12 @@ from safetensors.torch import save
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
-from metalearn_core.errors import MetalearnError, UsageError, one_line
+from metalearn_core.errors import MetalearnError, StorageError, UsageError, one_line
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LEARNERS, LearnerSpec
+from metalearn_core.storage.place import Place
 from metalearn_core.training import loop
+from metalearn_core.training.checkpoint import Checkpoints
 from metalearn_core.training.loop import VALIDATION_SEED, TrainingStoppedError, fit
 from metalearn_core.training.plan import TrainingPlan
 
@@ -92,7 +94,7 @@ from metalearn_core.training.plan import TrainingPlan
 spec = LearnerSpec(learner="maml", backbone_options={{"width": 8, "blocks": 3}})
 plan = TrainingPlan(way=4, shot=1, query=3, episodes={episodes}, validations=3, validation_episodes=10,
                     checkpoint_seconds=0)
-result = fit(spec, tiny_dataset(), plan, checkpoint_dir=Path(sys.argv[1]))
+result = fit(spec, tiny_dataset(), plan, checkpoint_dir=sys.argv[1])
 save_file(result.learner.state_dict(), sys.argv[2])
 """
 
@@ -121,6 +123,31 @@ def test_a_killed_process_started_again_ends_with_the_same_bytes(tmp_path):
         assert process.wait(10) == -signal.SIGKILL
     assert start(tmp_path / "cut", tmp_path / "cut.safetensors", 120).wait(120) == 0
     assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_process_killed_on_one_machine_is_gone_on_with_on_another(tmp_path, bucket, monkeypatch):
+    whole = start(tmp_path / "whole", tmp_path / "whole.safetensors", 60)
+    assert whole.wait(120) == 0
+    for number, least in enumerate((3, 9)):
+        process = start(f"{bucket}/cut", tmp_path / "cut.safetensors", 60)
+        wait_for_checkpoints(Place.at(f"{bucket}/cut").folder, process, least)
+        process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / f"machine{number}"))
+    assert start(f"{bucket}/cut", tmp_path / "cut.safetensors", 60).wait(120) == 0
+    assert (tmp_path / "cut.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_a_bucket_that_is_away_costs_a_checkpoint_not_the_training(dataset, bucket, monkeypatch):
+    def away(*_):
+        raise StorageError("s3://bucket: away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", away)
+        with pytest.raises(StorageError, match="away"):  # the last one is needed
+            fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=f"{bucket}/run")
+    resumed = fit(spec("maml"), dataset, plan(), checkpoint_dir=f"{bucket}/run")
+    assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
 
 
 def test_a_store_that_is_mapped_is_drawn_ahead_and_gives_the_same_weights(dataset):

@@ -98,8 +98,8 @@ def test_a_location_without_anything_is_an_error(tmp_path: Path) -> None:
         classes(tmp_path)
     with pytest.raises(MetalearnError, match="is a file, expected"):
         open_source(str(touch(tmp_path, "x.txt") / "x.txt"))
-    with pytest.raises(MetalearnError, match="not supported yet"):
-        open_source("s3://bucket/prefix")
+    with pytest.raises(MetalearnError, match="expected glyphs, a folder, a file, or an address like s3://bucket/place"):
+        open_source("gs://bucket/prefix")
 
 
 def test_fingerprint_sees_added_and_rewritten_files(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One way to read and write files and folders: whole or not at all."""
+"""Files and folders on this machine: whole or not at all."""
 
 import hashlib
 import json
@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from metalearn_core.errors import MetalearnError
+
+CACHE_VARIABLE = "METALEARN_CACHE"
+DEFAULT_CACHE = "~/.cache/metalearn"
+
+
+def cache_folder() -> Path:
+    """Return where this machine keeps copies that it can make again: METALEARN_CACHE, or ~/.cache/metalearn."""
+    return Path(os.environ.get(CACHE_VARIABLE) or DEFAULT_CACHE).expanduser()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

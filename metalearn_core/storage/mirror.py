@@ -1,0 +1,107 @@
+"""This machine's copies of objects: each is downloaded once, and again only when it has changed there or here."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock
+
+from metalearn_core.errors import MetalearnError
+from metalearn_core.storage.files import cache_folder, text_digest, write_bytes
+from metalearn_core.storage.objects import Prefix, StoredObject, client
+
+_NOTED_AFTER = 1000
+
+
+def local_copy(prefix: Prefix) -> Path:
+    """Return the folder in which this machine keeps its copies of the objects below a prefix."""
+    endpoint = text_digest(client().meta.endpoint_url)[:8]
+    return cache_folder() / "s3" / endpoint / prefix.bucket / prefix.key
+
+
+def fetch(prefix: Prefix, names: Iterable[str]) -> Path:
+    """Bring objects to this machine by name, those that are not here yet; return the folder that they are in.
+
+    Raises:
+        FileNotFoundError: one of them is not there.
+        StorageError: the bucket cannot be read.
+    """
+    found = []
+    for name in names:
+        there = prefix.find(name)
+        if there is None:
+            raise FileNotFoundError(2, "no such object", str(prefix / name))
+        found.append(there)
+    return fetch_objects(prefix, found)
+
+
+def fetch_objects(prefix: Prefix, objects: Sequence[StoredObject]) -> Path:
+    """Bring objects that a listing showed to this machine; return the folder that they are in."""
+    folder = local_copy(prefix)
+    for each in objects:
+        _check_name(prefix, each.name)
+    with _notes(folder) as noted:
+        missing = [each for each in objects if noted.get(each.name) != _note(each, folder / each.name)]
+        for start in range(0, len(missing), _NOTED_AFTER):
+            batch = missing[start : start + _NOTED_AFTER]
+            prefix.download({each.name: folder / each.name for each in batch})
+            noted.update({each.name: _note(each, folder / each.name) for each in batch})
+            _write_notes(folder, noted)
+    return folder
+
+
+def send(prefix: Prefix, names: Sequence[str]) -> None:
+    """Upload this machine's copies by name, and remember that they are what is there."""
+    folder = local_copy(prefix)
+    prefix.upload({name: folder / name for name in names})
+    remember(prefix, names)
+
+
+def remember(prefix: Prefix, names: Sequence[str]) -> None:
+    """Note that this machine's copies of some objects are what is there."""
+    folder = local_copy(prefix)
+    with _notes(folder) as noted:
+        for name in names:
+            there = prefix.find(name)
+            if there is not None:
+                noted[name] = _note(there, folder / name)
+        _write_notes(folder, noted)
+
+
+@contextmanager
+def _notes(folder: Path) -> Any:
+    """Yield what is noted of a folder's files, one process at a time."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.fetching")):
+        try:
+            noted = json.loads(_notes_path(folder).read_bytes())
+        except (OSError, ValueError):
+            noted = {}
+        yield noted if isinstance(noted, dict) else {}
+
+
+def _notes_path(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.objects")
+
+
+def _write_notes(folder: Path, noted: Mapping[str, Any]) -> None:
+    write_bytes(_notes_path(folder), json.dumps(noted).encode())
+
+
+def _note(found: StoredObject, path: Path) -> list[Any]:
+    """Return what is noted of a copy: what the object is, and the state of the file, which nobody has touched since."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return []
+    return [found.etag, found.size, status.st_size, status.st_mtime_ns]
+
+
+def _check_name(prefix: Prefix, name: str) -> None:
+    """Refuse a name that would lead out of the folder, or that no file can have."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name:
+        raise MetalearnError(f"{prefix / name}: the name of this object cannot be a file's: rename it")
