@@ -9,7 +9,14 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
 from metalearn_core.backbones.conv4_tape import Conv4Tape
-from metalearn_core.backbones.functional import convolve, fold_groups, fold_norm, normalise, unfold_groups
+from metalearn_core.backbones.functional import (
+    convolve,
+    convolve_normalised,
+    fold_groups,
+    fold_norm,
+    normalise,
+    unfold_groups,
+)
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 
@@ -101,7 +108,9 @@ class Conv4(Backbone):
             weight = weights[f"{name}.conv.weight"]
             scale, shift = weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"]
             mean, var = f"{name}.norm.mean", f"{name}.norm.var"
-            if statistics is None:
+            if statistics is None and number == 0 and not x.requires_grad:
+                hidden, used[mean], used[var] = convolve_normalised(hidden, weight, scale, shift, groups, stride)
+            elif statistics is None:
                 hidden = convolve(hidden, weight, groups, stride)
                 hidden, used[mean], used[var] = normalise(hidden, scale, shift, groups)
             else:

@@ -87,6 +87,14 @@ class EpisodeDataset:
             self._moved[device] = self.examples.to(device)
         return self._moved[device]
 
+    def place_for(self, device: torch.device) -> torch.device:
+        """Return where to draw episodes for work on a device: there, where the examples fit beside everything else."""
+        if device.type == "cpu" or self.mapped:
+            return torch.device("cpu")
+        free, _ = torch.cuda.mem_get_info(device)
+        size = self.examples.numel() * self.examples.element_size()
+        return device if size <= free // 4 else torch.device("cpu")
+
     def turned_on(self, device: torch.device) -> Tensor | None:
         """Return the examples in all four quarter turns on a device, (4·N, c, h, w): row r turned t times is t·N + r.
 

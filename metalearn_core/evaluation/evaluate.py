@@ -221,9 +221,14 @@ def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> 
 def make_sampler(
     learner: Learner, dataset: EpisodeDataset, protocol: Protocol, domain: str | None = None
 ) -> EpisodeSampler:
-    """Return the stream of a protocol's episodes, on the learner's device; of one domain where one is given."""
+    """Return the stream of a protocol's episodes, as near to the learner's device as they fit; of one domain where one is given."""
     return EpisodeSampler(
-        dataset, protocol.split, protocol.shape, seed=protocol.seed, domain=domain, device=learner.mean.device
+        dataset,
+        protocol.split,
+        protocol.shape,
+        seed=protocol.seed,
+        domain=domain,
+        device=dataset.place_for(learner.mean.device),
     )
 
 
@@ -294,11 +299,11 @@ def _adaptation_ms(learner: Learner, sampler: EpisodeSampler) -> float:
     """Return the median time to adapt to one support set, after one that warms up."""
     times = []
     for number in range(TIMED_ADAPTATIONS + 1):
-        episode = sampler.batch(number, 1)
+        episode = sampler.batch(number, 1).to(learner.mean.device)
         started = time.perf_counter()
         with torch.no_grad():
             learner.adapt(episode.support_x, episode.support_y, way=episode.way)
-        if sampler.device.type == "cuda":
-            torch.cuda.synchronize(sampler.device)
+        if learner.mean.device.type == "cuda":
+            torch.cuda.synchronize(learner.mean.device)
         times.append(1000 * (time.perf_counter() - started))
     return float(np.median(times[1:]))

@@ -130,17 +130,23 @@ class Scorer:
         if self._table is None:
             self._table = FeatureTable(learner, sampler, self._side_by_side, lambda: self._progress(0))
         table = self._table
-        query_y = torch.arange(shape.way, device=sampler.device).repeat_interleave(shape.query)
+        query_y = torch.arange(shape.way, device=learner.mean.device).repeat_interleave(shape.query)
         bytes_an_episode = 4 * shape.way * (shape.shot + shape.query) * learner.backbone.feature_size
         at_once = max(1, min(FEATURES_AT_ONCE, FEATURE_BYTES_AT_ONCE // bytes_an_episode))
 
         def scored(start: int) -> EpisodeScores:
             part = slice(start, start + at_once)
-            support_y = index.support_order[part] // shape.shot
+            support_y = (index.support_order[part] // shape.shot).to(query_y.device)
             with torch.no_grad():
                 state = learner.adapt_features(table.features[support[part]], support_y, way=shape.way)
                 logits = learner.predict_features(state, table.features[query[part]])
-            return _scored(logits, query_y.expand(len(logits), -1), _classes(index[part]), first + start, learner)
+            return _scored(
+                logits,
+                query_y.expand(len(logits), -1),
+                _classes(index[part]).to(query_y.device),
+                first + start,
+                learner,
+            )
 
         for first in range(0, episodes, INDICES_AT_ONCE):
             index = sampler.index(first, min(INDICES_AT_ONCE, episodes - first))
@@ -148,14 +154,15 @@ class Scorer:
             yield from self._side_by_side.map(scored, range(0, len(index), at_once))
 
     def _by_episode(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
-        at_once = EPISODES_AT_ONCE[sampler.device.type]
+        device = self._learner.mean.device
+        at_once = EPISODES_AT_ONCE[device.type]
 
         def scored(first: int) -> EpisodeScores:
             index = sampler.index(first, min(at_once, episodes - first))
-            batch = sampler.gather(index)
+            batch = sampler.gather(index).to(device)
             with torch.no_grad():
                 logits = self._learner(batch)
-            return _scored(logits, batch.query_y, _classes(index), first, self._learner)
+            return _scored(logits, batch.query_y, _classes(index).to(device), first, self._learner)
 
         yield from self._side_by_side.map(scored, range(0, episodes, at_once))
 
@@ -173,7 +180,7 @@ class FeatureTable:
         self._learner, self._device, self._side_by_side, self._pause = learner, sampler.device, side_by_side, pause
         self._examples = sampler.dataset.on(sampler.device)
         self._place = torch.full((QUARTER_TURNS * len(self._examples),), -1, device=sampler.device)
-        self.features = torch.empty(0, device=sampler.device)
+        self.features = torch.empty(0, device=learner.mean.device)
 
     def places(self, index: EpisodeIndex) -> tuple[Tensor, Tensor]:
         """Return rows of `features`: the support sets (b, way·shot), in their order, and the queries (b, way·query)."""
@@ -186,21 +193,20 @@ class FeatureTable:
         new = (used & (self._place < 0)).nonzero().squeeze(1)
         if len(new):
             self._place[new] = torch.arange(len(new), device=self._device) + len(self.features)
-            chunks = torch.split(new, EMBEDDED_AT_ONCE[self._device.type])
+            chunks = torch.split(new, EMBEDDED_AT_ONCE[self.features.device.type])
             parts = []
             for part in self._side_by_side.map(self._embedded, chunks):
                 parts.append(part)
                 self._pause()
             features = torch.cat(parts)
             self.features = torch.cat([self.features, features]) if len(self.features) else features
-        return self._place[support], self._place[query]
+        return self._place[support].to(self.features.device), self._place[query].to(self.features.device)
 
     def _embedded(self, codes: Tensor) -> Tensor:
         turns = codes % QUARTER_TURNS
         with torch.no_grad():
-            return self._learner.embed(
-                gather_examples(self._examples, codes // QUARTER_TURNS, turns if bool(turns.any()) else None)
-            )
+            x = gather_examples(self._examples, codes // QUARTER_TURNS, turns if bool(turns.any()) else None)
+            return self._learner.embed(x.to(self.features.device))
 
 
 def evaluate_episodes(

@@ -129,13 +129,13 @@ class _Run:
         choices = self._choices()
         self.device = torch.device(choices.device)
         self.learner.to(self.device)
-        self.data_device = _data_device(dataset, self.device)
+        self.data_device = dataset.place_for(self.device)
         self.stream = self._stream()
         self.episodes = Prefetch(self._draw)
         self.validation = None
         if plan.validations:
             self.validation = EpisodeSampler(
-                dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.device
+                dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.data_device
             )
         self.optimiser = AdamW(self.learner.parameters(), self.config.weight_decay)
         self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=choices)
@@ -374,15 +374,6 @@ class _Run:
             best_validation=math.nan if best is None else best,
             train_shape=self.train_shape,
         )
-
-
-def _data_device(dataset: EpisodeDataset, device: torch.device) -> torch.device:
-    """Return where training data lie: on the GPU where they fit beside everything else."""
-    if device.type == "cpu" or dataset.mapped:
-        return torch.device("cpu")
-    free, _ = torch.cuda.mem_get_info(device)
-    size = dataset.examples.numel() * dataset.examples.element_size()
-    return device if size <= free // 4 else torch.device("cpu")
 
 
 class _Clock:

@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from metalearn_core.backbones.functional import convolve, fold_groups, fold_norm, linear, normalise, unfold_groups
+from metalearn_core.backbones.functional import (
+    convolve,
+    convolve_normalised,
+    fold_groups,
+    fold_norm,
+    linear,
+    normalise,
+    unfold_groups,
+)
 
 torch.manual_seed(0)
 
@@ -81,3 +89,32 @@ def test_gradients_go_through_a_folded_batch_norm_and_its_statistics_twice():
     var = doubles(1, 2, seed=4).detach().exp().requires_grad_()
     assert torch.autograd.gradcheck(fold_norm, (*inputs, var))
     assert torch.autograd.gradgradcheck(fold_norm, (*inputs, var))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("own_weights", [False, True])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_normalised_convolution_is_a_convolution_and_then_a_batch_norm(groups, own_weights, stride, channels):
+    own = (groups,) if own_weights else ()
+    x = fold_groups(doubles(groups, 4, channels, 7, 7).detach())
+    values = doubles(*own, 5, channels, 3, 3, seed=1), doubles(*own, 5, seed=2), doubles(*own, 5, seed=3)
+    out = convolve_normalised(x, *values, groups, stride)
+    expected = normalise(convolve(x, values[0], groups, stride), *values[1:], groups)
+    torch.testing.assert_close(out, expected)
+    weights = [torch.randn_like(value) for value in out]
+    got, wanted = (
+        torch.autograd.grad(sum((w * value).sum() for w, value in zip(weights, each, strict=True)), values)
+        for each in (out, expected)
+    )
+    torch.testing.assert_close(got, wanted)
+
+
+def test_a_normalised_convolution_keeps_its_figures_for_examples_far_from_zero():
+    x = (doubles(1, 40, 1, 7, 7) * 0.01 + 100).detach()
+    values = doubles(5, 1, 3, 3, seed=1), doubles(5, seed=2), doubles(5, seed=3)
+    exact = convolve_normalised(fold_groups(x), *values, 1, 2)
+    single = convolve_normalised(fold_groups(x.float()), *(value.float() for value in values), 1, 2)
+    by_parts = normalise(convolve(fold_groups(x.float()), values[0].float(), 1, 2), *(v.float() for v in values[1:]), 1)
+    error, usual = ((found[0].double() - exact[0]).abs().max() for found in (single, by_parts))
+    assert error < 4 * usual

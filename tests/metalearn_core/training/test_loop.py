@@ -4,6 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -150,9 +151,19 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_not_the_training(dataset, buck
     assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
 
 
-def test_a_store_that_is_mapped_is_drawn_ahead_and_gives_the_same_weights(dataset):
-    mapped = EpisodeDataset(dataset.folder, dataset.manifest, dataset.examples, mapped=True)
-    assert content(fit(spec("maml"), mapped, plan())) == content(fit(spec("maml"), dataset, plan()))
+def test_a_store_larger_than_memory_is_drawn_ahead_and_gives_the_same_weights(small_dataset, tmp_path, monkeypatch):
+    mapped = EpisodeDataset.open(small_dataset.folder, cache=tmp_path, max_memory_bytes=1)
+    assert mapped.mapped
+    threads, gather = set(), EpisodeSampler.gather
+
+    def noted(sampler, index):
+        threads.add((sampler.split, threading.current_thread() is threading.main_thread()))
+        return gather(sampler, index)
+
+    monkeypatch.setattr(EpisodeSampler, "gather", noted)
+    fit(spec("maml"), mapped, plan())
+    assert ("train", False) in threads
+    assert content(fit(spec("maml"), mapped, plan())) == content(fit(spec("maml"), small_dataset, plan()))
 
 
 def test_sigterm_writes_a_checkpoint_and_ends(tmp_path):
