@@ -221,15 +221,9 @@ def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> 
 def make_sampler(
     learner: Learner, dataset: EpisodeDataset, protocol: Protocol, domain: str | None = None
 ) -> EpisodeSampler:
-    """Return the stream of a protocol's episodes, as near to the learner's device as they fit; of one domain where one is given."""
-    return EpisodeSampler(
-        dataset,
-        protocol.split,
-        protocol.shape,
-        seed=protocol.seed,
-        domain=domain,
-        device=dataset.place_for(learner.mean.device),
-    )
+    """Return the stream of a protocol's episodes, drawn on the learner's device where they fit; of a domain, if given."""
+    device = dataset.place_for(learner.mean.device)
+    return EpisodeSampler(dataset, protocol.split, protocol.shape, seed=protocol.seed, domain=domain, device=device)
 
 
 def domain_samplers(
