@@ -1,6 +1,7 @@
 """Episodes as data: the examples that they consist of, and the pixels of those."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -59,16 +60,19 @@ class EpisodeBatch:
     def __len__(self) -> int:
         return self.support_x.shape[0]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return its tensors by name; masks that are None are none."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "EpisodeBatch":
+        """Return the same episodes with other tensors under these names."""
+        values: dict[str, Any] = dict(tensors)
+        return replace(self, **values)
+
     def to(self, device: torch.device) -> "EpisodeBatch":
         """Return the episodes on a device; from pinned memory they are copied while the processor goes on."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in values.items()
-        }
-        return EpisodeBatch(**moved)
+        return self.with_tensors({n: value.to(device, non_blocking=True) for n, value in self.tensors().items()})
 
     def __getitem__(self, episodes: slice) -> "EpisodeBatch":
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts: dict[str, Any] = {name: v[episodes] if isinstance(v, Tensor) else v for name, v in values.items()}
-        return EpisodeBatch(**parts)
+        return self.with_tensors({name: value[episodes] for name, value in self.tensors().items()})

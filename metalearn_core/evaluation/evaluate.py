@@ -221,7 +221,7 @@ def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> 
 def make_sampler(
     learner: Learner, dataset: EpisodeDataset, protocol: Protocol, domain: str | None = None
 ) -> EpisodeSampler:
-    """Return the stream of a protocol's episodes, drawn on the learner's device where they fit; of a domain, if given."""
+    """Return the stream of a protocol's episodes, drawn on the learner's device where they fit."""
     device = dataset.place_for(learner.mean.device)
     return EpisodeSampler(dataset, protocol.split, protocol.shape, seed=protocol.seed, domain=domain, device=device)
 

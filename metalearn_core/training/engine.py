@@ -14,10 +14,12 @@ from torch.nn import functional as F
 from metalearn_core.backbones.contract import Statistics
 from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.events import emit
 from metalearn_core.learners.contract import Learner, Outcome
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
 from metalearn_core.training.plan import TrainingPlan
+from metalearn_core.training.step_graph import StepGraph
 from metalearn_core.training.world import ALONE, World
 
 _Result = tuple[tuple[Tensor, ...], Outcome]
@@ -31,12 +33,14 @@ class EngineChoices(Record):
         threads: chunks side by side, or threads inside an operation where there is one chunk; 0 on a GPU.
         precision: of the convolutions; statistics, distances and losses are always fp32.
         chunks: that a step's tasks are cut into, as evenly as can be; a thread takes the tasks of one at once.
+        graph: a step is a CUDA graph, where all its tasks are one chunk.
     """
 
     threads: int
     precision: str
     chunks: int
     device: Literal["cpu", "cuda"] = "cpu"
+    graph: bool = False
 
     @classmethod
     def choose(cls, plan: TrainingPlan, tasks: int = 1, at_once: int = 1, processes: int = 1) -> "EngineChoices":
@@ -61,7 +65,9 @@ class EngineChoices(Record):
             chunks = cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
         if plan.chunk is not None:
             chunks = math.ceil(tasks / plan.chunk)
-        return cls(device=device, threads=threads, precision=precision, chunks=min(tasks, chunks))
+        chunks = min(tasks, chunks)
+        graph = device == "cuda" and chunks == 1
+        return cls(device=device, threads=threads, precision=precision, chunks=chunks, graph=graph)
 
 
 def _device(asked: str) -> Literal["cpu", "cuda"]:
@@ -105,6 +111,7 @@ class Engine:
         self.choices, self._world = choices, world
         self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
+        self._graphs: dict[tuple[int, int], StepGraph[_Result]] = {}
 
     def __enter__(self) -> "Engine":
         self._threads_before = torch.get_num_threads()
@@ -130,7 +137,7 @@ class Engine:
 
         Args:
             learner: whose parameters.
-            outcome: gives the outcome of the tasks of a slice.
+            outcome: gives the outcome of the tasks of a slice; for a graph, from the same tensors each time.
             tasks: how many.
 
         Raises:
@@ -142,6 +149,7 @@ class Engine:
             except torch.OutOfMemoryError:
                 if self.choices.chunks >= tasks or self._world.size > 1:
                     raise _too_large(learner, self._world.size) from None
+            self._graphs.clear()
             self.choices = self.choices.model_copy(update={"chunks": min(tasks, 2 * self.choices.chunks)})
             torch.cuda.empty_cache()
 
@@ -162,10 +170,28 @@ class Engine:
         if self.choices.threads:
             # Threads that help to sum what others compute take the processor from those, and wait while spinning.
             torch.set_num_threads(self.choices.threads if alone else 1)
-        results = map(run, share) if alone else self._side_by_side.map(run, share)
+        if self.choices.graph and len(share) == 1:
+            results = iter([self._replayed(run, share[0])])
+        else:
+            results = map(run, share) if alone else self._side_by_side.map(run, share)
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
         return _mean(results, parameters)
+
+    def _replayed(self, run: Callable[[slice], _Result], chunk: slice) -> _Result:
+        """Return the result of a chunk from the graph of a step of its size, recorded when the first one comes."""
+        key = chunk.start, chunk.stop
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = StepGraph(lambda: run(chunk))
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                emit("warning", "train", text=f"a step cannot be a CUDA graph, and is slower for it: {reason}")
+                self.choices = self.choices.model_copy(update={"graph": False})
+                return run(chunk)
+        return self._graphs[key].replay()
 
     def _gathered(self, learner: Learner, results: Iterator[_Result], sizes: Sequence[int]) -> Iterator[_Result]:
         """Yield the results of all chunks, of these sizes, those of other processes among them."""

@@ -30,6 +30,7 @@ from metalearn_core.training.plan import TrainingPlan, fingerprint, training_sha
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, unpack
+from metalearn_core.training.step_graph import HeldTensors
 from metalearn_core.training.termination import StopRequested, sigterm_flag
 from metalearn_core.training.world import ALONE, World
 
@@ -132,6 +133,7 @@ class _Run:
         self.data_device = dataset.place_for(self.device)
         self.stream = self._stream()
         self.episodes = Prefetch(self._draw)
+        self.held = HeldTensors()
         self.validation = None
         if plan.validations:
             self.validation = EpisodeSampler(
@@ -250,10 +252,15 @@ class _Run:
         if isinstance(self.stream, ExampleSampler):
             assert isinstance(learner, ExampleLearner)
             x, y = (values.to(self.device) for values in self.stream.batch(first))
+            if engine.choices.graph:
+                x, y = self.held(x, y)
             return engine.gradient(learner, lambda _: learner.train_examples(x, y), 1), 1
         left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - first
         count = min(self.config.meta_batch, left)
         batch = self.episodes(first, count).to(self.device)
+        if engine.choices.graph:
+            tensors = batch.tensors()
+            batch = batch.with_tensors(dict(zip(tensors, self.held(*tensors.values()), strict=True)))
         return engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), count), count
 
     def _step(self, engine: Engine) -> None:

@@ -19,8 +19,9 @@ from metalearn_core.errors import MetalearnError, StorageError, UsageError, one_
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LEARNERS, LearnerSpec
 from metalearn_core.storage.place import Place
-from metalearn_core.training import loop
+from metalearn_core.training import engine, loop
 from metalearn_core.training.checkpoint import Checkpoints
+from metalearn_core.training.engine import EngineChoices
 from metalearn_core.training.loop import VALIDATION_SEED, TrainingStoppedError, fit
 from metalearn_core.training.plan import TrainingPlan
 
@@ -90,6 +91,7 @@ sys.path.insert(0, {here!r})
 from conftest import tiny_dataset
 from safetensors.torch import save_file
 from metalearn_core.learners import LearnerSpec
+from metalearn_core.training.engine import EngineChoices
 from metalearn_core.training.loop import fit
 from metalearn_core.training.plan import TrainingPlan
 spec = LearnerSpec(learner="maml", backbone_options={{"width": 8, "blocks": 3}})
@@ -324,3 +326,49 @@ def test_metrics_come_with_their_names(dataset):
         "episodes_per_second",
     }
     assert all(torch.isfinite(torch.tensor(list(metrics.values()))).all() for metrics, _ in got)
+
+
+class Recorded:
+    """Stands for a CUDA graph: it computes anew from the tensors that the first call read, whatever comes later."""
+
+    def __init__(self, compute):
+        self.compute, self.replayed = compute, 0
+        recorded.append(self)
+
+    def replay(self):
+        self.replayed += 1
+        return self.compute()
+
+
+recorded = []
+
+
+@pytest.mark.parametrize("name", ["maml", "protonet", "transfer"])
+def test_a_step_that_is_replayed_reads_the_episodes_of_each_step(dataset, name, monkeypatch):
+    whole = {"maml": plan(episodes=35), "protonet": plan(), "transfer": plan()}[name]  # maml: a short step at the end
+    choose = EngineChoices.choose
+    monkeypatch.setattr(
+        EngineChoices, "choose", lambda *a, **k: choose(*a, **k).model_copy(update={"chunks": 1, "threads": 1})
+    )
+    wanted = content(fit(spec(name), dataset, whole))
+    monkeypatch.setattr(
+        EngineChoices,
+        "choose",
+        lambda *a, **k: choose(*a, **k).model_copy(update={"chunks": 1, "threads": 1, "graph": True}),
+    )
+    monkeypatch.setattr(engine, "StepGraph", Recorded)
+    recorded.clear()
+    assert content(fit(spec(name), dataset, whole)) == wanted
+    assert len(recorded) == (2 if name == "maml" else 1)
+    assert sum(graph.replayed for graph in recorded) == (9 if name == "maml" else 12)
+
+
+def test_a_step_that_cannot_be_recorded_is_run_as_it_is(dataset, monkeypatch):
+    def refuse(compute):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    choose = EngineChoices.choose
+    wanted = content(fit(spec("maml"), dataset, plan()))
+    monkeypatch.setattr(EngineChoices, "choose", lambda *a, **k: choose(*a, **k).model_copy(update={"graph": True}))
+    monkeypatch.setattr(engine, "StepGraph", refuse)
+    assert content(fit(spec("maml"), dataset, plan())) == wanted
