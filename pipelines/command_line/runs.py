@@ -2,47 +2,25 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
-    BackboneOption,
-    BuildShardsOption,
-    CheckpointSecondsOption,
-    ColorOption,
-    DeviceOption,
-    ImageSizeOption,
     JsonOption,
-    MaxUnreadableOption,
-    MinExamplesOption,
-    PatienceOption,
-    PrecisionOption,
-    ProcessesOption,
-    QueryOption,
-    RatiosOption,
-    RotationsOption,
-    SetOption,
-    ShotOption,
-    SplitByOption,
-    SplitFileOption,
-    SplitFromOption,
-    SplitSeedOption,
-    TrainQueryOption,
-    TrainShotOption,
-    TrainWayOption,
-    WayOption,
     WorkdirOption,
     answers,
-    given,
     notices,
-    parse_ratios,
     percent,
     print_json,
     print_table,
     workdir_at,
 )
+from pipelines.command_line.pipeline_options import command, takes_pipeline_options
+
+if TYPE_CHECKING:
+    from pipelines.config import RunConfig
 
 
 def add_to(app: typer.Typer) -> None:
@@ -52,63 +30,9 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog="Example:  metalearn runs --limit 5")(runs)
 
 
+@takes_pipeline_options
 def run(
-    source: Annotated[
-        str | None, typer.Argument(help="`glyphs`, a folder of images, or Parquet.", show_default="glyphs")
-    ] = None,
-    learner: Annotated[
-        list[str] | None,
-        typer.Option("--learner", help="Repeat it to compare.", show_default="protonet, maml, transfer"),
-    ] = None,
-    backbone: BackboneOption = None,
-    way: WayOption = None,
-    shot: ShotOption = None,
-    query: QueryOption = None,
-    train_way: TrainWayOption = None,
-    train_shot: TrainShotOption = None,
-    train_query: TrainQueryOption = None,
-    train_episodes: Annotated[
-        int | None, typer.Option("--train-episodes", help="Training budget of each learner.", show_default=False)
-    ] = None,
-    train_seconds: Annotated[
-        float | None, typer.Option("--train-seconds", help="The same in seconds.", show_default="25")
-    ] = None,
-    eval_episodes: Annotated[
-        int | None, typer.Option("--eval-episodes", help="Test (and validation) episodes.", show_default="1000")
-    ] = None,
-    model_name: Annotated[
-        str | None, typer.Option("--model-name", help="Name of the registered model.", show_default="few-shot")
-    ] = None,
-    experiment: Annotated[
-        str | None, typer.Option("--experiment", help="MLflow experiment.", show_default="few-shot")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of training.", show_default="0")] = None,
-    patience: PatienceOption = None,
-    precision: PrecisionOption = None,
-    device: DeviceOption = None,
-    processes: ProcessesOption = None,
-    checkpoint_seconds: CheckpointSecondsOption = None,
-    set_: SetOption = None,
-    sweep: Annotated[
-        list[str] | None, typer.Option("--sweep", help="Values to try, as maml.inner_lr=0.1,0.4; repeatable.")
-    ] = None,
-    sweep_samples: Annotated[
-        int | None, typer.Option("--sweep-samples", help="Draw so many points of the sweep.", show_default="all")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with these options, as way: 5.", show_default=False)
-    ] = None,
-    image_size: ImageSizeOption = None,
-    color: ColorOption = None,
-    split_by: SplitByOption = None,
-    split_file: SplitFileOption = None,
-    split_from: SplitFromOption = None,
-    ratios: RatiosOption = None,
-    split_seed: SplitSeedOption = None,
-    rotations: RotationsOption = None,
-    min_examples: MinExamplesOption = None,
-    max_unreadable: MaxUnreadableOption = None,
-    build_shards: BuildShardsOption = None,
+    settings: "RunConfig",
     storage: Annotated[
         str | None,
         typer.Option(
@@ -129,45 +53,6 @@ def run(
     from pipelines.command_line.watch import Watcher
     from pipelines.launch import run_pipeline, warm_engine
 
-    settings = configuration.read_config(
-        config,
-        given(
-            source=source,
-            learners=learner or None,
-            backbone=backbone,
-            way=way,
-            shot=shot,
-            query=query,
-            train_way=train_way,
-            train_shot=train_shot,
-            train_query=train_query,
-            train_episodes=train_episodes,
-            train_seconds=train_seconds,
-            eval_episodes=eval_episodes,
-            model_name=model_name,
-            experiment=experiment,
-            seed=seed,
-            patience=patience,
-            precision=precision,
-            device=device,
-            processes=processes,
-            checkpoint_seconds=checkpoint_seconds,
-            sweep_samples=sweep_samples,
-            image_size=image_size,
-            color=color,
-            split_by=split_by,
-            split_file=split_file,
-            split_from=split_from,
-            ratios=parse_ratios(ratios),
-            split_seed=split_seed,
-            rotations=rotations,
-            min_examples=min_examples,
-            max_unreadable=max_unreadable,
-            build_shards=build_shards,
-        ),
-        set_ or [],
-        sweep or [],
-    )
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
     with warm_engine() as engine:
@@ -177,19 +62,13 @@ def run(
         gate_rules(settings.gate)
         check_name(settings.model_name)
         items = configuration.learner_items(settings)
-        arguments = configuration.pipeline_arguments(settings, items, place, _command())
+        arguments = configuration.pipeline_arguments(settings, items, place, command())
         outcome = run_pipeline(engine, arguments, directory, Watcher(notices), settings.build_shards)
     summary = {**outcome, "workdir": str(directory.path), "tracking_uri": shown(uri)}
     if json:
         print_json(summary)
     else:
         _print_summary(summary)
-
-
-def _command() -> str:
-    import shlex
-
-    return shlex.join(["metalearn", *sys.argv[1:]])
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

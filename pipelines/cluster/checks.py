@@ -1,0 +1,79 @@
+"""What a submission is refused for before anything is uploaded: places that a pod does not reach."""
+
+import re
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from metalearn_core.errors import UsageError
+from pipelines.config import RunConfig
+
+_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
+_OURS = {"localhost", "host.docker.internal"}
+
+
+def check_places(config: RunConfig, storage: str) -> None:
+    """Refuse what lies on this machine: the source, the files of a split, the storage.
+
+    Raises:
+        UsageError: one of them is no `s3://` address; a source may be `glyphs` too.
+    """
+    if not _BUCKET.fullmatch(storage):
+        raise UsageError(f"--storage: expected an address like s3://bucket/some/place, got {storage!r}")
+    if config.source != "glyphs" and not _BUCKET.fullmatch(config.source):
+        raise UsageError(
+            f"source {config.source!r} is on this machine, which the cluster does not see: "
+            "expected glyphs, or an address like s3://bucket/some/place"
+        )
+    for name in ("split_file", "split_from"):
+        place = getattr(config, name)
+        if place and not _BUCKET.fullmatch(place):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: the cluster does not see {place!r}: expected an address on s3://")
+
+
+def check_build(config: RunConfig) -> None:
+    """Refuse options of the build that the build would refuse, without a look at the source.
+
+    Raises:
+        UsageError: an option's value is none that it may have.
+    """
+    from metalearn_core.data.manifest import BuildOptions
+    from metalearn_core.steps.data import build_options
+
+    build_options("", **config.model_dump(include=set(BuildOptions.model_fields.keys() - {"split_file"})))
+
+
+def check_tracking(uri: str | None) -> str:
+    """Return the address of the tracking server, which every pod writes to.
+
+    Raises:
+        UsageError: there is none, it is of this machine, or it holds a password, which would be in the pipeline's YAML.
+    """
+    wanted = (
+        "name the MLflow server as the cluster's pods reach it, like http://mlflow.mlops:5000 (MLFLOW_TRACKING_URI)"
+    )
+    if not uri:
+        raise UsageError(f"--tracking-uri is not given: {wanted}")
+    try:
+        parts = urlsplit(uri)
+        host = parts.hostname or ""
+    except ValueError:
+        raise UsageError(f"--tracking-uri: {wanted}") from None
+    if parts.username or parts.password or "@" in uri:
+        raise UsageError(
+            "--tracking-uri: no user names or passwords in the address, which everybody can read in the pipeline: "
+            "pods take MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD from a secret"
+        )
+    if parts.scheme not in {"http", "https"} or not host:
+        raise UsageError(f"--tracking-uri {uri!r} is no server that the cluster's pods reach: {wanted}")
+    if host in _OURS or host.endswith(".localhost") or _is_loopback(host):
+        raise UsageError(f"--tracking-uri {uri!r} is this machine alone, a pod does not reach it: {wanted}")
+    return uri.rstrip("/")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified

@@ -1,0 +1,64 @@
+"""The pipeline as it is uploaded: compiled, with a name that tells the code and a digest that tells the content."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from metalearn_core.version import git_commit, package_version
+from pipelines.cluster.quiet import quiet
+
+_DIGEST = re.compile(r"content ([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A compiled pipeline.
+
+    Attributes:
+        pipeline: the pipeline's name.
+        version: the version's: the package's version and the commit.
+        path: its YAML.
+        digest: SHA-256 of the YAML.
+    """
+
+    pipeline: str
+    version: str
+    path: Path
+    digest: str
+
+    @property
+    def exact_version(self) -> str:
+        """A name that no other content has."""
+        return f"{self.version}-{self.digest[:8]}"
+
+    @property
+    def description(self) -> str:
+        """What stands beside the version on KFP's page, and tells later submissions what it holds."""
+        return f"metalearn {package_version()}, commit {git_commit()}, content {self.digest}"
+
+
+def digest_in(description: str | None) -> str | None:
+    """Return the digest of the content that a version's description tells."""
+    found = _DIGEST.search(description or "")
+    return found[1] if found else None
+
+
+@contextmanager
+def compiled(*, tracking_uri: str, build_shards: int) -> Iterator[Package]:
+    """Compile the pipeline into a folder that goes with the block."""
+    from pipelines.few_shot import NAME, compile_pipeline
+
+    with TemporaryDirectory(prefix="metalearn-") as folder:
+        path = Path(folder) / f"{NAME}.yaml"
+        with quiet():
+            compile_pipeline(str(path), build_shards=build_shards, tracking_uri=tracking_uri)
+        yield Package(NAME, _version(), path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _version() -> str:
+    """Return version and commit as a name that Kubernetes takes as well."""
+    return re.sub(r"[^a-z0-9.-]+", "-", f"{package_version()}-{git_commit()}".lower())

@@ -1,0 +1,38 @@
+"""What MLflow knows of a run on the cluster: its page, and why it failed."""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+
+from metalearn_core.errors import MetalearnError
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """The MLflow run of a pipeline run.
+
+    Attributes:
+        page: its address; the server's where the run is not known.
+        reason: why it failed, in the failed step's own words; empty where that is not known.
+    """
+
+    page: str
+    reason: str = ""
+
+
+def tracked_run(uri: str, pipeline_run_id: str) -> TrackedRun:
+    """Return the MLflow run of KFP's run, as far as the tracking server can be asked from here."""
+    from metalearn_core import tracking
+    from metalearn_core.tracking_outcome import REASON_TAG
+    from metalearn_core.tracking_server import URI_VARIABLE, client, explained, prepare
+
+    os.environ[URI_VARIABLE] = uri
+    with suppress(MetalearnError):
+        prepare(uri)
+        found = tracking.find_parent_run(pipeline_run_id)
+        if found:
+            with explained(uri):
+                run = client(uri).get_run(found)
+            page = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{found}"
+            return TrackedRun(page, run.data.tags.get(REASON_TAG, ""))
+    return TrackedRun(uri)

@@ -1,0 +1,304 @@
+"""The verb `submit`: the whole pipeline on a Kubeflow cluster, once or on a schedule."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from metalearn_core.errors import MetalearnError, UsageError, one_line
+from pipelines.command_line.options import JsonOption, answers, notices, print_json
+from pipelines.command_line.pipeline_options import command, takes_pipeline_options
+
+if TYPE_CHECKING:
+    from pipelines.cluster.client import ClusterClient
+    from pipelines.cluster.connection import Connection
+    from pipelines.cluster.schedule import Schedule
+    from pipelines.cluster.submission import Order, Version
+    from pipelines.cluster.view import RunView
+    from pipelines.config import RunConfig
+
+_CLUSTER, _SCHEDULE, _CREDENTIALS = "Cluster", "Schedule", "Credentials (a token or cookie itself is never an option)"
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(
+        epilog="Example:  metalearn submit s3://data/photos --storage s3://data/metalearn "
+        "--host https://kubeflow.example.com/pipeline --namespace team-a --wait"
+    )(submit)
+
+
+@takes_pipeline_options
+def submit(
+    settings: "RunConfig",
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            envvar="KF_PIPELINES_ENDPOINT",
+            help="Address of Kubeflow Pipelines, as https://kubeflow.example.com/pipeline.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ],
+    storage: Annotated[
+        str,
+        typer.Option(
+            "--storage",
+            envvar="METALEARN_STORAGE",
+            help="Where datasets, results and checkpoints go: s3://bucket/some/place.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ],
+    tracking_uri: Annotated[
+        str | None,
+        typer.Option(
+            "--tracking-uri",
+            envvar="MLFLOW_TRACKING_URI",
+            help="The MLflow server, as the cluster's pods reach it.",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    namespace: Annotated[
+        str | None,
+        typer.Option("--namespace", help="Whose run it is, where there are many users.", rich_help_panel=_CLUSTER),
+    ] = None,
+    service_account: Annotated[
+        str | None,
+        typer.Option("--service-account", help="The pods'.", show_default="the cluster's", rich_help_panel=_CLUSTER),
+    ] = None,
+    pipeline_root: Annotated[
+        str | None,
+        typer.Option(
+            "--pipeline-root",
+            help="Where KFP keeps artifacts.",
+            show_default="the cluster's",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    ui_host: Annotated[
+        str | None,
+        typer.Option(
+            "--ui-host",
+            envvar="KF_PIPELINES_UI_ENDPOINT",
+            help="Address of KFP's page, for links.",
+            show_default="--host",
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, help="Seconds that one answer may take.", rich_help_panel=_CLUSTER)
+    ] = 60,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show the steps until the run has ended.", rich_help_panel=_CLUSTER)
+    ] = False,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            "--schedule",
+            help="Run again and again: second minute hour day month weekday, as '0 0 3 * * *'.",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = None,
+    max_concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--max-concurrency",
+            min=1,
+            max=10,
+            help="Runs of the schedule at a time.",
+            show_default="1",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = None,
+    catchup: Annotated[
+        bool | None,
+        typer.Option(
+            "--catchup/--no-catchup",
+            help="Whether missed runs are made up for, or only the last of them.",
+            show_default="no-catchup",
+            rich_help_panel=_SCHEDULE,
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            help="Holds a bearer token; or set METALEARN_KFP_TOKEN or METALEARN_KFP_TOKEN_FILE. In a pod: "
+            "its service account's, unless told otherwise.",
+            rich_help_panel=_CREDENTIALS,
+        ),
+    ] = None,
+    cookie_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--cookie-file",
+            help="Holds a session's cookie (Dex), as authservice_session=…; or set METALEARN_KFP_COOKIE or "
+            "METALEARN_KFP_COOKIE_FILE.",
+            rich_help_panel=_CREDENTIALS,
+        ),
+    ] = None,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca-file",
+            envvar="METALEARN_KFP_CA_FILE",
+            help="Certificates that the host's is checked against.",
+            show_default="the usual ones",
+            rich_help_panel=_CREDENTIALS,
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Submit the whole pipeline to Kubeflow: upload this version of it, and start a run or a schedule."""
+    from pipelines.cluster.checks import check_tracking
+    from pipelines.cluster.connection import Connection, read_credentials
+    from pipelines.cluster.submission import Order
+    from pipelines.cluster.view import RunView
+    from pipelines.config import pipeline_arguments
+
+    plan = _schedule(schedule, max_concurrency, catchup, wait)
+    items = _checked(settings, storage)
+    uri = check_tracking(tracking_uri)
+    credentials = read_credentials(token_file, cookie_file)
+    connection = Connection(host.rstrip("/"), ui_host or host, namespace, credentials, ca_file, timeout)
+    view = RunView(notices)
+    client, version, experiment_id = _uploaded(connection, settings, uri, view)
+    arguments = pipeline_arguments(settings, items, storage.rstrip("/"), command())
+    order = Order(_run_name(settings), experiment_id, arguments, pipeline_root, service_account)
+    summary = {**_start(client, version, order, plan), **_described(settings, version, order, namespace, uri)}
+    try:
+        if not json:
+            _print_summary(summary)
+        if wait:
+            _wait(client, summary, view)
+    finally:
+        if json:
+            print_json(summary)
+
+
+def _schedule(cron: str | None, max_concurrency: int | None, catchup: bool | None, wait: bool) -> "Schedule | None":
+    from pipelines.cluster.schedule import Schedule, check_cron
+
+    if cron is None:
+        if max_concurrency is not None or catchup is not None:
+            raise UsageError("--max-concurrency and --catchup are of a schedule: give --schedule too")
+        return None
+    if wait:
+        raise UsageError("--wait and --schedule are both given: a schedule has no end to wait for")
+    return Schedule(check_cron(cron), max_concurrency or 1, bool(catchup))
+
+
+def _checked(settings: "RunConfig", storage: str) -> list[str]:
+    """Return the learners of the run; refuse here what a step on the cluster would refuse after a pod has started."""
+    from metalearn_core.model_versions import check_name
+    from metalearn_core.steps.requests import gate_rules
+    from pipelines.cluster.checks import check_build, check_places
+    from pipelines.config import learner_items, train_request
+
+    check_places(settings, storage)
+    check_build(settings)
+    gate_rules(settings.gate)
+    check_name(settings.model_name)
+    train_request(settings)
+    return learner_items(settings)
+
+
+def _uploaded(
+    connection: "Connection", settings: "RunConfig", tracking_uri: str, view: "RunView"
+) -> "tuple[ClusterClient, Version, str]":
+    """Return a client, and the pipeline's version and the experiment's id on the cluster."""
+    from pipelines.cluster.client import ClusterClient
+    from pipelines.cluster.package import compiled
+    from pipelines.cluster.submission import check_host, experiment, upload
+
+    client = ClusterClient(connection)
+    check_host(client)
+    with compiled(tracking_uri=tracking_uri, build_shards=settings.build_shards) as package:
+        version = upload(client, package, view.note)
+    return client, version, experiment(client, settings.experiment)
+
+
+def _run_name(settings: "RunConfig") -> str:
+    source = Path(settings.source).name
+    return f"{source} {settings.way}-way {settings.shot}-shot: {' + '.join(dict.fromkeys(settings.learners))}"
+
+
+def _start(client: "ClusterClient", version: "Version", order: "Order", plan: "Schedule | None") -> dict[str, Any]:
+    """Start the run or the schedule, and return what it is called and where it is seen."""
+    from pipelines.cluster.submission import start_run, start_schedule
+
+    if plan is not None:
+        recurring = start_schedule(client, version, order, plan)
+        page = client.connection.page("recurringrun", "details", recurring)
+        return {"recurring_run_id": recurring, "schedule": plan.__dict__, "page": page}
+    run_id = start_run(client, version, order)
+    return {"run_id": run_id, "state": "PENDING", "page": client.connection.page("runs", "details", run_id)}
+
+
+def _described(
+    settings: "RunConfig", version: "Version", order: "Order", namespace: str | None, tracking_uri: str
+) -> dict[str, Any]:
+    return {
+        "mlflow_page": tracking_uri,
+        "pipeline": version.__dict__,
+        "experiment": {"id": order.experiment_id, "name": settings.experiment},
+        "namespace": namespace,
+        "name": order.name,
+    }
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    pipeline = summary["pipeline"]
+    there = "uploaded" if pipeline["uploaded"] else "was there"
+    started = f"schedule {summary['recurring_run_id']}" if "schedule" in summary else f"run {summary['run_id']}"
+    for line in (
+        f"version {pipeline['name']} of the pipeline {there}",
+        f"{started}: {summary['page']}",
+        f"MLflow: {summary['mlflow_page']} (experiment {summary['experiment']['name']})",
+    ):
+        answers.print(line, markup=False, soft_wrap=True)
+
+
+def _wait(client: "ClusterClient", summary: dict[str, Any], view: "RunView") -> None:
+    """Show the run until it has ended; raise where it did not end well."""
+    from pipelines.cluster.tracked import tracked_run
+    from pipelines.cluster.waiting import SUCCEEDED, Progress, follow, verdict
+
+    def show(seen: Progress) -> None:
+        summary["state"] = seen.state
+        summary["steps"] = [{"name": step.name, "state": step.state} for step in seen.steps]
+        view.show(seen)
+
+    with _going_on(summary), view.shown():
+        seen = follow(client, summary["run_id"], show, view.note)
+    tracked = tracked_run(summary["mlflow_page"], summary["run_id"])
+    summary["mlflow_page"] = tracked.page
+    view.note(f"MLflow: {tracked.page}")
+    if seen.state != SUCCEEDED:
+        reason = verdict(seen, client, tracked.reason)
+        summary.update(failed_step=seen.failed or None, error=reason)
+        raise MetalearnError(f"{reason} ({summary['page']})")
+
+
+@contextmanager
+def _going_on(summary: dict[str, Any]) -> Iterator[None]:
+    """Say, where waiting ends before the run does, that the run goes on and where it is seen."""
+    look = f"run {summary['run_id']} goes on: {summary['page']}"
+    try:
+        yield
+    except Exception as error:
+        raise MetalearnError(f"{one_line(error)}; {look}") from None
+    except BaseException as error:  # Ctrl-C, or SIGTERM
+        interrupted = isinstance(error, KeyboardInterrupt)
+        raise StoppedWaitingError(f"{'interrupted' if interrupted else 'terminated'}: {look}", interrupted) from None
+
+
+class StoppedWaitingError(MetalearnError):
+    """A signal ended the waiting, and nothing else."""
+
+    def __init__(self, text: str, interrupted: bool) -> None:
+        super().__init__(text)
+        self.exit_status = _INTERRUPTED if interrupted else _TERMINATED
