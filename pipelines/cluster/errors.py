@@ -73,10 +73,10 @@ def no_answer(connection: Connection, error: Exception) -> ClusterError:
     host = connection.host
     if isinstance(error, exceptions.NameResolutionError):
         return UnavailableError(f"{host} does not answer: its name is not known")
-    if isinstance(error, exceptions.ConnectTimeoutError):
-        return UnavailableError(f"{host} does not answer: no connection in time")
     if isinstance(error, exceptions.NewConnectionError):
         return UnavailableError(f"{host} does not answer: {_cause(error)}")
+    if isinstance(error, exceptions.ConnectTimeoutError):
+        return UnavailableError(f"{host} does not answer: no connection in time")
     if isinstance(error, exceptions.ReadTimeoutError):
         return UnavailableError(f"{host} took longer than {connection.timeout_s:g} seconds to answer (--timeout)")
     if isinstance(error, exceptions.SSLError):

@@ -79,6 +79,10 @@ class Contract:
         self._check_body(operation, declared, headers, body)
         return Request(method, parts.path, query, headers, body, parameters, operation)
 
+    def values(self, name: str) -> list[str]:
+        """The values of an enumeration."""
+        return list(self._definitions[name]["enum"])
+
     def check_answer(self, request: Request, status: int, content: Any) -> None:
         responses = request.operation["responses"]
         self._check(responses.get(str(status), responses["default"])["schema"], content, f"answer {status}")

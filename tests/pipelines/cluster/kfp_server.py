@@ -38,7 +38,7 @@ TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
@@ -103,7 +103,7 @@ class Cluster:
         body = request.json
         self._permit(body.get("namespace"))
         if any(entry["name"] == body["name"] for entry in self.pipelines.values()):
-            raise Refusal(409, f"the name {body['name']} exists already")
+            raise RefusalError(409, f"the name {body['name']} exists already")
         return _kept(self.pipelines, "pipeline_id", body)
 
     def get_pipelines_versions(self, request: Request) -> Any:
@@ -117,11 +117,11 @@ class Cluster:
     def post_pipelines_upload_version(self, request: Request) -> Any:
         query = request.query
         if query.get("pipelineid") not in self.pipelines:
-            raise Refusal(404, f"pipeline {query.get('pipelineid')} not found")
+            raise RefusalError(404, f"pipeline {query.get('pipelineid')} not found")
         content = request.upload()
         self.packages.append(content)
         if any(entry["name"] == query["name"] for entry in self.versions.values()):
-            raise Refusal(409, f"the name {query['name']} exists already")
+            raise RefusalError(409, f"the name {query['name']} exists already")
         spec, *platform = yaml.safe_load_all(content)
         json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
         json_format.ParseDict(platform[0] if platform else {}, pipeline_spec_pb2.PlatformSpec())
@@ -151,7 +151,7 @@ class Cluster:
     def get_runs_one(self, request: Request) -> Any:
         run = self.runs.get(request.parameters["run_id"])
         if run is None:
-            raise Refusal(404, f"run {request.parameters['run_id']} not found")
+            raise RefusalError(404, f"run {request.parameters['run_id']} not found")
         moment = self.moments[min(self.looks, len(self.moments) - 1)]
         self.looks += 1
         return {**run, **moment}
@@ -160,32 +160,32 @@ class Cluster:
         body = request.json
         self._check_order(body)
         if not 1 <= int(body["max_concurrency"]) <= 10:
-            raise Refusal(400, "max_concurrency must be between 1 and 10")
+            raise RefusalError(400, "max_concurrency must be between 1 and 10")
         return _kept(self.recurring_runs, "recurring_run_id", {"status": "ENABLED", **body})
 
     def _permit(self, namespace: str | None) -> None:
         if self.namespaces is None:
             return
         if not namespace:
-            raise Refusal(400, "namespace is empty")
+            raise RefusalError(400, "namespace is empty")
         if namespace not in self.namespaces:
-            raise Refusal(403, f"user is not authorized in namespace {namespace}")
+            raise RefusalError(403, f"user is not authorized in namespace {namespace}")
 
     def _check_order(self, body: dict[str, Any]) -> None:
         """Refuse parameters that the version does not have, or of another type."""
         if body["experiment_id"] not in self.experiments:
-            raise Refusal(404, f"experiment {body['experiment_id']} not found")
+            raise RefusalError(404, f"experiment {body['experiment_id']} not found")
         version = self.versions.get(body["pipeline_version_reference"]["pipeline_version_id"])
         if version is None:
-            raise Refusal(404, "pipeline version not found")
+            raise RefusalError(404, "pipeline version not found")
         spec = version["pipeline_spec"]
         declared = spec.get("pipeline_spec", spec)["root"]["inputDefinitions"]["parameters"]
         for name, value in body["runtime_config"]["parameters"].items():
             if name not in declared:
-                raise Refusal(400, f"the pipeline has no parameter {name}")
+                raise RefusalError(400, f"the pipeline has no parameter {name}")
             kind = declared[name]["parameterType"]
             if not isinstance(value, TYPES[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
-                raise Refusal(400, f"parameter {name}: {value!r} is no {kind}")
+                raise RefusalError(400, f"parameter {name}: {value!r} is no {kind}")
 
 
 ROUTES = {
@@ -270,7 +270,7 @@ class Handler(BaseHTTPRequestHandler):
             )
             with cluster.lock:
                 status, content = 200, route(cluster, request)
-        except Refusal as refusal:
+        except RefusalError as refusal:
             status, content = refusal.status, {"code": CODES[refusal.status], "message": str(refusal), "details": []}
         try:
             cluster.contract.check_answer(request, status, content)
@@ -281,9 +281,9 @@ class Handler(BaseHTTPRequestHandler):
     def _authenticate(self) -> None:
         cluster = self.cluster
         if cluster.token and self.headers["authorization"] != f"Bearer {cluster.token}":
-            raise Refusal(401, "the token is not valid")
+            raise RefusalError(401, "the token is not valid")
         if cluster.cookie and self.headers["cookie"] != cluster.cookie:
-            raise Refusal(401, "the session is not known")
+            raise RefusalError(401, "the session is not known")
 
     def send(self, status: int, content: Any, kind: str = "application/json", **headers: str) -> None:
         data = content.encode() if isinstance(content, str) else json.dumps(content).encode()

@@ -1,12 +1,27 @@
 """`metalearn submit` against a server that holds every request against KFP's OpenAPI document."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.pipelines.cluster.conftest import TRACKING
-from tests.pipelines.cluster.kfp_server import Cluster, KfpServer
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from metalearn_core.version import git_commit, package_version
+from pipelines.cluster.package import digest_in
+from tests.pipelines.cluster.conftest import STORAGE, TRACKING
+from tests.pipelines.cluster.kfp_server import Cluster, KfpServer, drop, refuse
 from tests.pipelines.conftest import Answer
 
 Submit = Callable[..., Answer]
+Refused = Callable[..., str]
+
+
+def only(entries: dict) -> dict:
+    (entry,) = entries.values()
+    return entry
 
 
 def test_the_first_submission_makes_pipeline_version_experiment_and_run(
@@ -24,8 +39,250 @@ def test_the_first_submission_makes_pipeline_version_experiment_and_run(
         "POST /experiments",
         "POST /runs",
     ]
+    run, version = only(cluster.runs), only(cluster.versions)
+    assert answer.json == {
+        "run_id": run["run_id"],
+        "state": "PENDING",
+        "page": f"{server.host}/#/runs/details/{run['run_id']}",
+        "mlflow_page": TRACKING,
+        "pipeline": {
+            "pipeline_id": version["pipeline_id"],
+            "version_id": version["pipeline_version_id"],
+            "name": version["name"],
+            "uploaded": True,
+        },
+        "experiment": {"id": only(cluster.experiments)["experiment_id"], "name": "few-shot"},
+        "namespace": None,
+        "name": "glyphs 5-way 1-shot: protonet + maml + transfer",
+    }
+    assert run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
+
+
+def test_the_version_is_named_by_version_and_commit(submit: Submit, cluster: Cluster) -> None:
+    submit()
+    version = only(cluster.versions)
+    assert version["name"] == f"{package_version()}-{git_commit()}"
+    assert digest_in(version["description"]) is not None
+
+
+def test_what_is_uploaded_is_the_pipeline_with_the_tracking_server(submit: Submit, cluster: Cluster) -> None:
+    submit("--build-shards", 3)
+    spec, platform = yaml.safe_load_all(cluster.packages[0])
+    json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec())
+    parsed = json_format.MessageToDict(json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec()))
+    executors = parsed["deploymentSpec"]["executors"]
+    for executor in executors.values():
+        assert executor["container"]["env"] == [{"name": "MLFLOW_TRACKING_URI", "value": TRACKING}]
+    assert any("decode" in name for name in executors)
+
+
+def test_parameters_have_their_types_and_places_their_addresses(submit: Submit, cluster: Cluster) -> None:
+    answer = submit(
+        *("s3://bucket/photos", "--learner", "maml", "--set", "maml.inner_steps=3", "--way", 7, "--train-episodes", 50),
+        *("--ratios", "0.6,0.2,0.2", "--set", "gate.min_accuracy=0.4", "--experiment", "parts"),
+        *("--split-file", "s3://bucket/splits.csv", "--storage", "s3://bucket/metalearn/"),
+    )
+    assert answer.status == 0, answer.errors
+    run = only(cluster.runs)
+    parameters = run["runtime_config"]["parameters"]
+    assert parameters["source"] == "s3://bucket/photos"
+    assert parameters["split_file"] == "s3://bucket/splits.csv"
+    assert parameters["storage"] == STORAGE
+    assert (parameters["way"], parameters["train_episodes"], parameters["train_seconds"]) == (7, 50, 0.0)
+    assert parameters["ratios"] == [0.6, 0.2, 0.2]
+    assert parameters["gate"] == {"min_accuracy": 0.4}
+    assert [json.loads(item)["options"] for item in parameters["learners"]] == [{"inner_steps": 3}]
+    assert parameters["command"].startswith("metalearn submit s3://bucket/photos --learner maml")
+    assert only(cluster.experiments)["display_name"] == "parts"
+    assert run["experiment_id"] in cluster.experiments
+
+
+def test_options_of_the_run_reach_it(submit: Submit, cluster: Cluster) -> None:
+    submit("--service-account", "trainer", "--pipeline-root", "s3://bucket/kfp")
+    run = only(cluster.runs)
+    assert run["service_account"] == "trainer"
+    assert run["runtime_config"]["pipeline_root"] == "s3://bucket/kfp"
+
+
+def test_a_version_that_is_there_is_used_again(submit: Submit, cluster: Cluster) -> None:
+    first, second = submit("--json"), submit("--json", "--way", 9)
+    assert (first.status, second.status) == (0, 0)
+    assert len(cluster.packages) == len(cluster.versions) == len(cluster.pipelines) == len(cluster.experiments) == 1
+    assert len(cluster.runs) == 2
+    assert second.json["pipeline"] == {**first.json["pipeline"], "uploaded": False}
+
+
+def test_a_version_is_known_by_its_content_where_its_description_says_nothing(submit: Submit, cluster: Cluster) -> None:
+    submit()
+    only(cluster.versions)["description"] = "by hand"
+    assert submit().status == 0
+    assert len(cluster.packages) == 1
+    spec = only(cluster.versions)["pipeline_spec"]["pipeline_spec"]
+    spec["pipelineInfo"]["description"] = "another"
+    assert "other content" in submit().errors
+    assert len(cluster.packages) == 2
+
+
+def test_another_content_of_the_same_version_is_said_and_gets_a_name_of_its_own(
+    submit: Submit, cluster: Cluster
+) -> None:
+    submit()
+    answer = submit("--build-shards", 2, "--json")
+    assert answer.status == 0
+    first, second = cluster.versions.values()
+    assert f"version {first['name']} of pipeline few-shot is there with other content" in answer.errors
+    assert second["name"].startswith(f"{first['name']}-")
+    assert answer.json["pipeline"]["name"] == second["name"]
+    assert submit("--build-shards", 2).status == 0
+    assert len(cluster.packages) == 2
+
+
+def test_two_first_submissions_at_once_share_pipeline_and_version(submit: Submit, cluster: Cluster) -> None:
+    submit()
+    made, versions = dict(cluster.pipelines), dict(cluster.versions)
+
+    def faster(handler: object) -> None:
+        """Another submission makes the pipeline and its version after this one has looked for them."""
+        cluster.pipelines.update(made)
+        handler.send(409, {"code": 6, "message": "exists already", "details": []})
+
+    def faster_version(handler: object) -> None:
+        cluster.versions.update(versions)
+        handler.send(409, {"code": 6, "message": "exists already", "details": []})
+
+    cluster.pipelines.clear()
+    cluster.versions.clear()
+    cluster.fault("POST", "/pipelines", faster)
+    cluster.fault("POST", "/upload_version", faster_version)
+    answer = submit("--json")
+    assert answer.status == 0, answer.errors
+    assert answer.json["pipeline"]["uploaded"] is False
+    assert (cluster.pipelines, cluster.versions) == (made, versions)
+
+
+def test_the_answer_has_links_to_both_pages(submit: Submit, cluster: Cluster) -> None:
+    answer = submit("--ui-host", "https://kubeflow.example.com/_/pipeline/")
     (run_id,) = cluster.runs
-    assert answer.json["run_id"] == run_id
-    assert answer.json["page"] == f"{server.host}/#/runs/details/{run_id}"
-    assert answer.json["mlflow_page"] == TRACKING
-    assert answer.json["pipeline"]["uploaded"] is True
+    assert f"https://kubeflow.example.com/_/pipeline/#/runs/details/{run_id}" in answer.output
+    assert TRACKING in answer.output
+    assert answer.errors == ""
+
+
+def test_a_namespace_goes_with_what_is_made(submit: Submit, cluster: Cluster) -> None:
+    cluster.namespaces = {"team-a"}
+    answer = submit("--namespace", "team-a", "--json")
+    assert answer.status == 0, answer.errors
+    assert only(cluster.pipelines)["namespace"] == only(cluster.experiments)["namespace"] == "team-a"
+    assert answer.json["namespace"] == "team-a"
+
+
+def test_where_there_are_many_users_a_namespace_is_wanted_before_anything_is_uploaded(
+    submit: Submit, cluster: Cluster, refused: Refused
+) -> None:
+    cluster.namespaces = {"team-a"}
+    refused(submit(), 2, "--namespace")
+    assert cluster.asked() == ["GET /healthz"]
+
+
+def test_an_archived_experiment_is_named(submit: Submit, cluster: Cluster, refused: Refused) -> None:
+    submit()
+    only(cluster.experiments)["storage_state"] = "ARCHIVED"
+    refused(submit(), 1, "'few-shot'", "archive")
+    assert len(cluster.runs) == 1
+
+
+def test_a_lost_answer_to_the_start_of_a_run_is_told_as_a_doubt(
+    submit: Submit, cluster: Cluster, server: KfpServer, refused: Refused
+) -> None:
+    cluster.fault("POST", "/runs", drop)
+    refused(submit(), 1, "dropped the connection", "may have been started", f"{server.host}/#/runs")
+
+
+def test_a_run_that_the_cluster_refuses_is_told_in_its_words(
+    submit: Submit, cluster: Cluster, refused: Refused
+) -> None:
+    cluster.fault("POST", "/runs", refuse(400, "the quota of\nthe namespace is used up"))
+    refused(submit(), 1, "400", "the quota of the namespace is used up")
+
+
+# -- schedules
+
+
+def test_a_schedule_makes_a_recurring_run_and_no_run(submit: Submit, cluster: Cluster, server: KfpServer) -> None:
+    answer = submit("--schedule", "0 30 3 * * mon-fri", "--json")
+    assert answer.status == 0, answer.errors
+    recurring = only(cluster.recurring_runs)
+    assert recurring["trigger"] == {"cron_schedule": {"cron": "0 30 3 * * mon-fri"}}
+    assert (recurring["max_concurrency"], recurring["no_catchup"], recurring["mode"]) == ("1", True, "ENABLE")
+    assert recurring["pipeline_version_reference"]["pipeline_version_id"] in cluster.versions
+    assert not cluster.runs
+    assert answer.json["recurring_run_id"] == recurring["recurring_run_id"]
+    assert answer.json["schedule"] == {"cron": "0 30 3 * * mon-fri", "max_concurrency": 1, "catchup": False}
+    assert answer.json["page"] == f"{server.host}/#/recurringrun/details/{recurring['recurring_run_id']}"
+
+
+def test_concurrency_and_catching_up_can_be_chosen(submit: Submit, cluster: Cluster) -> None:
+    submit("--schedule", "0 0 * * * *", "--max-concurrency", 4, "--catchup")
+    recurring = only(cluster.recurring_runs)
+    assert (recurring["max_concurrency"], recurring["no_catchup"]) == ("4", False)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--schedule", "0 3 * * *"], ["six fields", "got 5"]),
+        (["--schedule", "@daily"], ["six fields"]),
+        (["--schedule", "0 61 * * * *"], ["minute", "61"]),
+        (["--schedule", "0 0 3 * * *", "--wait"], ["--wait", "--schedule"]),
+        (["--schedule", "0 0 3 * * *", "--max-concurrency", 11], ["--max-concurrency", "10"]),
+        (["--max-concurrency", 2], ["--schedule"]),
+        (["--catchup"], ["--schedule"]),
+    ],
+)
+def test_a_wrong_schedule_is_refused_before_anything_is_asked(
+    submit: Submit, cluster: Cluster, refused: Refused, options: list, words: list[str]
+) -> None:
+    refused(submit(*options), 2, *words)
+    assert cluster.asked() == []
+
+
+# -- what a pod does not reach
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["photos"], ["'photos'", "glyphs", "s3://"]),
+        (["--split-file", "splits.csv"], ["--split-file", "splits.csv", "s3://"]),
+        (["--split-from", "/data/manifest.json"], ["--split-from", "s3://"]),
+        (["--storage", "/data"], ["--storage", "s3://bucket", "/data"]),
+        (["--storage", "s3://"], ["--storage", "s3://bucket"]),
+        (["--storage", "gs://bucket/x"], ["--storage", "gs://bucket/x"]),
+        (["--tracking-uri", "sqlite:////tmp/mlflow.db"], ["--tracking-uri", "sqlite", "pods"]),
+        (["--tracking-uri", "http://localhost:5000"], ["--tracking-uri", "localhost", "pod"]),
+        (["--tracking-uri", "http://127.0.0.2:5000"], ["--tracking-uri", "127.0.0.2", "pod"]),
+        (["--tracking-uri", "http://[::1]:5000"], ["--tracking-uri", "pod"]),
+        (["--tracking-uri", ""], ["--tracking-uri", "MLFLOW_TRACKING_URI"]),
+        (["--way", 1], ["way", "1"]),
+        (["--learner", "mamll"], ["mamll", "maml"]),
+        (["--rotations", "some"], ["rotations", "some"]),
+        (["--image-size", 50_000], ["image_size", "50000"]),
+        (["--set", "gate.min_accuracy=7"], ["min_accuracy", "7"]),
+        (["--model-name", "team/parts"], ["model name", "team/parts"]),
+    ],
+)
+def test_wrong_use_is_told_before_anything_is_asked(
+    submit: Submit, cluster: Cluster, refused: Refused, options: list, words: list[str]
+) -> None:
+    answer = submit(*options)
+    refused(answer, 2, *words)
+    assert answer.output == ""
+    assert cluster.asked() == []
+
+
+def test_a_source_in_a_file_of_options_is_checked_too(
+    submit: Submit, refused: Refused, tmp_path: Path, cluster: Cluster
+) -> None:
+    (tmp_path / "run.yaml").write_text("source: photos\n")
+    refused(submit("--config", tmp_path / "run.yaml"), 2, "'photos'")
+    assert cluster.asked() == []
