@@ -87,6 +87,13 @@ def client(uri: str | None = None) -> Any:
 
 
 @contextmanager
+def impatience() -> Iterator[None]:
+    """Give up within ten seconds, inside the block, where the tracking server does not answer."""
+    with _environment(_IMPATIENCE):
+        yield
+
+
+@contextmanager
 def explained(uri: str | None = None) -> Iterator[None]:
     """Turn what MLflow and its database raise inside the block into a `MetalearnError` of one line."""
     quiet_mlflow()
@@ -183,7 +190,7 @@ def prepare(uri: str, artifact_root: Path | None = None, experiment: str | None 
     with lock("prepare", uri):
         if database:
             _migrate(uri, database)
-        with _environment(_IMPATIENCE):
+        with impatience():
             if experiment is None:
                 with explained(uri):
                     client(uri).search_experiments(max_results=1)

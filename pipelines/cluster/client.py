@@ -1,6 +1,7 @@
 """KFP's client, kept from what would surprise: files in the user's home, questions, endless waits, printed links."""
 
 import json
+import time
 from typing import Any
 
 import kfp
@@ -14,6 +15,7 @@ from pipelines.cluster.errors import insecure, no_answer, no_page, refusal
 from pipelines.cluster.quiet import quiet
 
 _CONNECT_S = 10
+_CHUNK_BYTES = 65536
 _NOT_ASKED = "-"
 
 
@@ -68,6 +70,7 @@ class _Rest(RESTClientObject):  # type: ignore[misc]
     def __init__(self, configuration: Any, connection: Connection) -> None:
         super().__init__(configuration)
         self._connection = connection
+        self.pool_manager: Any = _Hurried(self.pool_manager, connection.timeout_s)
 
     def request(self, method: str, url: str, **options: Any) -> Any:
         connection = self._connection
@@ -83,6 +86,26 @@ class _Rest(RESTClientObject):  # type: ignore[misc]
         if not _is_object(response.data):
             raise no_page(connection, response.data)
         return response
+
+
+class _Hurried:
+    """Bounds the time of a whole answer: urllib3's time-out begins anew with every byte of it."""
+
+    def __init__(self, pool: urllib3.PoolManager, timeout_s: float) -> None:
+        self._pool = pool
+        self._timeout_s = timeout_s
+
+    def request(self, method: str, url: str, **options: Any) -> urllib3.BaseHTTPResponse:
+        deadline = time.monotonic() + self._timeout_s
+        response = self._pool.request(method, url, **{**options, "preload_content": False})
+        body = bytearray()
+        while chunk := response.read1(_CHUNK_BYTES):
+            body += chunk
+            if time.monotonic() > deadline:
+                response.close()
+                raise urllib3.exceptions.ReadTimeoutError(None, url, "the answer is not complete in time")  # type: ignore[arg-type]
+        response.release_conn()
+        return urllib3.HTTPResponse(bytes(body), response.headers, response.status, reason=response.reason)
 
 
 def _is_object(data: bytes) -> bool:

@@ -169,9 +169,9 @@ def _parsed(content: dict[str, Any]) -> tuple[Any, Any]:
         return (content, None)
 
 
-def _named(name: str) -> str:
+def _named(name: str, key: str = "name") -> str:
     """Return KFP's filter for one name."""
-    return json.dumps({"predicates": [{"operation": _EQUALS, "key": "name", "stringValue": name}]})
+    return json.dumps({"predicates": [{"operation": _EQUALS, "key": key, "stringValue": name}]})
 
 
 def experiment(client: "ClusterClient", name: str) -> str:
@@ -210,6 +210,16 @@ def start_run(client: "ClusterClient", version: Version, order: Order) -> str:
             service_account=order.service_account,
         )
     return str(run.run_id)
+
+
+def same_schedules(client: "ClusterClient", order: Order) -> list[str]:
+    """Return the ids of schedules of the same name that start runs already."""
+    answer = client.list_recurring_runs(
+        experiment_id=order.experiment_id,
+        namespace=client.connection.namespace,
+        filter=_named(order.name, "display_name"),
+    )
+    return [str(entry.recurring_run_id) for entry in answer.recurring_runs or [] if entry.status == "ENABLED"]
 
 
 def start_schedule(client: "ClusterClient", version: Version, order: Order, schedule: Schedule) -> str:

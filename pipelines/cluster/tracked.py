@@ -24,11 +24,10 @@ def tracked_run(uri: str, pipeline_run_id: str) -> TrackedRun:
     """Return the MLflow run of KFP's run, as far as the tracking server can be asked from here."""
     from metalearn_core import tracking
     from metalearn_core.tracking_outcome import REASON_TAG
-    from metalearn_core.tracking_server import URI_VARIABLE, client, explained, prepare
+    from metalearn_core.tracking_server import URI_VARIABLE, client, explained, impatience
 
     os.environ[URI_VARIABLE] = uri
-    with suppress(MetalearnError):
-        prepare(uri)
+    with suppress(MetalearnError), impatience():
         found = tracking.find_parent_run(pipeline_run_id)
         if found:
             with explained(uri):

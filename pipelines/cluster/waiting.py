@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SUCCEEDED = "SUCCEEDED"
 ENDS = {SUCCEEDED, "FAILED", "CANCELED", "SKIPPED"}
 """The API's states of a run that change no more."""
+_OUTCOMES = {"FAILED": "the run failed", "CANCELED": "the run was canceled", "SKIPPED": "the run was skipped"}
 _UNKNOWN = "PENDING"
 _PATIENCE_S = 600.0
 _LONGEST_PAUSE_S = 10.0
@@ -175,6 +176,6 @@ def follow(
 
 def verdict(seen: Progress, client: "ClusterClient", reason: str = "") -> str:
     """Return in one line why a run did not end well; the failed step's own reason says more than what KFP saw of it."""
-    what = f"{seen.failed} failed" if seen.failed else f"the run is {seen.state.lower()}"
+    what = f"{seen.failed} failed" if seen.failed else _OUTCOMES.get(seen.state, f"the run is {seen.state.lower()}")
     said = reason or seen.error
     return without_secrets(f"{what}: {said}" if said else what, client.connection)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from metalearn_core.errors import MetalearnError, UsageError, one_line
+from metalearn_core.errors import MetalearnError, UsageError
 from pipelines.command_line.options import JsonOption, answers, notices, print_json
 from pipelines.command_line.pipeline_options import command, takes_pipeline_options
 
@@ -168,7 +168,10 @@ def submit(
     client, version, experiment_id = _uploaded(connection, settings, uri, view)
     arguments = pipeline_arguments(settings, items, storage.rstrip("/"), command())
     order = Order(_run_name(settings), experiment_id, arguments, pipeline_root, service_account)
-    summary = {**_start(client, version, order, plan), **_described(settings, version, order, namespace, uri)}
+    doubt = f"it may have been started all the same: look at {connection.page('runs')} first"
+    with _signals_told(doubt):
+        started = _start(client, version, order, plan, view)
+    summary = {**started, **_described(settings, version, order, namespace, uri)}
     try:
         if not json:
             _print_summary(summary)
@@ -226,11 +229,16 @@ def _run_name(settings: "RunConfig") -> str:
     return f"{source} {settings.way}-way {settings.shot}-shot: {' + '.join(dict.fromkeys(settings.learners))}"
 
 
-def _start(client: "ClusterClient", version: "Version", order: "Order", plan: "Schedule | None") -> dict[str, Any]:
+def _start(
+    client: "ClusterClient", version: "Version", order: "Order", plan: "Schedule | None", view: "RunView"
+) -> dict[str, Any]:
     """Start the run or the schedule, and return what it is called and where it is seen."""
-    from pipelines.cluster.submission import start_run, start_schedule
+    from pipelines.cluster.submission import same_schedules, start_run, start_schedule
 
     if plan is not None:
+        for other in same_schedules(client, order):
+            page = client.connection.page("recurringrun", "details", other)
+            view.note(f"a schedule of the same name goes on beside this one: {page}")
         recurring = start_schedule(client, version, order, plan)
         page = client.connection.page("recurringrun", "details", recurring)
         return {"recurring_run_id": recurring, "schedule": plan.__dict__, "page": page}
@@ -264,6 +272,7 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _wait(client: "ClusterClient", summary: dict[str, Any], view: "RunView") -> None:
     """Show the run until it has ended; raise where it did not end well."""
+    from pipelines.cluster.errors import ClusterError
     from pipelines.cluster.tracked import tracked_run
     from pipelines.cluster.waiting import SUCCEEDED, Progress, follow, verdict
 
@@ -272,8 +281,12 @@ def _wait(client: "ClusterClient", summary: dict[str, Any], view: "RunView") -> 
         summary["steps"] = [{"name": step.name, "state": step.state} for step in seen.steps]
         view.show(seen)
 
-    with _going_on(summary), view.shown():
-        seen = follow(client, summary["run_id"], show, view.note)
+    look = f"run {summary['run_id']} goes on: {summary['page']}"
+    try:
+        with _signals_told(look), view.shown():
+            seen = follow(client, summary["run_id"], show, view.note)
+    except ClusterError as error:
+        raise MetalearnError(f"{error}; {look}") from None
     tracked = tracked_run(summary["mlflow_page"], summary["run_id"])
     summary["mlflow_page"] = tracked.page
     view.note(f"MLflow: {tracked.page}")
@@ -284,20 +297,19 @@ def _wait(client: "ClusterClient", summary: dict[str, Any], view: "RunView") -> 
 
 
 @contextmanager
-def _going_on(summary: dict[str, Any]) -> Iterator[None]:
-    """Say, where waiting ends before the run does, that the run goes on and where it is seen."""
-    look = f"run {summary['run_id']} goes on: {summary['page']}"
+def _signals_told(look: str) -> Iterator[None]:
+    """Say, where a signal ends this process, what goes on without it: the same command would start a second run."""
     try:
         yield
-    except Exception as error:
-        raise MetalearnError(f"{one_line(error)}; {look}") from None
+    except Exception:
+        raise
     except BaseException as error:  # Ctrl-C, or SIGTERM
         interrupted = isinstance(error, KeyboardInterrupt)
-        raise StoppedWaitingError(f"{'interrupted' if interrupted else 'terminated'}: {look}", interrupted) from None
+        raise StoppedError(f"{'interrupted' if interrupted else 'terminated'}: {look}", interrupted) from None
 
 
-class StoppedWaitingError(MetalearnError):
-    """A signal ended the waiting, and nothing else."""
+class StoppedError(MetalearnError):
+    """A signal ended this process, and nothing else."""
 
     def __init__(self, text: str, interrupted: bool) -> None:
         super().__init__(text)

@@ -59,11 +59,17 @@ def _no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def submit(
     server: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Answer]:
-    def run(*options: object, host: str = server.host, **environment: str) -> Answer:
-        given = {"--host": host, "--storage": STORAGE, "--tracking-uri": TRACKING}
+    def run(
+        *options: object,
+        host: str | None = server.host,
+        storage: str | None = STORAGE,
+        tracking_uri: str | None = TRACKING,
+        **environment: str,
+    ) -> Answer:
+        given = {"--host": host, "--storage": storage, "--tracking-uri": tracking_uri}
         named = [str(option).partition("=")[0] for option in options]
         line = ["metalearn", "submit", *(str(option) for option in options)]
-        line += [part for name, value in given.items() if name not in named for part in (name, value)]
+        line += [part for name, value in given.items() if value and name not in named for part in (name, value)]
         handler = signal.getsignal(signal.SIGTERM)
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", line)

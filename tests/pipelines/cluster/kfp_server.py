@@ -156,6 +156,10 @@ class Cluster:
         self.looks += 1
         return {**run, **moment}
 
+    def get_recurringruns(self, request: Request) -> Any:
+        self._permit(request.query.get("namespace"))
+        return _listed("recurringRuns", self.recurring_runs, request)
+
     def post_recurringruns(self, request: Request) -> Any:
         body = request.json
         self._check_order(body)
@@ -198,6 +202,7 @@ ROUTES = {
     ("POST", "/experiments"): Cluster.post_experiments,
     ("POST", "/runs"): Cluster.post_runs,
     ("GET", r"/runs/[^/]+"): Cluster.get_runs_one,
+    ("GET", "/recurringruns"): Cluster.get_recurringruns,
     ("POST", "/recurringruns"): Cluster.post_recurringruns,
 }
 

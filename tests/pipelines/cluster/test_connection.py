@@ -127,6 +127,22 @@ def test_a_slow_answer_ends_the_waiting(submit: Submit, cluster: Cluster, server
     assert not cluster.packages
 
 
+def test_an_answer_that_comes_in_drops_ends_too(submit: Submit, cluster: Cluster, refused: Refused) -> None:
+    def drip(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(40):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    cluster.fault("GET", "/pipelines", drip)
+    begin = time.monotonic()
+    refused(submit("--timeout", 0.5), 1, "0.5 seconds")
+    assert time.monotonic() - begin < 3
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [

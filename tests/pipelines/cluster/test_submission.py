@@ -1,6 +1,9 @@
 """`metalearn submit` against a server that holds every request against KFP's OpenAPI document."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from kfp.pipeline_spec import pipeline_spec_pb2
 from metalearn_core.version import git_commit, package_version
 from pipelines.cluster.package import digest_in
 from tests.pipelines.cluster.conftest import STORAGE, TRACKING
-from tests.pipelines.cluster.kfp_server import Cluster, KfpServer, drop, refuse
+from tests.pipelines.cluster.kfp_server import Cluster, Handler, KfpServer, drop, refuse
 from tests.pipelines.conftest import Answer
 
 Submit = Callable[..., Answer]
@@ -205,6 +208,26 @@ def test_a_run_that_the_cluster_refuses_is_told_in_its_words(
     refused(submit(), 1, "400", "the quota of the namespace is used up")
 
 
+def test_a_signal_while_a_run_is_started_is_told_as_a_doubt(
+    submit: Submit, cluster: Cluster, server: KfpServer, refused: Refused
+) -> None:
+    def interrupt(handler: Handler) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        handler.close_connection = True
+
+    cluster.fault("POST", "/runs", interrupt)
+    refused(submit(), 130, "interrupted", "may have been started", f"{server.host}/#/runs")
+
+
+def test_host_and_tracking_server_can_be_told_by_the_environment(
+    submit: Submit, cluster: Cluster, server: KfpServer
+) -> None:
+    variables = {"KF_PIPELINES_ENDPOINT": server.host, "MLFLOW_TRACKING_URI": TRACKING, "METALEARN_STORAGE": STORAGE}
+    assert submit(host=None, storage=None, tracking_uri=None, **variables).status == 0
+    assert len(cluster.runs) == 1
+
+
 # -- schedules
 
 
@@ -225,6 +248,17 @@ def test_concurrency_and_catching_up_can_be_chosen(submit: Submit, cluster: Clus
     submit("--schedule", "0 0 * * * *", "--max-concurrency", 4, "--catchup")
     recurring = only(cluster.recurring_runs)
     assert (recurring["max_concurrency"], recurring["no_catchup"]) == ("4", False)
+
+
+def test_a_schedule_of_the_same_name_that_goes_on_is_told(submit: Submit, cluster: Cluster, server: KfpServer) -> None:
+    assert submit("--schedule", "0 0 3 * * *").errors == ""
+    first = only(cluster.recurring_runs)
+    answer = submit("--schedule", "0 0 4 * * *")
+    assert answer.status == 0
+    assert f"beside this one: {server.host}/#/recurringrun/details/{first['recurring_run_id']}" in answer.errors
+    for entry in cluster.recurring_runs.values():
+        entry["status"] = "DISABLED"
+    assert submit("--schedule", "0 0 5 * * *").errors == ""
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_an_error_in_the_history_is_found(client: ClusterClient, cluster: Cluste
     cluster.moments = [moment("FAILED", task("promote", "FAILED", 5, 5, state_history=history))]
     assert verdict(progress(client.get_run(RUN)), client) == "promote failed: evicted"
     cluster.moments = [moment("FAILED", state_history=history)]
-    assert verdict(progress(client.get_run(RUN)), client) == "the run is failed: evicted"
+    assert verdict(progress(client.get_run(RUN)), client) == "the run failed: evicted"
 
 
 @pytest.mark.parametrize("trouble", [drop, stall(1), refuse(503), refuse(500), refuse(429)])
@@ -187,7 +187,12 @@ def test_every_other_end_is_a_failure(
     cluster.moments = [moment(end)]
     answer = submit("--wait", "--json")
     (run_id,) = cluster.runs
-    refused(answer, 1, f"the run is {end.lower()}", f"{server.host}/#/runs/details/{run_id}")
+    refused(
+        answer,
+        1,
+        f"the run {'failed' if end == 'FAILED' else f'was {end.lower()}'} (",
+        f"{server.host}/#/runs/details/{run_id}",
+    )
     assert answer.json["state"] == end
     assert answer.json["failed_step"] is None
 
@@ -247,6 +252,7 @@ def test_whoever_stops_waiting_is_told_that_the_run_goes_on(
 # -- secrets
 
 
+@pytest.mark.slow
 def test_a_token_is_in_no_output_file_or_pipeline(
     server: KfpServer, cluster: Cluster, metalearn: Callable[..., Answer], tmp_path: Path
 ) -> None:
@@ -266,8 +272,6 @@ def test_a_token_is_in_no_output_file_or_pipeline(
     assert "the server repeats: Bearer ***" in answers[0].errors
     for answer in answers:
         assert marker not in answer.output + answer.errors
-    for file in (*home.rglob("*"), *work.rglob("*")):
-        assert not file.is_file() or marker.encode() not in file.read_bytes()
     assert all(marker.encode() not in content for content in cluster.packages)
     assert all(marker.encode() not in request.body for request in cluster.requests)
-    assert not any(file.is_file() for file in home.rglob("*"))
+    assert not [file for file in (*home.rglob("*"), *work.rglob("*")) if file.is_file()]
