@@ -272,7 +272,6 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 def _wait(client: "ClusterClient", summary: dict[str, Any], view: "RunView") -> None:
     """Show the run until it has ended; raise where it did not end well."""
-    from pipelines.cluster.errors import ClusterError
     from pipelines.cluster.tracked import tracked_run
     from pipelines.cluster.waiting import SUCCEEDED, Progress, follow, verdict
 
@@ -285,7 +284,9 @@ def _wait(client: "ClusterClient", summary: dict[str, Any], view: "RunView") -> 
     try:
         with _signals_told(look), view.shown():
             seen = follow(client, summary["run_id"], show, view.note)
-    except ClusterError as error:
+    except MetalearnError as error:
+        if isinstance(error, StoppedError):
+            raise
         raise MetalearnError(f"{error}; {look}") from None
     tracked = tracked_run(summary["mlflow_page"], summary["run_id"])
     summary["mlflow_page"] = tracked.page
