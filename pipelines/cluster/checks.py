@@ -1,13 +1,13 @@
 """What a submission is refused for before anything is uploaded: places that a pod does not reach."""
 
-import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from metalearn_core.data.sources import GLYPHS
 from metalearn_core.errors import UsageError
+from metalearn_core.storage.objects import Prefix, is_address
 from pipelines.config import RunConfig
 
-_BUCKET = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?")
 _OURS = {"localhost", "host.docker.internal"}
 
 
@@ -17,18 +17,24 @@ def check_places(config: RunConfig, storage: str) -> None:
     Raises:
         UsageError: one of them is no `s3://` address; a source may be `glyphs` too.
     """
-    if not _BUCKET.fullmatch(storage):
-        raise UsageError(f"--storage: expected an address like s3://bucket/some/place, got {storage!r}")
-    if config.source != "glyphs" and not _BUCKET.fullmatch(config.source):
-        raise UsageError(
-            f"source {config.source!r} is on this machine, which the cluster does not see: "
-            "expected glyphs, or an address like s3://bucket/some/place"
-        )
+    _check_address("--storage", storage)
+    if config.source != GLYPHS:
+        _check_address("source", config.source, f"{GLYPHS}, or ")
     for name in ("split_file", "split_from"):
-        place = getattr(config, name)
-        if place and not _BUCKET.fullmatch(place):
-            option = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{option}: the cluster does not see {place!r}: expected an address on s3://")
+        if place := getattr(config, name):
+            _check_address(f"--{name.replace('_', '-')}", place)
+
+
+def _check_address(what: str, place: str, others: str = "") -> None:
+    if not is_address(place):
+        raise UsageError(
+            f"{what}: {place!r} is no place that the cluster's pods see: expected {others}an address like "
+            "s3://bucket/some/place"
+        )
+    try:
+        Prefix.parse(place)
+    except UsageError as error:
+        raise UsageError(f"{what}: {error}") from None
 
 
 def check_build(config: RunConfig) -> None:

@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 def _configured(
     source: Annotated[
-        str | None, typer.Argument(help="`glyphs`, a folder of images, or Parquet.", show_default="glyphs")
+        str | None,
+        typer.Argument(help="`glyphs`, a folder of images, or Parquet; s3:// addresses too.", show_default="glyphs"),
     ] = None,
     learner: Annotated[
         list[str] | None,
