@@ -38,7 +38,7 @@ class Credentials:
         kept = [self.token, self.cookie, *(part.partition("=")[2] for part in (self.cookie or "").split(";"))]
         if self.token_file and self.token_file.is_file():
             kept.append(self.token_file.read_text(errors="replace").strip())
-        return [secret for secret in kept if secret]
+        return [secret for secret in kept if secret and len(secret) > 3]
 
     def advice(self) -> str:
         """Return what to do where they are not accepted."""

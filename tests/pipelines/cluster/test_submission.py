@@ -144,12 +144,12 @@ def test_two_first_submissions_at_once_share_pipeline_and_version(submit: Submit
     submit()
     made, versions = dict(cluster.pipelines), dict(cluster.versions)
 
-    def faster(handler: object) -> None:
+    def faster(handler: Handler) -> None:
         """Another submission makes the pipeline and its version after this one has looked for them."""
         cluster.pipelines.update(made)
         handler.send(409, {"code": 6, "message": "exists already", "details": []})
 
-    def faster_version(handler: object) -> None:
+    def faster_version(handler: Handler) -> None:
         cluster.versions.update(versions)
         handler.send(409, {"code": 6, "message": "exists already", "details": []})
 
@@ -161,6 +161,20 @@ def test_two_first_submissions_at_once_share_pipeline_and_version(submit: Submit
     assert answer.status == 0, answer.errors
     assert answer.json["pipeline"]["uploaded"] is False
     assert (cluster.pipelines, cluster.versions) == (made, versions)
+
+
+def test_an_experiment_that_another_submission_has_just_made_is_used(submit: Submit, cluster: Cluster) -> None:
+    submit()
+    made = dict(cluster.experiments)
+
+    def faster(handler: Handler) -> None:
+        cluster.experiments.update(made)
+        handler.send(409, {"code": 6, "message": "exists already", "details": []})
+
+    cluster.experiments.clear()
+    cluster.fault("POST", "/experiments", faster)
+    assert submit().status == 0
+    assert cluster.experiments == made
 
 
 def test_the_answer_has_links_to_both_pages(submit: Submit, cluster: Cluster) -> None:
