@@ -50,7 +50,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     try:
         yield made
     finally:
-        made.down()
+        for server in made.servers:
+            made.kill(server.name)
 
 
 @pytest.fixture(scope="session")

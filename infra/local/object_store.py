@@ -57,10 +57,12 @@ class ObjectStore:
             "s3.port": str(self._settings.s3_port),
             "s3.port.iceberg": "0",
             "s3.port.lance": "0",
+            "master.peers": "none",  # it is alone: no election to wait for
             "master.telemetry": "false",
             "master.volumeSizeLimitMB": "256",
             "master.volumePreallocate": "false",
             "volume.max": "0",  # as many as the disk holds
+            "volume.preStopSeconds": "0",
             **dict(zip([*names, "s3.port.grpc"], map(str, self._settings.store_ports), strict=True)),
         }
         given = [f"-{name}={value}" for name, value in options.items()]
