@@ -170,7 +170,7 @@ def prepare(uri: str, artifact_root: Path | None = None, experiment: str | None 
 
     Args:
         uri: sqlite:///…, http(s)://…, or whatever else MLflow takes.
-        artifact_root: where the artifacts of a new experiment go; None leaves it to the server.
+        artifact_root: where the artifacts of a new experiment of a database go; a server has a place of its own.
         experiment: its name; None: none is needed, as for who only reads.
 
     Raises:
@@ -199,7 +199,8 @@ def experiment_id(name: str, artifact_root: Path | None = None, uri: str | None 
         found = mlflow_client.get_experiment_by_name(name)
         if found is None:
             # The client of a local database reports a relative default location: ours is absolute.
-            location = (artifact_root / name).absolute().as_uri() if artifact_root else None
+            ours = artifact_root if not uri.startswith(("http://", "https://")) else None
+            location = (ours / name).absolute().as_uri() if ours else None
             return str(_create(mlflow_client, name, location))
     if found.lifecycle_stage == "deleted":
         raise MetalearnError(

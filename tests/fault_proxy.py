@@ -33,7 +33,9 @@ class FaultProxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="fault proxy", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), name="fault proxy", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -92,9 +94,7 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
     return b"".join(parts)
 
 
-def _forward(
-    upstream: str, request: BaseHTTPRequestHandler, body: bytes
-) -> tuple[int, list[tuple[str, str]], bytes]:
+def _forward(upstream: str, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
     connection = http.client.HTTPConnection(upstream, timeout=60)
     try:
         connection.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)

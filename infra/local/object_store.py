@@ -21,8 +21,9 @@ class ObjectStore:
 
     name = "s3"
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, endpoint: str | None = None) -> None:
         self._data, self._settings = folder / "s3", settings
+        self._address_for_clients = endpoint
         self._identities = folder / "s3-identities.json"
         self.process = Process(self.name, folder)
 
@@ -33,10 +34,10 @@ class ObjectStore:
 
     address = endpoint
 
-    def client_environment(self, key: Key, endpoint: str | None = None) -> dict[str, str]:
+    def client_environment(self, key: Key) -> dict[str, str]:
         """What boto3 finds it by, with the rights of an account."""
         return {
-            "AWS_ENDPOINT_URL": endpoint or self.endpoint,
+            "AWS_ENDPOINT_URL": self._address_for_clients or self.endpoint,
             "AWS_ACCESS_KEY_ID": key.access,
             "AWS_SECRET_ACCESS_KEY": key.secret,
             "AWS_DEFAULT_REGION": REGION,

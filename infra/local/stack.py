@@ -29,13 +29,14 @@ class Stack:
 
     Args:
         folder: of the stack: settings, data, logs. It belongs to its owner alone.
+        s3_endpoint: where clients, the MLflow server among them, find the S3 store: that of a proxy before it, say.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, s3_endpoint: str | None = None) -> None:
         self.folder = folder.absolute()
         self.settings = open_settings(self.folder)
         self.database = Database(self.folder, self.settings)
-        self.store = ObjectStore(self.folder, self.settings)
+        self.store = ObjectStore(self.folder, self.settings, s3_endpoint)
         self.tracking = TrackingServer(self.folder, self.settings, self.database, self.store)
         self.servers: tuple[Server, ...] = (self.database, self.store, self.tracking)
 
@@ -60,16 +61,9 @@ class Stack:
         """Where pipelines may keep their data."""
         return f"s3://{PIPELINE_BUCKET}"
 
-    def environment(self, s3_endpoint: str | None = None) -> dict[str, str]:
-        """Return what clients find the servers by: MLflow's and boto3's own variables.
-
-        Args:
-            s3_endpoint: another address of the S3 store, such as that of a proxy before it.
-        """
-        return {
-            **self.tracking.client_environment,
-            **self.store.client_environment(self.settings.pipeline_key, s3_endpoint),
-        }
+    def environment(self) -> dict[str, str]:
+        """Return what clients find the servers by: MLflow's and boto3's own variables."""
+        return {**self.tracking.client_environment, **self.store.client_environment(self.settings.pipeline_key)}
 
     def up(self) -> None:
         """Start each server that does not run, and wait until it serves.
