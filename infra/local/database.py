@@ -1,4 +1,4 @@
-"""PostgreSQL: the binaries that a package brings, a database that belongs to MLflow, reachable from this machine only."""
+"""PostgreSQL: the binaries that a package brings, and a database of MLflow's, reachable from this machine only."""
 
 import os
 import shutil
@@ -116,7 +116,7 @@ def _binary(name: str) -> str:
 
 
 def _as_nobody() -> list[str]:
-    """Return what lets root start PostgreSQL, which refuses to be root: a user namespace where it has another number."""
+    """Return what lets root start PostgreSQL, which refuses root: a user namespace, where it has another number."""
     if os.geteuid() != 0:
         return []
     return [program("unshare", "Debian's util-linux"), "--user", "--map-user=65534", "--map-group=65534"]

@@ -69,9 +69,9 @@ class Process:
         end = time.monotonic() + timeout_s
         while self.running():
             if time.monotonic() > end:
-                return self.kill()
+                self.kill()
+                return
             time.sleep(0.05)
-        return None
 
     def kill(self) -> None:
         """End the server and all that it started, with no chance to save anything: what a power cut does."""
