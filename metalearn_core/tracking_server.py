@@ -22,9 +22,9 @@ DEFAULT_EXPERIMENT = "few-shot"
 LONGEST_TAG = 5000
 """Characters of a tag's value that every database holds; sqlite takes more, PostgreSQL refuses it."""
 _SQLITE = "sqlite:///"
-_PATIENCE = {  # MLflow's own defaults keep a process waiting for four minutes and more
+_PATIENCE = {  # a minute of waits: a server that is started again is back; MLflow's own default is four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
 }
 _IMPATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",

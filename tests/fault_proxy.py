@@ -24,11 +24,19 @@ class FaultProxy:
         rate: share of the requests that fail; may be set at any time.
         seed: two proxies with the same seed let the same requests fail, by their number.
         faults: the ways to fail, each as likely as the others.
+        own_host: name the server by its own address, where it takes no other; a signed request must keep the client's.
     """
 
-    def __init__(self, upstream: str, rate: float = 0.05, seed: int = 0, faults: tuple[str, ...] = FAULTS) -> None:
+    def __init__(
+        self,
+        upstream: str,
+        rate: float = 0.05,
+        seed: int = 0,
+        faults: tuple[str, ...] = FAULTS,
+        own_host: bool = False,
+    ) -> None:
         self.rate, self.requests, self.faults = rate, 0, Counter[str]()
-        self._upstream = urlsplit(upstream).netloc
+        self._upstream, self._own_host = urlsplit(upstream).netloc, own_host
         self._random, self._kinds, self._drawing = Random(seed), faults, threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -69,12 +77,12 @@ class FaultProxy:
                 if fault in {"500", "503"}:
                     return _answer(self, int(fault), [], b"")
                 try:
-                    status, headers, content = _forward(proxy._upstream, self, body)
+                    status, headers, content = _forward(proxy._upstream, proxy._own_host, self, body)
                 except OSError:  # the server is away
                     return _reset(self)
                 return _reset(self) if fault == "lost" else _answer(self, status, headers, content)
 
-            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _handle
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _handle  # noqa: N815
 
             def log_message(self, format: str, *arguments: Any) -> None:
                 """Say nothing."""
@@ -94,12 +102,15 @@ def _body(request: BaseHTTPRequestHandler) -> bytes:
     return b"".join(parts)
 
 
-def _forward(upstream: str, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+def _forward(
+    upstream: str, own_host: bool, request: BaseHTTPRequestHandler, body: bytes
+) -> tuple[int, list[tuple[str, str]], bytes]:
     connection = http.client.HTTPConnection(upstream, timeout=60)
     try:
-        connection.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in request.headers.items():  # with the Host that was signed
-            if name.lower() not in {*_OF_CONNECTION, "content-length", "expect"}:
+        connection.putrequest(request.command, request.path, skip_host=not own_host, skip_accept_encoding=True)
+        left_out = {*_OF_CONNECTION, "content-length", "expect", *(["host"] if own_host else [])}
+        for name, value in request.headers.items():
+            if name.lower() not in left_out:
                 connection.putheader(name, value)
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body)
