@@ -116,6 +116,7 @@ def _reason(text: str) -> str:
         (r"Connection refused", "connection refused; is it running?"),
         (r"timed out", "no answer in time; is the address right?"),
         (r"Name or service not known|NameResolutionError|getaddrinfo", "its host name is not known"),
+        (r"Connection aborted|Connection reset|Broken pipe", "it breaks the connection off; its log says why"),
         (r"unable to open database", "the database file cannot be opened"),
         (r"too many (\d+) error responses", "it answers with server errors"),
     ):
