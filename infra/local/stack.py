@@ -12,7 +12,7 @@ from infra.local.tracking import TrackingServer
 from metalearn_core.errors import MetalearnError, UsageError
 
 Server = Database | ObjectStore | TrackingServer
-_PATIENCE_S = 90
+_PATIENCE_S = 180
 
 
 @dataclass(frozen=True)
