@@ -21,9 +21,9 @@ SMALL = (
     "--learner", "protonet", "--way", 3, "--shot", 1, "--query", 3, "--image-size", 16, "--train-episodes", 50,
     "--eval-episodes", 20, "--split-by", "class", "--ratios", "0.5,0.25,0.25", "--set", "backbone.width=8", "--json",
 )  # fmt: skip
-PATIENCE_S = 400
+PATIENCE_S = 700
 Command = Callable[..., list[str]]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 class Run:
