@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types ui bench compile lock clean
+.PHONY: help setup run test lint types ui bench compile stack deploy-check lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## make .venv from the lock file
 
@@ -41,6 +41,12 @@ bench: $(READY) ## the benchmarks, as tables (see docs/benchmarks.md)
 
 compile: $(READY) ## the pipeline as YAML, in build/few_shot.yaml
 	$(BIN)/metalearn compile -o build/few_shot.yaml
+
+stack: $(READY) ## the team's servers on this machine: PostgreSQL, S3, MLflow (ARGS=status, ARGS=down)
+	@$(BIN)/python -m infra.local $(or $(ARGS),up)
+
+deploy-check: $(READY) ## build the Kubernetes overlays, and check them
+	@$(BIN)/python -m infra.kubernetes
 
 lock: ## resolve the dependencies anew into the lock file
 	PYTHON=$(PYTHON) ./infra/lock $(LOCK)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ NAME_TAG = "learner_with_options"
 DATASET_TAG = "dataset"
 SHAPE_TAG = "shape"
 CACHED_TAG = "cached_from"
+REQUEST_TAG = "metalearn.request"
 ATTACHED_VARIABLE = "MLFLOW_RUN_ID"
 
 _LONGEST_PARAMETER = 6000
@@ -126,8 +128,7 @@ def open_parent_run(
     with lock("parent run"), explained():
         run_id = find_parent_run(pipeline_run_id)
         if run_id is None:
-            run = client().create_run(experiment_id(experiment), run_name=name, tags=_cut_tags(every_tag))
-            run_id = str(run.info.run_id)
+            run_id = _create_run(client(), experiment_id(experiment), name, every_tag)
         else:
             tag_run(run_id, every_tag)
         _log_params(run_id, params or {})
@@ -183,10 +184,25 @@ def start_child(
     every_tag = {ROLE_TAG: "learner", PARENT_TAG: parent_id, **_code_tags(), **(tags or {})}
     with explained():
         parent = mlflow_client.get_run(parent_id)
-        run = mlflow_client.create_run(parent.info.experiment_id, run_name=name, tags=_cut_tags(every_tag))
-        run_id = str(run.info.run_id)
+        run_id = _create_run(mlflow_client, parent.info.experiment_id, name, every_tag)
         _log_params(run_id, params or {})
     return run_id
+
+
+def _create_run(mlflow_client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> str:
+    """Make a run, once, and return its id.
+
+    A request whose answer is lost, as a server's is that is killed, is sent again by MLflow's client, and would make a
+    second run that nobody ends. So each has a tag of its own, and what is found beside the first one is deleted.
+    """
+    request = uuid.uuid4().hex
+    every_tag = _cut_tags({**tags, REQUEST_TAG: request})
+    mlflow_client.create_run(experiment, run_name=name, tags=every_tag)
+    oldest = ["attributes.start_time ASC", "attributes.run_id ASC"]
+    made = mlflow_client.search_runs([experiment], f"tags.`{REQUEST_TAG}` = '{request}'", order_by=oldest)
+    for twin in made[1:]:
+        mlflow_client.delete_run(twin.info.run_id)
+    return str(made[0].info.run_id)
 
 
 @dataclass(frozen=True)

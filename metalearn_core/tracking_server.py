@@ -22,9 +22,9 @@ DEFAULT_EXPERIMENT = "few-shot"
 LONGEST_TAG = 5000
 """Characters of a tag's value that every database holds; sqlite takes more, PostgreSQL refuses it."""
 _SQLITE = "sqlite:///"
-_PATIENCE = {  # MLflow's own defaults keep a process waiting for four minutes and more
+_PATIENCE = {  # a minute of waits: a server that is started again is back; MLflow's own default is four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
 }
 _IMPATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
@@ -123,6 +123,7 @@ def _reason(text: str) -> str:
         (r"Connection refused", "connection refused; is it running?"),
         (r"timed out", "no answer in time; is the address right?"),
         (r"Name or service not known|NameResolutionError|getaddrinfo", "its host name is not known"),
+        (r"Connection aborted|Connection reset|Broken pipe", "it breaks the connection off; its log says why"),
         (r"unable to open database", "the database file cannot be opened"),
         (r"too many (\d+) error responses", "it answers with server errors"),
     ):
@@ -177,7 +178,7 @@ def prepare(uri: str, artifact_root: Path | None = None, experiment: str | None 
 
     Args:
         uri: sqlite:///…, http(s)://…, or whatever else MLflow takes.
-        artifact_root: where the artifacts of a new experiment go; None leaves it to the server.
+        artifact_root: where the artifacts of a new experiment of a database go; a server has a place of its own.
         experiment: its name; None: none is needed, as for who only reads.
 
     Raises:
@@ -206,7 +207,8 @@ def experiment_id(name: str, artifact_root: Path | None = None, uri: str | None 
         found = mlflow_client.get_experiment_by_name(name)
         if found is None:
             # The client of a local database reports a relative default location: ours is absolute.
-            location = (artifact_root / name).absolute().as_uri() if artifact_root else None
+            ours = artifact_root if not uri.startswith(("http://", "https://")) else None
+            location = (ours / name).absolute().as_uri() if ours else None
             return str(_create(mlflow_client, name, location))
     if found.lifecycle_stage == "deleted":
         raise MetalearnError(

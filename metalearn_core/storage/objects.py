@@ -31,8 +31,8 @@ _REASONS = {
     "InvalidAccessKeyId": "the access key is not known there",
     "SignatureDoesNotMatch": "the secret key is wrong",
     "ExpiredToken": "the credentials have expired",
-    "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
-    "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
+    "PermanentRedirect": "the bucket is in another region: set AWS_DEFAULT_REGION",
+    "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }
 
 
@@ -227,7 +227,7 @@ def client() -> Any:
     try:
         return boto3.session.Session().client("s3", config=config)
     except (BotoCoreError, ValueError) as error:
-        raise StorageError(f"S3: {' '.join(str(error).split())}: set AWS_REGION, AWS_ENDPOINT_URL, …") from None
+        raise StorageError(f"S3: {' '.join(str(error).split())}: set AWS_DEFAULT_REGION, AWS_ENDPOINT_URL, …") from None
 
 
 @contextmanager
