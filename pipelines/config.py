@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_TRAIN_SECONDS = 25.0
 BUDGETS = ("train_episodes", "train_seconds")
 OUTSIDE = {"learners", "backbone", "settings", "sweep", "sweep_samples", "build_shards"}  # no inputs of the pipeline
+CLUSTER = "cluster"  # the section of a file that says what the steps get on a cluster; see pipelines/cluster
 BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
 
 
@@ -98,6 +99,7 @@ def read_config(
         UsageError: an unknown name, a value that it cannot have, or both kinds of budget.
     """
     values = _read_yaml(file) if file else {}
+    values.pop(CLUSTER, None)
     if any(name in given for name in BUDGETS):
         values = {name: value for name, value in values.items() if name not in BUDGETS}
     values = {**values, **given}
@@ -122,6 +124,15 @@ def read_config(
     if not config.train_episodes and not config.train_seconds:
         config = config.model_copy(update={"train_seconds": DEFAULT_TRAIN_SECONDS})
     return config
+
+
+def read_section(file: Path, name: str) -> Any:
+    """Return the value of one name in a configuration file; None where it is not there.
+
+    Raises:
+        UsageError: the file cannot be read, or is no YAML with names.
+    """
+    return _read_yaml(file).get(name)
 
 
 def _options_by_owner(values: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
