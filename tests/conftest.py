@@ -56,7 +56,15 @@ def bucket(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test depends on, or writes to, what the person who runs it has set up."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "METALEARN_HOME", "METALEARN_EVENTS", "METALEARN_OWNER"):
+    for name in (
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_RUN_ID",
+        "METALEARN_HOME",
+        "METALEARN_EVENTS",
+        "METALEARN_OWNER",
+        "METALEARN_WEBHOOK_URL",
+        "METALEARN_KFP_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
     yield
 

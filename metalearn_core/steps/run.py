@@ -18,6 +18,7 @@ from metalearn_core.steps.placement import training_pod
 from metalearn_core.steps.requests import evaluation_request, gate_rules, learner_items, training_request
 from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
+from metalearn_core.webhook import announce
 
 _CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"  # every pod has it
 
@@ -120,7 +121,15 @@ def close_run(
     tracking.tag_run(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
     tracking.describe_run(run_id, _description(summary))
     tracking.set_outcome(run_id, "FINISHED")
+    announce("finished", "close_run", _verdict(summary), run_id=run_id, pipeline_run=pipeline_run_id())
     return summary
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """Return in one line what a run came to."""
+    selected, promotion = summary["selected"], summary["promotion"]
+    verdict = "is the champion" if promotion["promoted"] else "was not promoted"
+    return f"{selected['name']}: {selected['model']} {verdict}: {'; '.join(promotion['reasons'])}"
 
 
 def _description(summary: Mapping[str, Any]) -> str:
