@@ -1,4 +1,4 @@
-"""A webhook is told what a run came to, by the step that says so; nothing depends on it, and its address is a secret."""
+"""A webhook is told what a run came to by the step that says so; nothing depends on it, and its address is a secret."""
 
 import json
 import logging
