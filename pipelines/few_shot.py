@@ -1,5 +1,6 @@
 """The pipeline: from a source of labelled examples to a gated promotion."""
 
+from functools import partial
 from typing import Any, Protocol
 
 from kfp import dsl
@@ -10,13 +11,14 @@ from components.decode_part.component import decode_part
 from components.evaluate.component import evaluate
 from components.image import IMAGE
 from components.meta_train.component import meta_train
+from components.meta_train_nodes.component import meta_train_nodes
 from components.open_run.component import open_run
 from components.promote.component import promote
 from components.register.component import register
 from components.select_learner.component import select_learner
 from components.validate_episodes.component import validate_episodes
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
-from pipelines.cluster.placement import Kind, Placement
+from pipelines.cluster.placement import IMAGE_USER, Kind, Placement
 
 NAME = "few-shot"
 DEFAULT_LEARNERS = [
@@ -80,10 +82,27 @@ def few_shot_pipeline(
         return task
 
     shards = [f"{number}/{build_shards}" for number in range(1, build_shards + 1)] if build_shards > 1 else []
-    return _define(placed, parallelism, shards, placement or Placement())
+    return _define(placed, parallelism, shards, placement or Placement(), image)
 
 
-def _define(placed: Placed, parallelism: int, shards: list[str], placement: Placement) -> Any:
+def _trainer(placement: Placement, image: str) -> Any:
+    """Return the component that trains: in its own pod, or on several machines."""
+    if placement.nodes == 1:
+        return meta_train
+    train = placement.train
+    return partial(
+        meta_train_nodes,
+        nodes=placement.nodes,
+        image=image,
+        runtime=placement.runtime,
+        user=IMAGE_USER,
+        timeout=train.timeout,
+        shm=train.shm or "",
+    )
+
+
+def _define(placed: Placed, parallelism: int, shards: list[str], placement: Placement, image: str) -> Any:
+    trainer = _trainer(placement, image)
     pod = placement.arguments()
 
     @dsl.pipeline(
@@ -234,7 +253,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
         validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape), "build")
         with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
             trained = placed(
-                meta_train(
+                trainer(
                     dataset=dataset,
                     learner=learner,
                     **shape,
