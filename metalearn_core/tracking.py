@@ -25,6 +25,7 @@ from metalearn_core.tracking_outcome import (
     end_failed,
     end_orphans,
     owner_tags,
+    reopen,
     set_outcome,
 )
 from metalearn_core.tracking_server import (
@@ -53,6 +54,7 @@ __all__ = [
     "log_metrics",
     "open_parent_run",
     "prepare",
+    "reopen",
     "set_outcome",
     "start_child",
     "tag_run",
@@ -172,12 +174,12 @@ class Child:
 
 
 def find_child(parent_id: str, tag: str, value: str) -> Child | None:
-    """Return the learner's run below a pipeline run's that has a tag with this value; None where there is none."""
+    """Return the latest of the learners' runs below a pipeline run's that have a tag with this value; None without."""
     mlflow_client = client()
     with explained():
         experiment = mlflow_client.get_run(parent_id).info.experiment_id
         runs = [run for run in _children(mlflow_client, [experiment], parent_id) if run.data.tags.get(tag) == value]
-    return Child(str(runs[0].info.run_id), runs[0].info.status == "FINISHED") if runs else None
+    return Child(str(runs[-1].info.run_id), runs[-1].info.status == "FINISHED") if runs else None
 
 
 def tag_run(run_id: str, tags: Mapping[str, str]) -> None:

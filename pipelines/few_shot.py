@@ -17,7 +17,9 @@ from components.promote.component import promote
 from components.register.component import register
 from components.select_learner.component import select_learner
 from components.validate_episodes.component import validate_episodes
+from metalearn_core.errors import UsageError
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
+from metalearn_core.tracking_server import shown
 from pipelines.cluster.placement import IMAGE_USER, Kind, Placement
 
 NAME = "few-shot"
@@ -63,7 +65,15 @@ def few_shot_pipeline(
         build_shards: steps that share the decoding of the source; 1: the build does it.
         placement: what each step gets on a cluster; None: there is none. Its part on the training's pod is the default
             of the pipeline's inputs, by which a run may choose another.
+
+    Raises:
+        UsageError: the tracking URI holds a password, which everybody could read in the pipeline.
     """
+    if tracking_uri and shown(tracking_uri) != tracking_uri:
+        raise UsageError(
+            f"tracking URI {shown(tracking_uri)}: "
+            "it holds a password: give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as a secret (--secret-env)"
+        )
 
     def placed(task: dsl.PipelineTask, kind: Kind, **chosen: Any) -> dsl.PipelineTask:
         """Give a task what every step has. KFP's cache is off: the steps keep their results themselves, by content."""

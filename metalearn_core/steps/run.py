@@ -120,6 +120,7 @@ def close_run(
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
     tracking.tag_run(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
     tracking.describe_run(run_id, _description(summary))
+    tracking.reopen(run_id)  # what failed in an earlier attempt of a step is no reason any more
     tracking.set_outcome(run_id, "FINISHED")
     announce("finished", "close_run", _verdict(summary), run_id=run_id, pipeline_run=pipeline_run_id())
     return summary

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 from google.protobuf import json_format
+from kfp import dsl
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from metalearn_core.errors import UsageError
 from pipelines.cluster.placement import CONFIG_MAPS, IMAGE_USER, SECRETS, Placement, read_placement
-from pipelines.few_shot import compile_pipeline
+from pipelines.few_shot import compile_pipeline, few_shot_pipeline
 
 KINDS = {
     "open-run": "small",
@@ -352,3 +353,56 @@ def test_a_run_here_takes_no_notice_of_a_files_cluster_section(tmp_path) -> None
     config = tmp_path / "run.yaml"
     config.write_text("way: 7\ncluster: {nodes: 2}\n")
     assert read_config(config, {}, [], []) == RunConfig(way=7, train_seconds=25.0)
+
+
+@pytest.fixture(scope="module")
+def on_several(compiled):
+    return compiled(read_placement({"train": {"gpus": 2, "shm": "4Gi"}}, {"nodes": 3, "train.timeout": "5h"}))
+
+
+def test_several_nodes_are_trained_by_a_step_that_hands_on_what_it_was_given(on_several) -> None:
+    assert set(on_several.steps) == {*KINDS, "meta-train-nodes"} - {"meta-train"}
+    step = on_several.steps["meta-train-nodes"]
+    component = on_several.spec.components[step.task.component_ref.name]
+    handed_on = {entry.field: entry.apply_to_task for entry in component.task_config_passthroughs}
+    fields = dsl.TaskConfigField
+    assert handed_on == {
+        fields.RESOURCES: False,  # the machines have the GPUs, the step that waits for them has none
+        fields.KUBERNETES_NODE_SELECTOR: False,
+        fields.KUBERNETES_TOLERATIONS: False,
+        fields.ENV: True,
+    }
+    constants = {
+        name: json_format.MessageToDict(value.runtime_value.constant)
+        for name, value in step.task.inputs.parameters.items()
+        if value.HasField("runtime_value")
+    }
+    assert {name: constants[name] for name in ("nodes", "user", "timeout", "shm", "runtime", "image")} == {
+        "nodes": 3,
+        "user": IMAGE_USER,
+        "timeout": 18000,
+        "shm": "4Gi",
+        "runtime": "torch-distributed",
+        "image": step.container.image,
+    }
+    assert not step.task.caching_options.enable_cache
+    assert step.platform.active_deadline_seconds == 18000
+    assert step.platform.security_context.run_as_user == IMAGE_USER
+    assert on_several.defaults["processes"] == 2
+    assert INPUT.fullmatch(step.container.resources.accelerator.resource_count)[1] == "pipelinechannel--train_gpus"
+
+
+def test_a_tracking_address_with_a_password_is_refused_as_everybody_can_read_the_pipeline() -> None:
+    with pytest.raises(UsageError, match=r"tracking URI https://mlflow\.example: .*secret") as caught:
+        few_shot_pipeline(tracking_uri=f"https://me:{MARKER}@mlflow.example", placement=Placement())
+    assert MARKER not in str(caught.value)
+
+
+def test_a_tracking_address_that_is_compiled_in_is_not_taken_from_the_config_map_again() -> None:
+    compiled = few_shot_pipeline(tracking_uri="https://mlflow.example", placement=Placement())
+    [executor] = {
+        json.dumps(json_format.MessageToDict(entry)["configMapAsEnv"])
+        for entry in compiled.platform_spec.platforms["kubernetes"].deployment_spec.executors.values()
+    }
+    assert "MLFLOW_TRACKING_URI" not in executor
+    assert "AWS_ENDPOINT_URL" in executor
