@@ -33,11 +33,12 @@ TolerationOption = Annotated[
     list[str] | None,
     typer.Option("--toleration", help="Taint of these nodes, as nvidia.com/gpu=present:NoSchedule; repeatable."),
 ]
-TimeoutOption = Annotated[
-    str | None, typer.Option("--timeout", help="After which a training step is ended, as 12h.", show_default="1d")
+TrainTimeoutOption = Annotated[
+    str | None, typer.Option("--train-timeout", help="After which a training step is ended, as 12h.", show_default="1d")
 ]
-RetriesOption = Annotated[
-    int | None, typer.Option("--retries", help="How often a failed training step is tried again.", show_default="3")
+TrainRetriesOption = Annotated[
+    int | None,
+    typer.Option("--train-retries", help="How often a failed training is tried again.", show_default="3"),
 ]
 SecretEnvOption = Annotated[
     list[str] | None,
@@ -63,8 +64,8 @@ def placement_of(
     train_memory: str | None = None,
     node_selector: list[str] | None = None,
     toleration: list[str] | None = None,
-    timeout: str | None = None,
-    retries: int | None = None,
+    train_timeout: str | None = None,
+    train_retries: int | None = None,
     secret_env: list[str] | None = None,
     config_map_env: list[str] | None = None,
     service_account: str | None = None,
@@ -85,8 +86,8 @@ def placement_of(
         "train.gpu_type": gpu_type,
         "train.cpu": train_cpu,
         "train.memory": train_memory,
-        "train.timeout": timeout,
-        "train.retries": retries,
+        "train.timeout": train_timeout,
+        "train.retries": train_retries,
     }
     return read_placement(
         read_section(config, "cluster") if config else None,
