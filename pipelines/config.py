@@ -18,8 +18,16 @@ if TYPE_CHECKING:
 
 DEFAULT_TRAIN_SECONDS = 25.0
 BUDGETS = ("train_episodes", "train_seconds")
-OUTSIDE = {"learners", "backbone", "settings", "sweep", "sweep_samples", "build_shards"}  # no inputs of the pipeline
 CLUSTER = "cluster"  # the section of a file that says what the steps get on a cluster; see pipelines/cluster
+OUTSIDE = {
+    "learners",
+    "backbone",
+    "settings",
+    "sweep",
+    "sweep_samples",
+    "build_shards",
+    CLUSTER,
+}  # no inputs of the pipeline
 BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
 
 
@@ -42,6 +50,7 @@ class RunConfig(BaseModel):
         device, processes, checkpoint_seconds: what a training may use; see `TrainingResources`.
         build_shards: steps that share the decoding of the source.
         gate: rules of promotion, by the names of `GateRules`.
+        cluster: what the steps get on a cluster, by the names of `Placement` (pipelines/cluster).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,6 +91,7 @@ class RunConfig(BaseModel):
     experiment: str = "few-shot"
     model_name: str = "few-shot"
     gate: dict[str, Any] = {}
+    cluster: Any = None
 
 
 def read_config(
@@ -99,7 +109,6 @@ def read_config(
         UsageError: an unknown name, a value that it cannot have, or both kinds of budget.
     """
     values = _read_yaml(file) if file else {}
-    values.pop(CLUSTER, None)
     if any(name in given for name in BUDGETS):
         values = {name: value for name, value in values.items() if name not in BUDGETS}
     values = {**values, **given}

@@ -55,7 +55,7 @@ ServiceAccountOption = Annotated[
 
 
 def placement_of(
-    config: Path | None,
+    section: Any,
     *,
     nodes: int | None = None,
     gpus: int | None = None,
@@ -70,14 +70,13 @@ def placement_of(
     config_map_env: list[str] | None = None,
     service_account: str | None = None,
 ) -> "Placement":
-    """Return what the steps get, from the `cluster:` section of a file and these options.
+    """Return what the steps get, from the `cluster:` section of a file (None: there is none) and these options.
 
     Raises:
         UsageError: a value that it cannot have.
     """
     from pipelines.cluster.placement import read_placement
     from pipelines.command_line.options import given
-    from pipelines.config import read_section
 
     options: dict[str, Any] = {
         "nodes": nodes,
@@ -90,7 +89,7 @@ def placement_of(
         "train.retries": train_retries,
     }
     return read_placement(
-        read_section(config, "cluster") if config else None,
+        section,
         given(**options),
         tolerations=toleration or [],
         node_selector=node_selector or [],

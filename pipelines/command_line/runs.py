@@ -155,8 +155,10 @@ def compile_(
 
     if output.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"--output: expected a name that ends in .yaml, got {output}")
+    from pipelines.config import CLUSTER, read_section
+
     placement = placement_of(
-        config,
+        read_section(config, CLUSTER) if config else None,
         nodes=nodes,
         gpus=gpus,
         gpu_type=gpu_type,

@@ -352,7 +352,7 @@ def test_a_run_here_takes_no_notice_of_a_files_cluster_section(tmp_path) -> None
 
     config = tmp_path / "run.yaml"
     config.write_text("way: 7\ncluster: {nodes: 2}\n")
-    assert read_config(config, {}, [], []) == RunConfig(way=7, train_seconds=25.0)
+    assert read_config(config, {}, [], []) == RunConfig(way=7, train_seconds=25.0, cluster={"nodes": 2})
 
 
 @pytest.fixture(scope="module")
