@@ -5,7 +5,6 @@ that names it, when that does not answer.
 """
 
 import json
-import os
 import re
 import time
 import uuid
@@ -19,6 +18,7 @@ from typing import Any
 from metalearn_core.data.manifest import SPLITS, Manifest
 from metalearn_core.errors import MetalearnError
 from metalearn_core.metric_buffer import METRICS_A_CALL, MetricBuffer
+from metalearn_core.tracking_kubeflow import attached_run, kubeflow_tags, missing_tags, tagged_run
 from metalearn_core.tracking_outcome import (
     PARENT_TAG,
     REASON_TAG,
@@ -26,6 +26,7 @@ from metalearn_core.tracking_outcome import (
     end_failed,
     end_orphans,
     owner_tags,
+    reopen,
     set_outcome,
 )
 from metalearn_core.tracking_server import (
@@ -34,11 +35,8 @@ from metalearn_core.tracking_server import (
     client,
     experiment_id,
     explained,
-    is_missing,
     lock,
     prepare,
-    shown,
-    tracking_uri,
 )
 from metalearn_core.version import git_commit, package_version
 
@@ -57,19 +55,18 @@ __all__ = [
     "log_metrics",
     "open_parent_run",
     "prepare",
+    "reopen",
     "set_outcome",
     "start_child",
     "tag_run",
 ]
 
-PIPELINE_RUN_TAG = "kfp.pipeline_run_id"  # the name that KFP's own MLflow plugin uses
 LEARNER_TAG = "learner"
 NAME_TAG = "learner_with_options"
 DATASET_TAG = "dataset"
 SHAPE_TAG = "shape"
 CACHED_TAG = "cached_from"
 REQUEST_TAG = "metalearn.request"
-ATTACHED_VARIABLE = "MLFLOW_RUN_ID"
 
 _LONGEST_PARAMETER = 6000
 _LONGEST_KEY = 250
@@ -112,9 +109,10 @@ def open_parent_run(
 ) -> str:
     """Return the id of the run of a pipeline run, made where there is none.
 
-    MLFLOW_RUN_ID, which KFP's plugin sets, wins: that run is used, whatever its experiment. Next comes a run that is
-    tagged with the pipeline run's id. Two processes that ask at once get the same run. Other runs of its experiment
-    that still run by their status, though the process on this machine that they belonged to is gone, are ended.
+    Where KFP's plugin sets MLFLOW_RUN_ID, the run at the top of that one wins, whatever its experiment. Next comes a
+    run that is tagged with the pipeline run's id, the plugin's or ours. Two processes that ask at once get the same
+    run. Other runs of its experiment that still run by their status, though the process on this machine that they
+    belonged to is gone, are ended.
 
     Args:
         experiment: the name of the experiment that a new run is made in.
@@ -123,50 +121,28 @@ def open_parent_run(
         params: nested configuration; logged flat as `cfg/…`, values cut at 6,000 characters.
         tags: further tags, beside the version, the git commit and the pipeline run's id.
     """
-    own = {ROLE_TAG: "pipeline", PIPELINE_RUN_TAG: pipeline_run_id, **owner_tags()}
+    own = {ROLE_TAG: "pipeline", **kubeflow_tags(pipeline_run_id), **owner_tags()}
     every_tag = {**own, **_code_tags(), **(tags or {})}
     with lock("parent run"), explained():
         run_id = find_parent_run(pipeline_run_id)
         if run_id is None:
             run_id = _create_run(client(), experiment_id(experiment), name, every_tag)
         else:
-            tag_run(run_id, every_tag)
+            tag_run(run_id, missing_tags(client().get_run(run_id), every_tag))
         _log_params(run_id, params or {})
         end_orphans(run_id)
     return run_id
 
 
 def find_parent_run(pipeline_run_id: str) -> str | None:
-    """Return the id of the run of a pipeline run: MLFLOW_RUN_ID where set, else the one tagged with its id, or None.
+    """Return the id of the run of a pipeline run, made by KFP's plugin or by its first step; None where there is none.
 
     Raises:
-        MetalearnError: MLFLOW_RUN_ID names no run of this tracking server.
+        MetalearnError: MLFLOW_RUN_ID is set, and names no run of this tracking server.
     """
     mlflow_client = client()
-    attached = os.environ.get(ATTACHED_VARIABLE)
     with explained():
-        if attached:
-            return _existing(mlflow_client, attached)
-        experiments = [experiment.experiment_id for experiment in mlflow_client.search_experiments()]
-        quoted = pipeline_run_id.replace("'", "")
-        runs = mlflow_client.search_runs(
-            experiments,
-            f"tags.`{PIPELINE_RUN_TAG}` = '{quoted}' and tags.`{ROLE_TAG}` = 'pipeline'",
-            max_results=1,
-            order_by=["attributes.start_time ASC"],
-        )
-    return str(runs[0].info.run_id) if runs else None
-
-
-def _existing(mlflow_client: Any, run_id: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(mlflow_client.get_run(run_id).info.run_id)
-    except MlflowException as error:
-        if not is_missing(error):
-            raise
-        raise MetalearnError(f"{ATTACHED_VARIABLE}: there is no run {run_id} at {shown(tracking_uri())}") from None
+        return attached_run(mlflow_client) or tagged_run(mlflow_client, pipeline_run_id)
 
 
 def start_child(
@@ -214,12 +190,12 @@ class Child:
 
 
 def find_child(parent_id: str, tag: str, value: str) -> Child | None:
-    """Return the learner's run below a pipeline run's that has a tag with this value; None where there is none."""
+    """Return the latest of the learners' runs below a pipeline run's that have a tag with this value; None without."""
     mlflow_client = client()
     with explained():
         experiment = mlflow_client.get_run(parent_id).info.experiment_id
         runs = [run for run in _children(mlflow_client, [experiment], parent_id) if run.data.tags.get(tag) == value]
-    return Child(str(runs[0].info.run_id), runs[0].info.status == "FINISHED") if runs else None
+    return Child(str(runs[-1].info.run_id), runs[-1].info.status == "FINISHED") if runs else None
 
 
 def tag_run(run_id: str, tags: Mapping[str, str]) -> None:

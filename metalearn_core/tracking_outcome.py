@@ -25,6 +25,15 @@ def set_outcome(run_id: str, status: Status, reason: str = "") -> None:
         mlflow_client.set_terminated(run_id, status)
 
 
+def reopen(run_id: str) -> None:
+    """Let a run go on that had ended: the step that it is about is tried again."""
+    mlflow_client = client()
+    with explained():
+        if REASON_TAG in mlflow_client.get_run(run_id).data.tags:
+            mlflow_client.delete_tag(run_id, REASON_TAG)
+        mlflow_client.update_run(run_id, status="RUNNING")
+
+
 def end_children(parent_id: str, status: Status, reason: str = "") -> None:
     """End the runs below another that still run, as `set_outcome` does; those that have ended keep their outcome."""
     mlflow_client = client()

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 DEFAULT_TRAIN_SECONDS = 25.0
 BUDGETS = ("train_episodes", "train_seconds")
-OUTSIDE = {"learners", "backbone", "settings", "sweep", "sweep_samples", "build_shards"}  # no inputs of the pipeline
+CLUSTER = "cluster"  # the section of a file that says what the steps get on a cluster; see pipelines/cluster
+OUTSIDE = {
+    "learners",
+    "backbone",
+    "settings",
+    "sweep",
+    "sweep_samples",
+    "build_shards",
+    CLUSTER,
+}  # no inputs of the pipeline
 BACKBONE = "backbone"  # the owner of options that every learner's backbone gets
 
 
@@ -41,6 +50,7 @@ class RunConfig(BaseModel):
         device, processes, checkpoint_seconds: what a training may use; see `TrainingResources`.
         build_shards: steps that share the decoding of the source.
         gate: rules of promotion, by the names of `GateRules`.
+        cluster: what the steps get on a cluster, by the names of `Placement` (pipelines/cluster).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,6 +91,7 @@ class RunConfig(BaseModel):
     experiment: str = "few-shot"
     model_name: str = "few-shot"
     gate: dict[str, Any] = {}
+    cluster: Any = None
 
 
 def read_config(
@@ -122,6 +133,15 @@ def read_config(
     if not config.train_episodes and not config.train_seconds:
         config = config.model_copy(update={"train_seconds": DEFAULT_TRAIN_SECONDS})
     return config
+
+
+def read_section(file: Path, name: str) -> Any:
+    """Return the value of one name in a configuration file; None where it is not there.
+
+    Raises:
+        UsageError: the file cannot be read, or is no YAML with names.
+    """
+    return _read_yaml(file).get(name)
 
 
 def _options_by_owner(values: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:

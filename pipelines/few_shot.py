@@ -1,7 +1,7 @@
 """The pipeline: from a source of labelled examples to a gated promotion."""
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from kfp import dsl
 
@@ -11,12 +11,16 @@ from components.decode_part.component import decode_part
 from components.evaluate.component import evaluate
 from components.image import IMAGE
 from components.meta_train.component import meta_train
+from components.meta_train_nodes.component import meta_train_nodes
 from components.open_run.component import open_run
 from components.promote.component import promote
 from components.register.component import register
 from components.select_learner.component import select_learner
 from components.validate_episodes.component import validate_episodes
+from metalearn_core.errors import UsageError
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
+from metalearn_core.tracking_server import shown
+from pipelines.cluster.placement import IMAGE_USER, Kind, Placement
 
 NAME = "few-shot"
 DEFAULT_LEARNERS = [
@@ -27,6 +31,20 @@ DEFAULT_LEARNERS = [
 TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
+class Placed(Protocol):
+    """Gives a task what every step has, and what steps of its kind have on a cluster."""
+
+    def __call__(self, task: dsl.PipelineTask, kind: Kind, **chosen: Any) -> dsl.PipelineTask:
+        """Place the task.
+
+        Args:
+            task: of the pipeline.
+            kind: of the task.
+            chosen: the pipeline's inputs that choose where it runs.
+        """
+        ...
+
+
 def few_shot_pipeline(
     *,
     image: str = IMAGE,
@@ -34,6 +52,7 @@ def few_shot_pipeline(
     tracking_uri: str | None = None,
     run_id_by_label: bool = True,
     build_shards: int = 1,
+    placement: Placement | None = None,
 ) -> Any:
     """Return the pipeline for one engine.
 
@@ -44,9 +63,19 @@ def few_shot_pipeline(
         run_id_by_label: each step reads its pipeline run's id from its pod's label, as on Kubernetes; otherwise the
             environment has it.
         build_shards: steps that share the decoding of the source; 1: the build does it.
-    """
+        placement: what each step gets on a cluster; None: there is none. Its part on the training's pod is the default
+            of the pipeline's inputs, by which a run may choose another.
 
-    def placed(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    Raises:
+        UsageError: the tracking URI holds a password, which everybody could read in the pipeline.
+    """
+    if tracking_uri and shown(tracking_uri) != tracking_uri:
+        raise UsageError(
+            f"tracking URI {shown(tracking_uri)}: "
+            "it holds a password: give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as a secret (--secret-env)"
+        )
+
+    def placed(task: dsl.PipelineTask, kind: Kind, **chosen: Any) -> dsl.PipelineTask:
         """Give a task what every step has. KFP's cache is off: the steps keep their results themselves, by content."""
         task.set_container_image(image)
         task.set_caching_options(False)
@@ -56,13 +85,36 @@ def few_shot_pipeline(
             from kfp import kubernetes
 
             kubernetes.use_field_path_as_env(task, PIPELINE_RUN_VARIABLE, "metadata.labels['pipeline/runid']")
+        if placement:
+            from pipelines.cluster.tasks import place
+
+            place(task, placement, kind, chosen, fixed={TRACKING_VARIABLE} if tracking_uri else set())
         return task
 
     shards = [f"{number}/{build_shards}" for number in range(1, build_shards + 1)] if build_shards > 1 else []
-    return _define(placed, parallelism, shards)
+    return _define(placed, parallelism, shards, placement or Placement(), image)
 
 
-def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism: int, shards: list[str]) -> Any:
+def _trainer(placement: Placement, image: str) -> Any:
+    """Return the component that trains: in its own pod, or on several machines."""
+    if placement.nodes == 1:
+        return meta_train
+    train = placement.train
+    return partial(
+        meta_train_nodes,
+        nodes=placement.nodes,
+        image=image,
+        runtime=placement.runtime,
+        user=IMAGE_USER,
+        timeout=train.timeout,
+        shm=train.shm or "",
+    )
+
+
+def _define(placed: Placed, parallelism: int, shards: list[str], placement: Placement, image: str) -> Any:
+    trainer = _trainer(placement, image)
+    pod = placement.arguments()
+
     @dsl.pipeline(
         name=NAME,
         description="From labelled examples to a promoted model: build, meta-train, evaluate, select, promote.",
@@ -85,7 +137,7 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
         patience: int = 0,
         precision: str = "auto",
         device: str = "auto",
-        processes: int = 1,
+        processes: int = max(1, placement.train.gpus),
         checkpoint_seconds: float = 60.0,
         image_size: int = 28,
         color: str = "auto",
@@ -101,6 +153,14 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
         model_name: str = "few-shot",
         gate: dict[str, Any] = {},  # noqa: B006
         command: str = "",
+        train_cpu: str = pod["train_cpu"],
+        train_memory: str = pod["train_memory"],
+        train_gpus: str = pod["train_gpus"],
+        train_gpu_type: str = pod["train_gpu_type"],
+        train_node_selector: dict[str, str] = pod["train_node_selector"],
+        train_tolerations: list[dict[str, Any]] = pod["train_tolerations"],
+        kfp_pipeline_id: str = "",
+        kfp_pipeline_version_id: str = "",
     ) -> None:
         """Train several learners on one source, and promote the best when it beats the champion.
 
@@ -138,6 +198,14 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
             model_name: name of the registered model.
             gate: rules of promotion, by the names of `GateRules`.
             command: the command that reproduces the run, for the report.
+            train_cpu: cores of each training pod, as 4 or 500m. These six matter on a cluster only.
+            train_memory: memory of each training pod, as 16Gi.
+            train_gpus: GPUs of each training pod, 0 to 16.
+            train_gpu_type: the cluster's name for its GPUs, as nvidia.com/gpu.
+            train_node_selector: labels of the nodes to train on, as {"pool": "gpu"}.
+            train_tolerations: taints of these nodes, as [{"key": "nvidia.com/gpu", "operator": "Exists"}].
+            kfp_pipeline_id: of this pipeline in Kubeflow, as `metalearn submit` tells it: a tag of the MLflow run.
+            kfp_pipeline_version_id: likewise, of its version.
         """
         shape = {"way": way, "shot": shot, "query": query}
         train_shape = {"train_way": train_way, "train_shot": train_shot, "train_query": train_query}
@@ -162,6 +230,14 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
             "patience": patience,
             "precision": precision,
         }
+        chosen = {
+            "train_cpu": train_cpu,
+            "train_memory": train_memory,
+            "train_gpus": train_gpus,
+            "train_gpu_type": train_gpu_type,
+            "train_node_selector": train_node_selector,
+            "train_tolerations": train_tolerations,
+        }
         opened = placed(
             open_run(
                 experiment=experiment,
@@ -172,18 +248,22 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                 **build,
                 model_name=model_name,
                 gate=gate,
-            )
+                **chosen,
+                kfp_pipeline_id=kfp_pipeline_id,
+                kfp_pipeline_version_id=kfp_pipeline_version_id,
+            ),
+            "small",
         )
         before = opened
         if shards:
             with dsl.ParallelFor(items=shards, name="each-shard") as shard:
-                before = placed(decode_part(**build, shard=shard, storage=storage)).after(opened)
-        built = placed(build_episodes(**build, shards=shards, storage=storage)).after(before)
+                before = placed(decode_part(**build, shard=shard, storage=storage), "build").after(opened)
+        built = placed(build_episodes(**build, shards=shards, storage=storage), "build").after(before)
         dataset = built.outputs["dataset"]
-        validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape))
+        validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape), "build")
         with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
             trained = placed(
-                meta_train(
+                trainer(
                     dataset=dataset,
                     learner=learner,
                     **shape,
@@ -193,26 +273,31 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                     processes=processes,
                     checkpoint_seconds=checkpoint_seconds,
                     storage=storage,
-                )
+                ),
+                "train",
+                **chosen,
             ).after(validated)
             evaluated = placed(
-                evaluate(dataset=dataset, trained=trained.outputs["trained"], **episodes, storage=storage)
+                evaluate(dataset=dataset, trained=trained.outputs["trained"], **episodes, storage=storage), "evaluate"
             )
         selected = placed(
             select_learner(
                 trained=dsl.Collected(trained.outputs["trained"]),
                 evaluated=dsl.Collected(evaluated.outputs["evaluated"]),
-            )
+            ),
+            "small",
         )
         registered = placed(
             register(
                 model_name=model_name,
                 selected=selected.outputs["selected"],
                 evaluation=selected.outputs["evaluation"],
-            )
+            ),
+            "small",
         )
         promoted = placed(
-            promote(dataset=dataset, model_name=model_name, version=registered.output, **episodes, gate=gate)
+            promote(dataset=dataset, model_name=model_name, version=registered.output, **episodes, gate=gate),
+            "evaluate",
         )
         placed(
             close_run(
@@ -221,14 +306,20 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
                 evaluated=dsl.Collected(evaluated.outputs["evaluated"]),
                 decision=promoted.outputs["decision"],
                 command=command,
-            )
+            ),
+            "evaluate",
         )
 
     return few_shot
 
 
 def compile_pipeline(
-    path: str, *, kubernetes_manifest: bool = False, build_shards: int = 1, tracking_uri: str | None = None
+    path: str,
+    *,
+    kubernetes_manifest: bool = False,
+    build_shards: int = 1,
+    tracking_uri: str | None = None,
+    placement: Placement | None = None,
 ) -> None:
     """Write the pipeline as YAML: KFP's intermediate representation, or objects of `pipelines.kubeflow.org`."""
     from kfp.compiler import Compiler
@@ -236,7 +327,7 @@ def compile_pipeline(
 
     options = KubernetesManifestOptions(pipeline_name=NAME) if kubernetes_manifest else None
     Compiler().compile(
-        few_shot_pipeline(build_shards=build_shards, tracking_uri=tracking_uri),
+        few_shot_pipeline(build_shards=build_shards, tracking_uri=tracking_uri, placement=placement or Placement()),
         path,
         kubernetes_manifest_format=kubernetes_manifest,
         kubernetes_manifest_options=options,

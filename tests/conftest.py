@@ -31,7 +31,8 @@ def omniglot() -> Path:
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test depends on, or writes to, what the person who runs it has set up."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "METALEARN_HOME", "METALEARN_EVENTS", "METALEARN_OWNER"):
+    ours = ("HOME", "EVENTS", "OWNER", "CACHE", "WEBHOOK_URL", "KFP_URL")
+    for name in ("MLFLOW_RUN_ID", *(f"METALEARN_{setting}" for setting in ours)):
         monkeypatch.delenv(name, raising=False)
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLFLOW_TRACKING_"))]:
         monkeypatch.delenv(name)

@@ -37,6 +37,14 @@ def open_run(
     max_unreadable: float,
     model_name: str,
     gate: dict[str, Any],
+    train_cpu: str,
+    train_memory: str,
+    train_gpus: str,
+    train_gpu_type: str,
+    train_node_selector: dict[str, str],
+    train_tolerations: list[dict[str, Any]],
+    kfp_pipeline_id: str,
+    kfp_pipeline_version_id: str,
 ) -> None:
     """Check the inputs, and make the MLflow run of this pipeline run, or attach to the one that KFP's plugin made.
 
@@ -71,6 +79,14 @@ def open_run(
         max_unreadable: the largest share of unreadable files that is put up with.
         model_name: the registered model's name.
         gate: rules of promotion, by the names of `GateRules`.
+        train_cpu: cores of each training pod.
+        train_memory: memory of each training pod.
+        train_gpus: GPUs of each training pod.
+        train_gpu_type: the cluster's name for its GPUs.
+        train_node_selector: labels of the nodes to train on.
+        train_tolerations: taints of these nodes.
+        kfp_pipeline_id: of this pipeline in Kubeflow.
+        kfp_pipeline_version_id: of its version.
     """
     from metalearn_core.steps import run
     from metalearn_core.steps.frame import step
@@ -105,4 +121,13 @@ def open_run(
             max_unreadable=max_unreadable,
             model_name=model_name,
             gate=gate,
+            pod={
+                "train_cpu": train_cpu,
+                "train_memory": train_memory,
+                "train_gpus": train_gpus,
+                "train_gpu_type": train_gpu_type,
+                "train_node_selector": train_node_selector,
+                "train_tolerations": train_tolerations,
+            },
+            kubeflow={"kfp.pipeline_id": kfp_pipeline_id, "kfp.pipeline_version_id": kfp_pipeline_version_id},
         )

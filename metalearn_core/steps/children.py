@@ -24,7 +24,7 @@ def parent_run() -> str:
 
 
 def start_training(item: Mapping[str, Any], request: Mapping[str, Any], dataset_digest: str, key: str) -> str:
-    """Make the run of a training that begins now, and return its id.
+    """Return the id of the run of a training that begins now: a new one, or that of an earlier attempt of this step.
 
     Args:
         item: the JSON form of a `LearnerSpec`.
@@ -32,7 +32,12 @@ def start_training(item: Mapping[str, Any], request: Mapping[str, Any], dataset_
         dataset_digest: of the dataset that it learns from.
         key: of the training.
     """
-    return _start(parent_run(), item, request, dataset_digest, {TRAINING_TAG: key})
+    parent = parent_run()
+    earlier = tracking.find_child(parent, TRAINING_TAG, key)
+    if earlier is not None:
+        tracking.reopen(earlier.run_id)
+        return earlier.run_id
+    return _start(parent, item, request, dataset_digest, {TRAINING_TAG: key})
 
 
 def child_of(training: Mapping[str, Any]) -> tracking.Child:

@@ -32,8 +32,8 @@ def step(name: str, subject: str = "") -> Iterator[None]:
     """Run the body as the step `name`, about `subject` (a learner) where there are several of it.
 
     An expected failure (a `MetalearnError`, or the operating system's refusal) becomes one line on standard error, an
-    `error` event and the outcome of the MLflow run, and ends the process with status 1. A programming error keeps its
-    traceback in the step's log, and is reported in the same way.
+    `error` event, the outcome of the MLflow run and a message to the webhook, and ends the process with status 1. A
+    programming error keeps its traceback in the step's log, and is reported in the same way.
     """
     end_with_owner()
     done: list[str] = []
@@ -47,7 +47,7 @@ def step(name: str, subject: str = "") -> Iterator[None]:
         reason = one_line(error)
         emit("error", name, subject=subject, text=reason)
         sys.stderr.write(f"{name}: {reason}\n")
-        _tag_failure(f"{name}: {reason}")
+        _tell_failure(name, subject, reason)
         raise SystemExit(1) from None
     emit("done", name, subject=subject)
     done.append(name)
@@ -65,11 +65,17 @@ def _leave(done: list[str]) -> None:
         os._exit(0)
 
 
-def _tag_failure(reason: str) -> None:
-    """Tell the tracking server, which may itself be what failed: then the log and the exit status have to do."""
+def _tell_failure(name: str, subject: str, reason: str) -> None:
+    """Tell the webhook, and the tracking server, which may itself be what failed: then the exit status has to do."""
+    from metalearn_core.webhook import announce
+
+    run_id = None
     with suppress(Exception):
         from metalearn_core import tracking
 
         run_id = tracking.find_parent_run(pipeline_run_id())
         if run_id:
-            tracking.end_failed(run_id, reason)
+            tracking.end_failed(run_id, f"{name}: {reason}")
+    with suppress(Exception):
+        step_name = f"{name} {subject}".strip()
+        announce("failed", step_name, reason, run_id=run_id, pipeline_run=os.environ.get(PIPELINE_RUN_VARIABLE, ""))

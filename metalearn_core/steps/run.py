@@ -1,5 +1,6 @@
 """The first and the last step of a pipeline run: its MLflow run is opened, and closed with all that people look at."""
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,17 +14,30 @@ from metalearn_core.steps.children import child_of, parent_run
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.naming import learner_name
+from metalearn_core.steps.placement import training_pod
 from metalearn_core.steps.requests import evaluation_request, gate_rules, learner_items, training_request
 from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
+from metalearn_core.webhook import announce
+
+_CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"  # every pod has it
 
 
-def open_run(experiment: str, learners: Sequence[str], **settings: Any) -> str:
+def open_run(
+    experiment: str,
+    learners: Sequence[str],
+    *,
+    pod: Mapping[str, Any] | None = None,
+    kubeflow: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> str:
     """Check the inputs, make the MLflow run of this pipeline run, or attach to the one that is there; return its id.
 
     Args:
         experiment: MLflow's; made where it does not exist.
         learners: JSON of each learner.
+        pod: inputs that choose the pod of a training; on a cluster, parameters of the run too.
+        kubeflow: further tags of the run: the pipeline's ids in Kubeflow, where they are known.
         settings: the pipeline's other inputs; with the learners, the run's parameters.
 
     Raises:
@@ -38,11 +52,17 @@ def open_run(experiment: str, learners: Sequence[str], **settings: Any) -> str:
     evaluation_request(**shape, episodes=settings["eval_episodes"], seed=settings["eval_seed"])
     gate_rules(settings["gate"])
     check_name(settings["model_name"])
+    training_pod(**(pod or {}))
     names = " + ".join(dict.fromkeys(item["learner"] for item in items))
     source = Path(str(settings["source"])).name
     name = f"{source} {settings['way']}-way {settings['shot']}-shot: {names}"
+    placement = pod if pod and _CLUSTER_VARIABLE in os.environ else {}
     return tracking.open_parent_run(
-        experiment, pipeline_run_id(), name, params={"learners": items, **settings}, tags={"source": source}
+        experiment,
+        pipeline_run_id(),
+        name,
+        params={"learners": items, **settings, **placement},
+        tags={"source": source, **{key: value for key, value in (kubeflow or {}).items() if value}},
     )
 
 
@@ -100,8 +120,17 @@ def close_run(
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
     tracking.tag_run(run_id, {"selected": verdict["learner"], "promoted": str(verdict["promoted"]).lower()})
     tracking.describe_run(run_id, _description(summary))
+    tracking.reopen(run_id)  # what failed in an earlier attempt of a step is no reason any more
     tracking.set_outcome(run_id, "FINISHED")
+    announce("finished", "close_run", _verdict(summary), run_id=run_id, pipeline_run=pipeline_run_id())
     return summary
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """Return in one line what a run came to."""
+    selected, promotion = summary["selected"], summary["promotion"]
+    verdict = "is the champion" if promotion["promoted"] else "was not promoted"
+    return f"{selected['name']}: {selected['model']} {verdict}: {'; '.join(promotion['reasons'])}"
 
 
 def _description(summary: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +53,44 @@ def _reason(log: str) -> str:
     return said[0] if said else "a training process ended early: the same command goes on from its last checkpoint"
 
 
-def main() -> int:
-    """Train as one of the processes: `… ORDER RECORD`; the first one writes the record."""
+def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> int:
+    """Train as one of the processes that torchrun started, and return this one's exit status.
+
+    Args:
+        order: what all of them train.
+        done: is given the record of the training, in the first process.
+        failed: is given the reason, in one line, in a process that cannot go on.
+    """
     from metalearn_core.steps.training import train_here
     from metalearn_core.training.world import joined
 
-    end_with_owner()
-    order = TrainingOrder.model_validate(read_json(Path(sys.argv[1]), "order"))
     with joined(order.resources.device) as world:
         try:
             record = train_here(order, world)
-        except (MetalearnError, OSError) as error:
             if world.leads:
-                sys.stderr.write(f"{_ERROR}{one_line(error)}\n")
+                done(record)
+        except (MetalearnError, OSError) as error:
+            failed(one_line(error))
             return 1
-        except Exception:
+        except Exception as error:
             traceback.print_exc()
+            failed(one_line(error))
             return 1
-        if world.leads:
-            write_json(Path(sys.argv[2]), record)
         world.wait()
     return 0
+
+
+def main() -> int:
+    """Train as one of the processes: `… ORDER RECORD`; the first one writes the record."""
+    end_with_owner()
+    order = TrainingOrder.model_validate(read_json(Path(sys.argv[1]), "order"))
+    leads = os.environ.get("RANK", "0") == "0"
+
+    def failed(reason: str) -> None:
+        if leads:
+            sys.stderr.write(f"{_ERROR}{reason}\n")
+
+    return take_part(order, lambda record: write_json(Path(sys.argv[2]), record), failed)
 
 
 if __name__ == "__main__":

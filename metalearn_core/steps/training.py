@@ -1,6 +1,6 @@
 """The steps of one learner: meta-train it, and evaluate it on validation and test episodes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metalearn_core.training.report import OnMetrics
     from metalearn_core.training.world import World
 
+Train = Callable[[TrainingOrder], dict[str, Any]]
 BUNDLE = "bundle"
 TRAINING = "training.json"
 EVALUATION = "evaluation.json"
@@ -32,6 +33,7 @@ def train_learner(
     request: TrainingRequest,
     resources: TrainingResources,
     storage: Place,
+    train: Train | None = None,
 ) -> Path:
     """Meta-train one learner as a step, or find its finished training; one that was cut off goes on.
 
@@ -42,6 +44,7 @@ def train_learner(
         request: shapes, budget and seed.
         resources: what the training may use.
         storage: where finished trainings and checkpoints are kept.
+        train: carries out the order; None: this machine does.
 
     Returns:
         a folder with the bundle in `bundle/` and what happened in `training.json`.
@@ -66,7 +69,7 @@ def train_learner(
             run_id=run_id,
         )
         try:
-            record = carry_out(order)
+            record = (train or carry_out)(order)
         except BaseException as error:
             with suppress(MetalearnError):
                 tracking.set_outcome(run_id, "FAILED", one_line(error))

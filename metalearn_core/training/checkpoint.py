@@ -164,6 +164,7 @@ class Checkpoints:
         objects = [found for found in self.place.prefix.objects() if "/" not in found.name]
         fetch_objects(self.place.prefix, objects)
         there = {found.name for found in objects}
+        self.place.folder.mkdir(parents=True, exist_ok=True)
         for path in self.place.folder.iterdir():
             if path.name not in there and path.suffix in {".json", ".safetensors"}:
                 path.unlink(missing_ok=True)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from metalearn_core.steps.placement import TrainingPod
 from metalearn_core.version import git_commit, package_version
+from pipelines.cluster.placement import Placement
 from pipelines.cluster.quiet import quiet
 
 _DIGEST = re.compile(r"content ([0-9a-f]{64})")
@@ -48,15 +50,24 @@ def digest_in(description: str | None) -> str | None:
 
 
 @contextmanager
-def compiled(*, tracking_uri: str, build_shards: int) -> Iterator[Package]:
+def compiled(*, tracking_uri: str, build_shards: int, placement: Placement | None = None) -> Iterator[Package]:
     """Compile the pipeline into a folder that goes with the block."""
     from pipelines.few_shot import NAME, compile_pipeline
 
     with TemporaryDirectory(prefix="metalearn-") as folder:
         path = Path(folder) / f"{NAME}.yaml"
         with quiet():
-            compile_pipeline(str(path), build_shards=build_shards, tracking_uri=tracking_uri)
+            compile_pipeline(
+                str(path), build_shards=build_shards, tracking_uri=tracking_uri, placement=_without_choice(placement)
+            )
         yield Package(NAME, _version(), path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _without_choice(placement: Placement | None) -> Placement:
+    """Return a placement whose choice of the training's pod is the usual one: it goes with the run, not the version."""
+    placement = placement or Placement()
+    usual = TrainingPod().model_dump()
+    return placement.model_copy(update={"train": placement.train.model_copy(update=usual)})
 
 
 def _version() -> str:

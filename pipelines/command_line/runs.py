@@ -6,6 +6,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pipelines.command_line.cluster_options import (
+    ClusterConfigOption,
+    ConfigMapEnvOption,
+    GpusOption,
+    GpuTypeOption,
+    NodeSelectorOption,
+    NodesOption,
+    SecretEnvOption,
+    TolerationOption,
+    TrainCpuOption,
+    TrainMemoryOption,
+    TrainRetriesOption,
+    TrainTimeoutOption,
+    placement_of,
+)
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     JsonOption,
@@ -120,6 +135,18 @@ def compile_(
         bool, typer.Option("--kubernetes-manifest", help="Kubernetes objects instead of KFP's own form.")
     ] = False,
     build_shards: Annotated[int, typer.Option("--build-shards", min=1, help="Steps that share the decoding.")] = 1,
+    config: ClusterConfigOption = None,
+    nodes: NodesOption = None,
+    gpus: GpusOption = None,
+    gpu_type: GpuTypeOption = None,
+    train_cpu: TrainCpuOption = None,
+    train_memory: TrainMemoryOption = None,
+    node_selector: NodeSelectorOption = None,
+    toleration: TolerationOption = None,
+    train_timeout: TrainTimeoutOption = None,
+    train_retries: TrainRetriesOption = None,
+    secret_env: SecretEnvOption = None,
+    config_map_env: ConfigMapEnvOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -128,10 +155,28 @@ def compile_(
 
     if output.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"--output: expected a name that ends in .yaml, got {output}")
+    from pipelines.config import CLUSTER, read_section
+
+    placement = placement_of(
+        read_section(config, CLUSTER) if config else None,
+        nodes=nodes,
+        gpus=gpus,
+        gpu_type=gpu_type,
+        train_cpu=train_cpu,
+        train_memory=train_memory,
+        node_selector=node_selector,
+        toleration=toleration,
+        train_timeout=train_timeout,
+        train_retries=train_retries,
+        secret_env=secret_env,
+        config_map_env=config_map_env,
+    )
     from pipelines.few_shot import compile_pipeline
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    compile_pipeline(str(output), kubernetes_manifest=kubernetes_manifest, build_shards=build_shards)
+    compile_pipeline(
+        str(output), kubernetes_manifest=kubernetes_manifest, build_shards=build_shards, placement=placement
+    )
     if json:
         print_json({"file": str(output)})
     else:

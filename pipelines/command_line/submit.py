@@ -8,12 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from metalearn_core.errors import MetalearnError, UsageError
+from pipelines.command_line.cluster_options import (
+    ConfigMapEnvOption,
+    GpusOption,
+    GpuTypeOption,
+    NodeSelectorOption,
+    NodesOption,
+    SecretEnvOption,
+    TolerationOption,
+    TrainCpuOption,
+    TrainMemoryOption,
+    TrainRetriesOption,
+    TrainTimeoutOption,
+    placement_of,
+)
 from pipelines.command_line.options import JsonOption, answers, notices, print_json
 from pipelines.command_line.pipeline_options import command, takes_pipeline_options
 
 if TYPE_CHECKING:
     from pipelines.cluster.client import ClusterClient
     from pipelines.cluster.connection import Connection
+    from pipelines.cluster.placement import Placement
     from pipelines.cluster.schedule import Schedule
     from pipelines.cluster.submission import Order, Version
     from pipelines.cluster.view import RunView
@@ -91,6 +106,17 @@ def submit(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Seconds that one answer may take.", rich_help_panel=_CLUSTER)
     ] = 60,
+    nodes: NodesOption = None,
+    gpus: GpusOption = None,
+    gpu_type: GpuTypeOption = None,
+    train_cpu: TrainCpuOption = None,
+    train_memory: TrainMemoryOption = None,
+    node_selector: NodeSelectorOption = None,
+    toleration: TolerationOption = None,
+    train_timeout: TrainTimeoutOption = None,
+    train_retries: TrainRetriesOption = None,
+    secret_env: SecretEnvOption = None,
+    config_map_env: ConfigMapEnvOption = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Show the steps until the run has ended.", rich_help_panel=_CLUSTER)
     ] = False,
@@ -160,14 +186,36 @@ def submit(
     from pipelines.config import pipeline_arguments
 
     plan = _schedule(schedule, max_concurrency, catchup, wait)
+    placement = placement_of(
+        settings.cluster,
+        nodes=nodes,
+        gpus=gpus,
+        gpu_type=gpu_type,
+        train_cpu=train_cpu,
+        train_memory=train_memory,
+        node_selector=node_selector,
+        toleration=toleration,
+        train_timeout=train_timeout,
+        train_retries=train_retries,
+        secret_env=secret_env,
+        config_map_env=config_map_env,
+        service_account=service_account,
+    )
     items = _checked(settings, storage)
     uri = check_tracking(tracking_uri)
     credentials = read_credentials(token_file, cookie_file)
     connection = Connection(host.rstrip("/"), ui_host or host, namespace, credentials, ca_file, timeout)
     view = RunView(notices)
-    client, version, experiment_id = _uploaded(connection, settings, uri, view)
-    arguments = pipeline_arguments(settings, items, storage.rstrip("/"), command())
-    order = Order(_run_name(settings), experiment_id, arguments, pipeline_root, service_account)
+    client, version, experiment_id = _uploaded(connection, settings, uri, placement, view)
+    arguments = {
+        **pipeline_arguments(settings, items, storage.rstrip("/"), command()),
+        **placement.arguments(),
+        "processes": max(settings.processes, placement.train.gpus),  # one for each GPU
+        "kfp_pipeline_id": version.pipeline_id,
+        "kfp_pipeline_version_id": version.version_id,
+    }
+    account = placement.service_account or None
+    order = Order(_run_name(settings), experiment_id, arguments, pipeline_root, account)
     doubt = f"it may have been started all the same: look at {connection.page('runs')} first"
     with _signals_told(doubt):
         started = _start(client, version, order, plan, view)
@@ -210,7 +258,7 @@ def _checked(settings: "RunConfig", storage: str) -> list[str]:
 
 
 def _uploaded(
-    connection: "Connection", settings: "RunConfig", tracking_uri: str, view: "RunView"
+    connection: "Connection", settings: "RunConfig", tracking_uri: str, placement: "Placement", view: "RunView"
 ) -> "tuple[ClusterClient, Version, str]":
     """Return a client, and the pipeline's version and the experiment's id on the cluster."""
     from pipelines.cluster.client import ClusterClient
@@ -219,7 +267,7 @@ def _uploaded(
 
     client = ClusterClient(connection)
     check_host(client)
-    with compiled(tracking_uri=tracking_uri, build_shards=settings.build_shards) as package:
+    with compiled(tracking_uri=tracking_uri, build_shards=settings.build_shards, placement=placement) as package:
         version = upload(client, package, view.note)
     return client, version, experiment(client, settings.experiment)
 

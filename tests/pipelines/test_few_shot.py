@@ -9,6 +9,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
+from pipelines.cluster.placement import Placement
 from pipelines.config import RunConfig, pipeline_arguments
 from pipelines.few_shot import compile_pipeline, few_shot_pipeline
 
@@ -84,7 +85,8 @@ def test_each_step_learns_its_run_from_its_pod_and_not_from_a_parameter(document
 
 def test_the_command_line_and_the_pipeline_have_the_same_inputs(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     arguments = pipeline_arguments(RunConfig(), ["{}"], Path("/storage"), "metalearn run")
-    assert set(arguments) == set(spec.root.input_definitions.parameters)
+    of_the_cluster = {*Placement().arguments(), "kfp_pipeline_id", "kfp_pipeline_version_id"}
+    assert set(arguments) == set(spec.root.input_definitions.parameters) - of_the_cluster
 
 
 def test_an_image_can_be_chosen_for_all_steps() -> None:

@@ -5,8 +5,10 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ SMALL = (
     "--set", "backbone.width=8",
 )  # fmt: skip
 ONE = (*SMALL[2:], "--json")
+MARKER = "marker-of-a-secret-4711"
 Run = Callable[..., Any]
 Draw = Callable[..., Path]
 Command = Callable[..., list[str]]
@@ -32,10 +35,13 @@ class Project:
     def __init__(self, folder: Path, metalearn: Run, images: Path) -> None:
         self.images = images
         self.workdir = folder / "work"
+        self.told: list[dict] = []
+        self.environment: dict[str, str] = {}
         self._metalearn = metalearn
 
     def run(self, *more: object) -> dict:
-        answer = self._metalearn("run", self.images, "--workdir", self.workdir, *SMALL, "--json", *more)
+        arguments = ("run", self.images, "--workdir", self.workdir, *SMALL, "--json", *more)
+        answer = self._metalearn(*arguments, **self.environment)
         assert answer.status == 0, answer.errors
         return answer.json
 
@@ -46,9 +52,25 @@ class Project:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, metalearn: Run, draw_classes: Draw) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory, metalearn: Run, draw_classes: Draw) -> Iterator[Project]:
     folder = tmp_path_factory.mktemp("project")
-    return Project(folder, metalearn, draw_classes(folder / "images"))
+    made = Project(folder, metalearn, draw_classes(folder / "images"))
+
+    class Webhook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            made.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Webhook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    made.environment["METALEARN_WEBHOOK_URL"] = f"http://127.0.0.1:{server.server_port}/{MARKER}"
+    yield made
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +119,16 @@ def test_mlflow_has_the_run_its_children_and_the_report(project: Project, first:
     assert {artifact.path for artifact in client.list_artifacts(first["run_id"], "data-quality")} >= {
         "data-quality/quality.html"
     }
+
+
+def test_a_webhook_is_told_what_the_run_came_to_and_its_address_is_kept_nowhere(project: Project, first: dict) -> None:
+    body = next(body for body in project.told if body["run"] == first["run_id"])
+    assert (body["status"], body["step"]) == ("finished", "close_run")
+    assert first["selected"]["model"] in body["reason"]
+    assert (project.workdir / "runs" / body["pipeline_run"]).is_dir()
+    kept = [path for path in project.workdir.rglob("*") if path.is_file()]
+    assert len(kept) > 20
+    assert [path for path in kept if MARKER.encode() in path.read_bytes()] == []
 
 
 def test_nothing_that_is_kept_is_a_pickle(project: Project, first: dict) -> None:

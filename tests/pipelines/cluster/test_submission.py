@@ -79,6 +79,37 @@ def test_what_is_uploaded_is_the_pipeline_with_the_tracking_server(submit: Submi
     assert any("decode" in name for name in executors)
 
 
+def test_where_it_trains_goes_with_the_run_and_what_every_step_gets_with_the_version(
+    submit: Submit, cluster: Cluster, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("cluster: {train: {memory: 64Gi}, small: {timeout: 20m}, service_account: metalearn-pipeline}")
+    chosen = ("--gpus", 2, "--node-selector", "pool=gpu", "--toleration", "spot:NoSchedule")
+    assert submit("--config", config, *chosen, "--secret-env", "HF_TOKEN=hub/token").status == 0
+    assert submit("--config", config, "--gpus", 4, "--secret-env", "HF_TOKEN=hub/token").status == 0
+    version = only(cluster.versions)  # another pod is no other pipeline
+    run = next(iter(cluster.runs.values()))
+    parameters = run["runtime_config"]["parameters"]
+    assert (parameters["train_gpus"], parameters["train_memory"], parameters["processes"]) == ("2", "64Gi", 2)
+    assert parameters["train_node_selector"] == {"pool": "gpu"}
+    assert parameters["train_tolerations"] == [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]
+    assert parameters["kfp_pipeline_id"] == version["pipeline_id"]
+    assert parameters["kfp_pipeline_version_id"] == version["pipeline_version_id"]
+    assert run["service_account"] == "metalearn-pipeline"
+    _, platform = yaml.safe_load_all(cluster.packages[0])
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    assert executors["exec-register"]["activeDeadlineSeconds"] == "1200"
+    assert "hub" in [entry["secretName"] for entry in executors["exec-register"]["secretAsEnv"]]
+
+
+def test_a_pod_that_cannot_be_is_refused_before_anything_is_asked(
+    submit: Submit, refused: Refused, cluster: Cluster
+) -> None:
+    refused(submit("--gpus", 17), 2, "train.gpus: expected 0 to 16")
+    refused(submit("--toleration", "gpu=yes:Never"), 2, "--toleration: expected key=value:effect")
+    assert cluster.asked() == []
+
+
 def test_parameters_have_their_types_and_places_their_addresses(submit: Submit, cluster: Cluster) -> None:
     answer = submit(
         *("s3://bucket/photos", "--learner", "maml", "--set", "maml.inner_steps=3", "--way", 7, "--train-episodes", 50),

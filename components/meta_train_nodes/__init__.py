@@ -1,0 +1,1 @@
+"""The component `meta_train_nodes`."""

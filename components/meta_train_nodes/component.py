@@ -1,0 +1,114 @@
+"""The step that has one learner meta-trained by several machines, and waits for them."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output, TaskConfig, TaskConfigField, TaskConfigPassthrough
+
+from components.image import IMAGE
+
+
+@dsl.component(
+    base_image=IMAGE,
+    install_kfp_package=False,
+    task_config_passthroughs=[
+        TaskConfigPassthrough(TaskConfigField.RESOURCES),
+        TaskConfigPassthrough(TaskConfigField.KUBERNETES_NODE_SELECTOR),
+        TaskConfigPassthrough(TaskConfigField.KUBERNETES_TOLERATIONS),
+        TaskConfigPassthrough(TaskConfigField.ENV, apply_to_task=True),
+    ],
+)
+def meta_train_nodes(
+    dataset: Input[Dataset],
+    learner: str,
+    way: int,
+    shot: int,
+    query: int,
+    train_way: int,
+    train_shot: int,
+    train_query: int,
+    train_episodes: int,
+    train_seconds: float,
+    seed: int,
+    patience: int,
+    precision: str,
+    device: str,
+    processes: int,
+    checkpoint_seconds: float,
+    storage: str,
+    nodes: int,
+    image: str,
+    runtime: str,
+    user: int,
+    timeout: int,
+    shm: str,
+    task_config: TaskConfig,
+    trained: Output[Model],
+) -> None:
+    """Have one learner meta-trained by several machines: a TrainJob of Kubeflow Trainer, with `torchrun` on each.
+
+    The machines get what the step was given; the step itself only waits. A training that was cut off goes on, one that
+    is finished is not done again.
+
+    Args:
+        dataset: the pointer that `build_episodes` wrote.
+        learner: JSON with learner, options, backbone and backbone_options.
+        way: classes an evaluation episode.
+        shot: support examples a class.
+        query: query examples a class.
+        train_way: classes a training episode; 0: as the learner's recipe wants.
+        train_shot: likewise, support examples a class.
+        train_query: likewise, query examples a class.
+        train_episodes: the training budget in episodes; 0: `train_seconds` decides.
+        train_seconds: the training budget in seconds; 0: `train_episodes` decides.
+        seed: of the initial weights and the stream of training episodes.
+        patience: stop after so many validations in a row without a better one; 0: never.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
+        device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
+        processes: of each machine, that share each step's episodes; the same model whatever their number.
+        checkpoint_seconds: at most so long between checkpoints.
+        storage: where finished trainings and checkpoints are kept: an s3:// address, which all machines reach.
+        nodes: how many machines.
+        image: that they run.
+        runtime: of Kubeflow Trainer, which they run in.
+        user: that they run as.
+        timeout: seconds after which Kubernetes ends them.
+        shm: size of each machine's /dev/shm; empty: the container runtime's.
+        task_config: resources, variables and nodes of the machines; KFP fills it in.
+        trained: the model in `bundle/`, and what happened in `training.json`.
+    """
+    import functools
+    import json
+    from pathlib import Path
+
+    from metalearn_core.steps.data import read_pointer
+    from metalearn_core.steps.frame import step
+    from metalearn_core.steps.naming import learner_of
+    from metalearn_core.steps.requests import training_request, training_resources
+    from metalearn_core.steps.train_job import job_request, train_in_job
+    from metalearn_core.steps.training import train_learner
+    from metalearn_core.storage import copy_folder
+    from metalearn_core.storage.place import Place
+
+    with step("meta_train", learner_of(learner)):
+        item = json.loads(learner)
+        request = training_request(
+            way=way,
+            shot=shot,
+            query=query,
+            train_way=train_way,
+            train_shot=train_shot,
+            train_query=train_query,
+            episodes=train_episodes,
+            seconds=train_seconds,
+            seed=seed,
+            patience=patience,
+            precision=precision,
+        )
+        resources = training_resources(device=device, processes=processes, checkpoint_seconds=checkpoint_seconds)
+        job = job_request(
+            task_config, nodes=nodes, image=image, runtime=runtime, user=user, timeout=timeout, shm=shm or None
+        )
+        train = functools.partial(train_in_job, request=job)
+        folder = train_learner(*read_pointer(dataset.path), item, request, resources, Place.at(storage), train)
+        copy_folder(folder, Path(trained.path))
+        trained.metadata["learner"] = learner_of(learner)
+        trained.metadata["dataset_digest"] = dataset.metadata["digest"]

@@ -1,0 +1,108 @@
+"""Train one learner on several machines: what their processes find in storage, and what they leave there.
+
+Nothing passes between the step that asks for the machines and these but through storage: an order, then a bundle with
+its record, written last, or the reason why there is none.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from metalearn_core.errors import MetalearnError
+from metalearn_core.steps.requests import TrainingOrder
+from metalearn_core.steps.train_processes import take_part
+from metalearn_core.storage import copy_folder, read_json, write_json
+from metalearn_core.storage.place import Place
+
+_ORDER = "order.json"
+_RECORD = "record.json"
+_FAILURE = "failure.json"
+_BUNDLE = "bundle"
+
+
+def handover(order: TrainingOrder) -> Place:
+    """Return the place where an order and its outcome are handed over; it goes with the training's checkpoints.
+
+    Raises:
+        MetalearnError: it is on this machine alone.
+    """
+    place = Place.at(order.checkpoints) / "nodes"
+    if place.prefix is None:
+        raise MetalearnError(
+            f"several nodes need storage that all of them reach: give an s3:// address, got {order.checkpoints}"
+        )
+    return place
+
+
+def leave_order(order: TrainingOrder) -> Place:
+    """Write an order for the machines, in place of whatever was handed over before; return where."""
+    place = handover(order)
+    place.remove()
+    write_json(place.folder / _ORDER, order.model_dump(mode="json"))
+    place.replace([], _ORDER)
+    return place
+
+
+def take_result(order: TrainingOrder) -> dict[str, Any]:
+    """Bring the bundle that the machines made to where the order wants it; return the record of the training.
+
+    Raises:
+        MetalearnError: they left none, or another than the record says.
+    """
+    from metalearn_core.bundle import verify_bundle
+
+    place = handover(order)
+    try:
+        place.fetch([_RECORD])
+        left = read_json(place.folder / _RECORD, "record of the training")
+        place.fetch(left["files"])
+    except FileNotFoundError as error:
+        raise MetalearnError(f"the nodes ended, and left no {error.filename}") from None
+    copy_folder(place.folder / _BUNDLE, order.bundle)
+    record: dict[str, Any] = left["record"]
+    if verify_bundle(order.bundle) != record["bundle_digest"]:
+        raise MetalearnError(f"{place}: the bundle is not the one that was recorded")
+    return record
+
+
+def reason_left(order: TrainingOrder) -> str | None:
+    """Return why the machines could not go on, as the first of them said; None where none said anything."""
+    place = handover(order)
+    try:
+        place.fetch([_FAILURE])
+    except FileNotFoundError:
+        return None
+    return str(read_json(place.folder / _FAILURE, "reason")["reason"])
+
+
+def main() -> int:
+    """Train as one of the processes of one of the machines: `… PLACE`, where an order was left."""
+    place = Place.at(sys.argv[1])
+    place.fetch([_ORDER])
+    order = TrainingOrder.model_validate(read_json(place.folder / _ORDER, "order"))
+    bundle = place.folder / _BUNDLE
+
+    def done(record: dict[str, Any]) -> None:
+        files = [path.relative_to(place.folder).as_posix() for path in sorted(bundle.rglob("*")) if path.is_file()]
+        write_json(place.folder / _RECORD, {"record": record, "files": files})
+        place.replace(files, _RECORD)
+
+    def failed(reason: str) -> None:
+        sys.stderr.write(f"{reason}\n")
+        _leave_reason(place, reason)
+
+    shutil.rmtree(bundle, ignore_errors=True)
+    return take_part(order.model_copy(update={"bundle": bundle}), done, failed)
+
+
+def _leave_reason(place: Place, reason: str) -> None:
+    """Leave a reason unless another process has: those that torchrun ends with the first say nothing of the cause."""
+    path = Path(place.folder) / _FAILURE
+    write_json(path, {"reason": reason})
+    if place.prefix:
+        place.prefix.write_new(_FAILURE, path.read_bytes())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,408 @@
+"""What the steps get on a cluster: every step of the compiled pipeline, and every value that is refused before."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from google.protobuf import json_format
+from kfp import dsl
+from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+from metalearn_core.errors import UsageError
+from pipelines.cluster.placement import CONFIG_MAPS, IMAGE_USER, SECRETS, Placement, read_placement
+from pipelines.few_shot import compile_pipeline, few_shot_pipeline
+
+KINDS = {
+    "open-run": "small",
+    "select-learner": "small",
+    "register": "small",
+    "decode-part": "build",
+    "build-episodes": "build",
+    "validate-episodes": "build",
+    "evaluate": "evaluate",
+    "promote": "evaluate",
+    "close-run": "evaluate",
+    "meta-train": "train",
+}
+MARKER = "marker-of-a-secret-4711"
+INPUT = re.compile(r"\{\{\$\.inputs\.parameters\['(.*)'\]\}\}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the compiled pipeline: its task, its container, and what the platform adds."""
+
+    task: pipeline_spec_pb2.PipelineTaskSpec
+    container: pipeline_spec_pb2.PipelineDeploymentConfig.PipelineContainerSpec
+    platform: KubernetesExecutorConfig
+    dag: pipeline_spec_pb2.ComponentSpec
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled pipeline."""
+
+    text: str
+    spec: pipeline_spec_pb2.PipelineSpec
+    steps: dict[str, Step]
+
+    @property
+    def defaults(self) -> dict:
+        inputs = self.spec.root.input_definitions.parameters
+        return {name: json_format.MessageToDict(value.default_value) for name, value in inputs.items()}
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Compiled]:
+    def compile_for(placement: Placement | None = None, build_shards: int = 2) -> Compiled:
+        path: Path = tmp_path_factory.mktemp("compiled") / "few_shot.yaml"
+        compile_pipeline(str(path), build_shards=build_shards, placement=placement)
+        pipeline, platform = yaml.safe_load_all(path.read_text())
+        spec = json_format.ParseDict(pipeline, pipeline_spec_pb2.PipelineSpec())
+        executors = json_format.ParseDict(
+            pipeline["deploymentSpec"], pipeline_spec_pb2.PipelineDeploymentConfig()
+        ).executors
+        settings = json_format.ParseDict(platform, pipeline_spec_pb2.PlatformSpec()).platforms["kubernetes"]
+        steps = {}
+        for parent in (spec.root, *spec.components.values()):
+            for name, task in parent.dag.tasks.items():
+                label = spec.components[task.component_ref.name].executor_label
+                if label:
+                    config = json_format.MessageToDict(settings.deployment_spec.executors[label])
+                    platform_part = json_format.ParseDict(config, KubernetesExecutorConfig())
+                    steps[name] = Step(task, executors[label].container, platform_part, parent)
+        return Compiled(path.read_text(), spec, steps)
+
+    return compile_for
+
+
+@pytest.fixture(scope="module")
+def standard(compiled):
+    return compiled()
+
+
+@pytest.fixture(scope="module")
+def chosen(compiled):
+    placement = read_placement(
+        {
+            "build": {
+                "tolerations": ["batch:NoSchedule"],
+                "node_selector": {"disk": "nvme"},
+                "shm": "3Gi",
+                "retries": 5,
+            },
+            "small": {"timeout": "10m"},
+            "train": {"scratch": "50Gi", "cpu": 8, "memory": "64Gi"},
+            "image_pull_policy": "Always",
+            "image_pull_secrets": ["registry"],
+        },
+        {"train.gpus": 4, "train.timeout": "3h", "train.retries": 7},
+        tolerations=["nvidia.com/gpu=present:NoSchedule", "spot:NoExecute"],
+        node_selector=["pool=gpu"],
+        secret_env=["HF_TOKEN=hub/token", "AWS_ACCESS_KEY_ID=own/id"],
+        config_map_env=["REGION=site/region"],
+    )
+    return compiled(placement)
+
+
+def test_every_step_of_the_pipeline_has_a_kind(standard) -> None:
+    assert set(standard.steps) == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kfps_cache_is_off_so_that_no_step_registers_or_promotes_what_an_earlier_run_made(standard, name) -> None:
+    assert standard.steps[name].task.HasField("caching_options")
+    assert not standard.steps[name].task.caching_options.enable_cache
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_step_asks_for_its_resources(standard, name) -> None:
+    step, wanted = standard.steps[name], getattr(Placement(), KINDS[name])
+    resources = step.container.resources
+    found = (
+        resources.resource_cpu_request,
+        resources.resource_cpu_limit,
+        resources.resource_memory_request,
+        resources.resource_memory_limit,
+    )
+    if KINDS[name] == "train":
+        inputs = [INPUT.fullmatch(value)[1] for value in found]
+        assert inputs == [f"pipelinechannel--train_{what}" for what in ("cpu", "cpu", "memory", "memory")]
+    else:
+        assert found == (wanted.cpu, wanted.cpu_limit, wanted.memory, wanted.memory_limit)
+        assert not resources.HasField("accelerator")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_step_ends_in_time_and_is_tried_again_after_longer_and_longer_waits(chosen, name) -> None:
+    step = chosen.steps[name]
+    timeout, retries = {
+        "small": (600, 3),
+        "build": (43200, 5),
+        "evaluate": (21600, 2),
+        "train": (10800, 7),
+    }[KINDS[name]]
+    assert step.platform.active_deadline_seconds == timeout
+    policy = step.task.retry_policy
+    assert policy.max_retry_count == retries
+    assert (policy.backoff_duration.seconds, policy.backoff_factor, policy.backoff_max_duration.seconds) == (
+        60,
+        2,
+        3600,
+    )
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_step_runs_as_root(standard, name) -> None:
+    context = standard.steps[name].platform.security_context
+    assert (context.run_as_user, context.run_as_group) == (IMAGE_USER, IMAGE_USER)
+    assert context.run_as_non_root
+    assert IMAGE_USER > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_step_can_write_to_tmp_and_those_with_workers_have_a_dev_shm_of_their_own(chosen, name) -> None:
+    mounts = {mount.mount_path: mount for mount in chosen.steps[name].platform.empty_dir_mounts}
+    assert mounts["/tmp"].medium == ""
+    assert mounts["/tmp"].size_limit == ("50Gi" if KINDS[name] == "train" else "")
+    sizes = {"build": "3Gi", "evaluate": "1Gi", "train": "2Gi"}
+    if KINDS[name] in sizes:
+        assert (mounts["/dev/shm"].medium, mounts["/dev/shm"].size_limit) == ("Memory", sizes[KINDS[name]])
+    else:
+        assert "/dev/shm" not in mounts
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_step_has_secrets_and_settings_by_reference_alone(chosen, name) -> None:
+    platform = chosen.steps[name].platform
+    secrets = {
+        pair.env_var: (entry.secret_name, pair.secret_key, entry.optional)
+        for entry in platform.secret_as_env
+        for pair in entry.key_to_env
+    }
+    standing = {variable: (entry.name, entry.key, True) for variable, entry in SECRETS.items()}
+    own = {"HF_TOKEN": ("hub", "token", False), "AWS_ACCESS_KEY_ID": ("own", "id", False)}
+    assert secrets == {**standing, **own}
+    settings = {
+        pair.env_var: (entry.config_map_name, pair.config_map_key, entry.optional)
+        for entry in platform.config_map_as_env
+        for pair in entry.key_to_env
+    }
+    standing = {variable: (entry.name, entry.key, True) for variable, entry in CONFIG_MAPS.items()}
+    assert settings == {**standing, "REGION": ("site", "region", False)}
+    assert not chosen.steps[name].container.env, "a value in the pipeline is one that everybody can read"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_image_is_pulled_as_asked(standard, chosen, name) -> None:
+    assert standard.steps[name].platform.image_pull_policy == "IfNotPresent"
+    assert chosen.steps[name].platform.image_pull_policy == "Always"
+    assert [entry.secret_name for entry in chosen.steps[name].platform.image_pull_secret] == ["registry"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steps_go_to_the_nodes_of_their_kind(chosen, name) -> None:
+    platform = chosen.steps[name].platform
+    tolerations = [json_format.MessageToDict(entry) for entry in platform.tolerations]
+    if KINDS[name] == "build":
+        assert dict(platform.node_selector.labels) == {"disk": "nvme"}
+        assert tolerations == [{"key": "batch", "operator": "Exists", "effect": "NoSchedule"}]
+    elif KINDS[name] == "train":
+        assert platform.node_selector.node_selector_json.component_input_parameter.endswith("--train_node_selector")
+        [entry] = platform.tolerations
+        assert entry.toleration_json.component_input_parameter.endswith("--train_tolerations")
+    else:
+        assert not platform.node_selector.labels
+        assert tolerations == []
+
+
+def test_a_run_may_choose_the_training_pod_and_the_choice_reaches_the_step_within_the_loop(chosen) -> None:
+    step = chosen.steps["meta-train"]
+    accelerator = step.container.resources.accelerator
+    used = {
+        *(INPUT.fullmatch(value)[1] for value in (accelerator.resource_count, accelerator.resource_type)),
+        *(f"pipelinechannel--train_{name}" for name in ("cpu", "memory", "node_selector", "tolerations")),
+    }
+    loop = step.dag.input_definitions.parameters
+    assert used <= set(loop), "the loop does not pass it on"
+    [outer] = [
+        task for task in chosen.spec.root.dag.tasks.values() if "meta-train" in _tasks(chosen, task.component_ref.name)
+    ]
+    for name in used:
+        source = outer.inputs.parameters[name].component_input_parameter
+        assert source == name.removeprefix("pipelinechannel--")
+        assert source in chosen.spec.root.input_definitions.parameters
+
+
+def _tasks(compiled, component: str) -> set[str]:
+    return set(compiled.spec.components[component].dag.tasks)
+
+
+def test_what_was_compiled_is_the_default_of_the_inputs(chosen, standard) -> None:
+    assert {name: value for name, value in chosen.defaults.items() if name in Placement().arguments()} == {
+        "train_cpu": "8",
+        "train_memory": "64Gi",
+        "train_gpus": "4",
+        "train_gpu_type": "nvidia.com/gpu",
+        "train_node_selector": {"pool": "gpu"},
+        "train_tolerations": [
+            {"key": "nvidia.com/gpu", "operator": "Equal", "value": "present", "effect": "NoSchedule"},
+            {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
+        ],
+    }
+    assert chosen.defaults["processes"] == 4
+    assert standard.defaults["processes"] == 1
+
+
+def test_the_number_of_gpus_is_text_as_kubeflow_leaves_out_one_that_is_a_number(standard) -> None:
+    kinds = standard.spec.root.input_definitions.parameters
+    for name in ("train_cpu", "train_memory", "train_gpus", "train_gpu_type"):
+        assert kinds[name].parameter_type == kinds["source"].parameter_type
+        assert standard.defaults[name], "an empty quantity is refused when the pod is made"
+
+
+def test_a_secret_that_is_set_where_the_pipeline_is_compiled_is_not_in_it(compiled, monkeypatch) -> None:
+    for variable in SECRETS:
+        monkeypatch.setenv(variable, MARKER)
+    assert MARKER not in compiled().text
+
+
+BAD_OPTIONS = {
+    "more GPUs than any node has": (["--gpus", "17"], "train.gpus: expected 0 to 16, .*got 17"),
+    "GPUs below none": (["--gpus", "-1"], "train.gpus: expected 0 to 16, .*got -1"),
+    "an effect that is none": (["--toleration", "gpu=yes:Never"], "--toleration: .*NoSchedule.*'gpu=yes:Never'"),
+    "a toleration without a key": (["--toleration", ":NoSchedule"], "--toleration: expected key=value:effect"),
+    "a toleration without a value": (["--toleration", "gpu=:NoSchedule"], "--toleration: expected key=value:effect"),
+    "a toleration with a space": (["--toleration", "my gpu:NoSchedule"], "--toleration: expected a taint's key"),
+    "a selector that is no pair": (["--node-selector", "gpu"], "--node-selector: expected pool=gpu, got 'gpu'"),
+    "a label that is none": (["--node-selector", "pool=a b"], "node_selector: expected a node's label"),
+    "a time without a unit": (["--train-timeout", "soon"], "train.timeout: expected a time as 90s.*'soon'"),
+    "retries below none": (["--train-retries", "-1"], "train.retries: .*-1"),
+    "memory without a unit": (["--train-memory", "16"], "train.memory: expected a size as 16Gi.*'16'"),
+    "less memory than shared memory": (["--train-memory", "1Gi"], "train: shm 2Gi is more than"),
+    "cores that are none": (["--train-cpu", "lots"], "train.cpu: expected cores as 4.*'lots'"),
+    "a GPU that has no domain": (["--gpu-type", "A100"], "train.gpu_type: expected a resource's name.*'A100'"),
+    "no nodes": (["--nodes", "0"], "nodes: .*greater than or equal to 1, got 0"),
+    "a secret that is no pair": (["--secret-env", "TOKEN"], "--secret-env: expected NAME=name/key"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_a_wrong_option_is_one_line_before_anything_is_written(metalearn: Callable, tmp_path, name) -> None:
+    options, line = BAD_OPTIONS[name]
+    answer = metalearn("compile", "-o", tmp_path / "p.yaml", *options)
+    assert answer.status == 2
+    assert len(answer.errors.strip().splitlines()) == 1
+    assert re.search(line, answer.errors), answer.errors
+    assert list(tmp_path.iterdir()) == []
+
+
+BAD_SECTIONS = {
+    "no names": ([1], "option cluster: expected names"),
+    "an unknown name": ({"gpus": 2}, "unknown option 'cluster.gpus'"),
+    "an unknown name below": ({"train": {"gpu": 2}}, "'cluster.train.gpu': did you mean 'cluster.train.gpus'"),
+    "more GPUs than its own nodes": ({"node_gpus": 8, "train": {"gpus": 16}}, "largest node has node_gpus 8"),
+    "a request over its limit": ({"build": {"cpu": 16}}, "cluster.build: cpu 16 is more than cpu_limit 4"),
+    "a malformed toleration": ({"small": {"tolerations": ["x:y:z"]}}, "small.tolerations.0: expected key=value"),
+    "a toleration in Kubernetes' words": (
+        {"train": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}},
+        "train.tolerations.0: operator Exists takes no value",
+    ),
+    "a policy that is none": ({"image_pull_policy": "often"}, "image_pull_policy"),
+    "a variable twice": (
+        {"secret_env": {"A": "s/k"}, "config_map_env": {"A": "c/k"}},
+        "A comes from a secret and from a config map",
+    ),
+    "a variable with a space": ({"secret_env": {"A B": "s/k"}}, "secret_env: expected the name of a variable"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SECTIONS)
+def test_a_wrong_section_of_a_file_is_one_line(name) -> None:
+    section, line = BAD_SECTIONS[name]
+    with pytest.raises(UsageError, match=re.escape(line)) as caught:
+        read_placement(section, {})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", [MARKER, f"AWS_SECRET_ACCESS_KEY={MARKER}", f"AWS_SECRET_ACCESS_KEY={MARKER}//"])
+def test_a_secret_given_in_place_of_its_name_is_not_repeated(text) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_placement(None, {}, secret_env=[text])
+    assert MARKER not in str(caught.value)
+
+
+def test_a_file_and_options_say_the_same_and_options_win(metalearn: Callable, tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(json.dumps({"way": 5, "cluster": {"train": {"gpus": 1, "memory": "32Gi"}}}))
+    answer = metalearn("compile", "-o", tmp_path / "p.yaml", "--config", config, "--gpus", "2", "--json")
+    assert answer.status == 0, answer.errors
+    text = (tmp_path / "p.yaml").read_text()
+    assert re.search(r"defaultValue: '2'\n\s+description: GPUs of each training pod", text)
+    assert re.search(r"defaultValue: 32Gi\n\s+description: memory of each training pod", text)
+
+
+def test_a_run_here_takes_no_notice_of_a_files_cluster_section(tmp_path) -> None:
+    from pipelines.config import RunConfig, read_config
+
+    config = tmp_path / "run.yaml"
+    config.write_text("way: 7\ncluster: {nodes: 2}\n")
+    assert read_config(config, {}, [], []) == RunConfig(way=7, train_seconds=25.0, cluster={"nodes": 2})
+
+
+@pytest.fixture(scope="module")
+def on_several(compiled):
+    return compiled(read_placement({"train": {"gpus": 2, "shm": "4Gi"}}, {"nodes": 3, "train.timeout": "5h"}))
+
+
+def test_several_nodes_are_trained_by_a_step_that_hands_on_what_it_was_given(on_several) -> None:
+    assert set(on_several.steps) == {*KINDS, "meta-train-nodes"} - {"meta-train"}
+    step = on_several.steps["meta-train-nodes"]
+    component = on_several.spec.components[step.task.component_ref.name]
+    handed_on = {entry.field: entry.apply_to_task for entry in component.task_config_passthroughs}
+    fields = dsl.TaskConfigField
+    assert handed_on == {
+        fields.RESOURCES: False,  # the machines have the GPUs, the step that waits for them has none
+        fields.KUBERNETES_NODE_SELECTOR: False,
+        fields.KUBERNETES_TOLERATIONS: False,
+        fields.ENV: True,
+    }
+    constants = {
+        name: json_format.MessageToDict(value.runtime_value.constant)
+        for name, value in step.task.inputs.parameters.items()
+        if value.HasField("runtime_value")
+    }
+    assert {name: constants[name] for name in ("nodes", "user", "timeout", "shm", "runtime", "image")} == {
+        "nodes": 3,
+        "user": IMAGE_USER,
+        "timeout": 18000,
+        "shm": "4Gi",
+        "runtime": "torch-distributed",
+        "image": step.container.image,
+    }
+    assert not step.task.caching_options.enable_cache
+    assert step.platform.active_deadline_seconds == 18000
+    assert step.platform.security_context.run_as_user == IMAGE_USER
+    assert on_several.defaults["processes"] == 2
+    assert INPUT.fullmatch(step.container.resources.accelerator.resource_count)[1] == "pipelinechannel--train_gpus"
+
+
+def test_a_tracking_address_with_a_password_is_refused_as_everybody_can_read_the_pipeline() -> None:
+    with pytest.raises(UsageError, match=r"tracking URI https://mlflow\.example: .*secret") as caught:
+        few_shot_pipeline(tracking_uri=f"https://me:{MARKER}@mlflow.example", placement=Placement())
+    assert MARKER not in str(caught.value)
+
+
+def test_a_tracking_address_that_is_compiled_in_is_not_taken_from_the_config_map_again() -> None:
+    compiled = few_shot_pipeline(tracking_uri="https://mlflow.example", placement=Placement())
+    [executor] = {
+        json.dumps(json_format.MessageToDict(entry)["configMapAsEnv"])
+        for entry in compiled.platform_spec.platforms["kubernetes"].deployment_spec.executors.values()
+    }
+    assert "MLFLOW_TRACKING_URI" not in executor
+    assert "AWS_ENDPOINT_URL" in executor
