@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types ui bench compile lock clean
+.PHONY: help setup run test lint types ui bench compile image lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-9s %s\n' "$$target" "$$text"; done
@@ -41,6 +41,9 @@ bench: $(READY) ## the benchmarks, as tables (see docs/benchmarks.md)
 
 compile: $(READY) ## the pipeline as YAML, in build/few_shot.yaml
 	$(BIN)/metalearn compile -o build/few_shot.yaml
+
+image: $(READY) ## the image of all steps, with Docker or podman (TORCH_INDEX=… for another build of torch)
+	PYTHON=$(BIN)/python ./infra/images/build
 
 lock: ## resolve the dependencies anew into the lock file
 	PYTHON=$(PYTHON) ./infra/lock $(LOCK)

@@ -39,7 +39,7 @@ from metalearn_core.tracking_server import (
     shown,
     tracking_uri,
 )
-from metalearn_core.version import git_commit, package_version
+from metalearn_core.version import git_commit, image_name, package_version
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
@@ -67,6 +67,7 @@ NAME_TAG = "learner_with_options"
 DATASET_TAG = "dataset"
 SHAPE_TAG = "shape"
 CACHED_TAG = "cached_from"
+IMAGE_TAG = "metalearn.image"
 ATTACHED_VARIABLE = "MLFLOW_RUN_ID"
 
 _LONGEST_PARAMETER = 6000
@@ -345,7 +346,9 @@ def _summary(run: Any, children: list[Any]) -> RunSummary:
 
 
 def _code_tags() -> dict[str, str]:
-    return {"metalearn.version": package_version(), "mlflow.source.git.commit": git_commit()}
+    image = image_name()
+    tags = {"metalearn.version": package_version(), "mlflow.source.git.commit": git_commit()}
+    return {**tags, **({IMAGE_TAG: image} if image else {})}
 
 
 def _log_params(run_id: str, params: Mapping[str, Any]) -> None:
