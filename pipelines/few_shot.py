@@ -227,14 +227,16 @@ def _define(placed: Callable[[dsl.PipelineTask], dsl.PipelineTask], parallelism:
     return few_shot
 
 
-def compile_pipeline(path: str, *, kubernetes_manifest: bool = False, build_shards: int = 1) -> None:
+def compile_pipeline(
+    path: str, *, kubernetes_manifest: bool = False, image: str = IMAGE, build_shards: int = 1
+) -> None:
     """Write the pipeline as YAML: KFP's intermediate representation, or objects of `pipelines.kubeflow.org`."""
     from kfp.compiler import Compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
     options = KubernetesManifestOptions(pipeline_name=NAME) if kubernetes_manifest else None
     Compiler().compile(
-        few_shot_pipeline(build_shards=build_shards),
+        few_shot_pipeline(image=image, build_shards=build_shards),
         path,
         kubernetes_manifest_format=kubernetes_manifest,
         kubernetes_manifest_options=options,

@@ -13,6 +13,9 @@ from pipelines.command_line.options import (
     CheckpointSecondsOption,
     ColorOption,
     DeviceOption,
+    EngineOption,
+    GpusOption,
+    ImageOption,
     ImageSizeOption,
     JsonOption,
     MaxUnreadableOption,
@@ -109,6 +112,9 @@ def run(
     min_examples: MinExamplesOption = None,
     max_unreadable: MaxUnreadableOption = None,
     build_shards: BuildShardsOption = None,
+    engine: EngineOption = "local",
+    image: ImageOption = None,
+    gpus: GpusOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -118,6 +124,7 @@ def run(
     from metalearn_core.tracking_server import shown
     from pipelines import config as configuration
     from pipelines.command_line.watch import Watcher
+    from pipelines.containers import containers_for
     from pipelines.launch import run_pipeline, warm_engine
 
     settings = configuration.read_config(
@@ -161,13 +168,15 @@ def run(
     )
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
-    with warm_engine() as engine:
+    with warm_engine() as process:
         configuration.check_source(settings)
         gate_rules(settings.gate)
         check_name(settings.model_name)
         items = configuration.learner_items(settings)
-        arguments = configuration.pipeline_arguments(settings, items, directory.path, _command())
-        outcome = run_pipeline(engine, arguments, directory, Watcher(notices), settings.build_shards)
+        storage = directory.storage(engine)
+        arguments = configuration.pipeline_arguments(settings, items, storage, _command())
+        containers = containers_for(engine, image, gpus or 0, arguments, directory)
+        outcome = run_pipeline(process, arguments, directory, Watcher(notices), settings.build_shards, containers)
     summary = {**outcome, "workdir": str(directory.path), "tracking_uri": shown(uri)}
     if json:
         print_json(summary)
@@ -230,6 +239,7 @@ def compile_(
         bool, typer.Option("--kubernetes-manifest", help="Kubernetes objects instead of KFP's own form.")
     ] = False,
     build_shards: Annotated[int, typer.Option("--build-shards", min=1, help="Steps that share the decoding.")] = 1,
+    image: ImageOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -238,10 +248,14 @@ def compile_(
 
     if output.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"--output: expected a name that ends in .yaml, got {output}")
+    from components.image import IMAGE, pinned
     from pipelines.few_shot import compile_pipeline
 
+    pinned_image = pinned(image) if image else IMAGE
     output.parent.mkdir(parents=True, exist_ok=True)
-    compile_pipeline(str(output), kubernetes_manifest=kubernetes_manifest, build_shards=build_shards)
+    compile_pipeline(
+        str(output), kubernetes_manifest=kubernetes_manifest, image=pinned_image, build_shards=build_shards
+    )
     if json:
         print_json({"file": str(output)})
     else:
