@@ -38,7 +38,7 @@ from metalearn_core.tracking_server import (
     lock,
     prepare,
 )
-from metalearn_core.version import git_commit, package_version
+from metalearn_core.version import git_commit, image_name, package_version
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
@@ -67,6 +67,7 @@ DATASET_TAG = "dataset"
 SHAPE_TAG = "shape"
 CACHED_TAG = "cached_from"
 REQUEST_TAG = "metalearn.request"
+IMAGE_TAG = "metalearn.image"
 
 _LONGEST_PARAMETER = 6000
 _LONGEST_KEY = 250
@@ -337,7 +338,9 @@ def _summary(run: Any, children: list[Any]) -> RunSummary:
 
 
 def _code_tags() -> dict[str, str]:
-    return {"metalearn.version": package_version(), "mlflow.source.git.commit": git_commit()}
+    image = image_name()
+    tags = {"metalearn.version": package_version(), "mlflow.source.git.commit": git_commit()}
+    return {**tags, **({IMAGE_TAG: image} if image else {})}
 
 
 def _log_params(run_id: str, params: Mapping[str, Any]) -> None:

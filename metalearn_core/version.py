@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 COMMIT_VARIABLE = "METALEARN_GIT_COMMIT"
+IMAGE_VARIABLE = "METALEARN_IN_IMAGE"
 
 
 @cache
@@ -29,12 +30,17 @@ def source_digest() -> str:
 
     It is part of the key of every kept result, so that no result of older code is taken for a new one's.
     """
-    root = Path(__file__).parent
+    return digest_of_sources(Path(__file__).parent)
+
+
+def digest_of_sources(*packages: Path) -> str:
+    """Return 16 hexadecimal digits over the sources in the folders of some packages."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.suffix in {".py", ".j2"} and "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for root in packages:
+        for path in sorted(root.rglob("*")):
+            if path.suffix in {".py", ".j2"} and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
@@ -42,6 +48,11 @@ def source_digest() -> str:
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that what is computed depends on; a part of every kept result's key."""
     return {name: _version(name) for name in ("great-expectations", "numpy", "pillow", "torch")}
+
+
+def image_name() -> str | None:
+    """Return the name of the image that this process runs in, from METALEARN_IN_IMAGE; None outside one."""
+    return os.environ.get(IMAGE_VARIABLE)
 
 
 @cache

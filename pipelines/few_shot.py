@@ -20,6 +20,7 @@ from components.validate_episodes.component import validate_episodes
 from metalearn_core.errors import UsageError
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
 from metalearn_core.tracking_server import shown
+from metalearn_core.version import IMAGE_VARIABLE
 from pipelines.cluster.placement import IMAGE_USER, Kind, Placement
 
 NAME = "few-shot"
@@ -87,6 +88,8 @@ def few_shot_pipeline(
             kubernetes.use_field_path_as_env(task, PIPELINE_RUN_VARIABLE, "metadata.labels['pipeline/runid']")
         if placement:
             from pipelines.cluster.tasks import place
+
+            task.set_env_variable(IMAGE_VARIABLE, image)
 
             place(task, placement, kind, chosen, fixed={TRACKING_VARIABLE} if tracking_uri else set())
         return task
@@ -317,6 +320,7 @@ def compile_pipeline(
     path: str,
     *,
     kubernetes_manifest: bool = False,
+    image: str = IMAGE,
     build_shards: int = 1,
     tracking_uri: str | None = None,
     placement: Placement | None = None,
@@ -327,7 +331,9 @@ def compile_pipeline(
 
     options = KubernetesManifestOptions(pipeline_name=NAME) if kubernetes_manifest else None
     Compiler().compile(
-        few_shot_pipeline(build_shards=build_shards, tracking_uri=tracking_uri, placement=placement or Placement()),
+        few_shot_pipeline(
+            image=image, build_shards=build_shards, tracking_uri=tracking_uri, placement=placement or Placement()
+        ),
         path,
         kubernetes_manifest_format=kubernetes_manifest,
         kubernetes_manifest_options=options,

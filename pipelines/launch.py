@@ -5,6 +5,7 @@ checked, and does nothing until it gets its request.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import uuid
@@ -19,6 +20,8 @@ from metalearn_core.lifetime import OWNER_VARIABLE, owner_value
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
 from metalearn_core.storage import read_json
 from pipelines.command_line.watch import Watcher
+from pipelines.container_engine import SCRATCH
+from pipelines.containers import HOST_VARIABLE, Containers, remove_containers
 from pipelines.local_engine import EngineRequest
 from pipelines.workdir import TRACKING_VARIABLE, Workdir
 
@@ -46,6 +49,7 @@ def run_pipeline(
     workdir: Workdir,
     watcher: Watcher,
     build_shards: int = 1,
+    containers: Containers | None = None,
 ) -> dict[str, Any]:
     """Run the pipeline on this machine and return the summary that its last step wrote.
 
@@ -55,6 +59,7 @@ def run_pipeline(
         workdir: where the run's folder is made.
         watcher: is told what the steps report.
         build_shards: steps that share the decoding of the source.
+        containers: that the steps run in; None: each is a process here.
 
     Raises:
         MetalearnError: a step failed; the line is that step's own.
@@ -73,7 +78,10 @@ def run_pipeline(
             TRACKING_VARIABLE: workdir.tracking_uri,
             EVENTS_VARIABLE: str(events),
             PIPELINE_RUN_VARIABLE: run_id,
+            **({HOST_VARIABLE: containers.engine.address} if containers else {}),
         },
+        run_id=run_id,
+        containers=containers,
     )
     folder.mkdir(parents=True)
     events.touch()
@@ -83,8 +91,12 @@ def run_pipeline(
             engine.communicate(request.model_dump_json().encode())
     except BaseException:
         engine.kill()
+        if containers:
+            remove_containers(containers.engine.address, run_id)
         _end_runs(run_id, "interrupted: the same command goes on")
         raise
+    finally:
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
     if engine.returncode != 0 or watcher.summary is None:
         reason = watcher.error or _last_lines(log)
         _end_runs(run_id, reason)

@@ -1,4 +1,4 @@
-"""The pipeline on this machine, by KFP's local runner: every step a process of its own, one learner at a time.
+"""The pipeline on this machine, by KFP's local runners: every step a process or container, one learner at a time.
 
 The command line starts this module as a process of its own, so that KFP's output goes to a log file.
 """
@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.events import emit
 from metalearn_core.lifetime import end_with_owner
+from pipelines.container_engine import docker_runner
+from pipelines.containers import Containers
 
 
 class EngineRequest(BaseModel):
@@ -26,6 +28,8 @@ class EngineRequest(BaseModel):
         experiment: MLflow's.
         log: where everything is written that the engine and its steps print.
         environment: for the engine and its steps.
+        run_id: of the pipeline run.
+        containers: that the steps run in; None: each is a process here.
     """
 
     arguments: dict[str, Any]
@@ -35,16 +39,31 @@ class EngineRequest(BaseModel):
     experiment: str
     log: Path
     environment: dict[str, str]
+    run_id: str
+    containers: Containers | None = None
 
 
-def run(arguments: dict[str, Any], root: Path, build_shards: int) -> None:
-    """Run the pipeline with `arguments`, its artifacts below `root`; raise where a step fails."""
+def run(request: EngineRequest) -> None:
+    """Run the pipeline as requested; raise where a step fails."""
+    from kfp import local
+
+    if request.containers is None:
+        _run(request, local.SubprocessRunner(use_venv=False))
+    else:
+        with docker_runner(request.containers, request.run_id, request.root.parent) as runner:
+            _run(request, runner, image=request.containers.image)
+
+
+def _run(request: EngineRequest, runner: Any, **settings: Any) -> None:
     from kfp import local
 
     from pipelines.few_shot import few_shot_pipeline
 
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root), enable_caching=False)
-    few_shot_pipeline(parallelism=1, run_id_by_label=False, build_shards=build_shards)(**arguments)
+    workspace = request.root / "workspace"
+    workspace.mkdir(parents=True)
+    local.init(runner, pipeline_root=str(request.root), workspace_root=str(workspace), enable_caching=False)
+    pipeline = few_shot_pipeline(parallelism=1, run_id_by_label=False, build_shards=request.build_shards, **settings)
+    pipeline(**request.arguments)
 
 
 def main() -> int:
@@ -66,7 +85,7 @@ def main() -> int:
             os.dup2(log.fileno(), stream.fileno())
     try:
         tracking.prepare(os.environ["MLFLOW_TRACKING_URI"], request.artifacts, request.experiment)
-        run(request.arguments, request.root, request.build_shards)
+        run(request)
     except (MetalearnError, OSError) as error:
         emit("error", "run", text=one_line(error))
         return 1

@@ -24,6 +24,10 @@ class Workdir:
         """Where each pipeline run has a folder: its request, events, log and KFP's artifacts."""
         return self.path / "runs"
 
+    def storage(self, engine: str) -> Path:
+        """Where an engine keeps datasets, results and checkpoints: no engine takes what another one made."""
+        return self.path if engine == "local" else self.path / engine
+
     @property
     def tracking_uri(self) -> str:
         """Where tracking goes: MLFLOW_TRACKING_URI, or else a sqlite database in the work directory."""

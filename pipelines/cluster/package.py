@@ -50,15 +50,21 @@ def digest_in(description: str | None) -> str | None:
 
 
 @contextmanager
-def compiled(*, tracking_uri: str, build_shards: int, placement: Placement | None = None) -> Iterator[Package]:
-    """Compile the pipeline into a folder that goes with the block."""
+def compiled(
+    *, tracking_uri: str, build_shards: int, image: str, placement: Placement | None = None
+) -> Iterator[Package]:
+    """Compile the pipeline, for steps in an image, into a folder that goes with the block."""
     from pipelines.few_shot import NAME, compile_pipeline
 
     with TemporaryDirectory(prefix="metalearn-") as folder:
         path = Path(folder) / f"{NAME}.yaml"
         with quiet():
             compile_pipeline(
-                str(path), build_shards=build_shards, tracking_uri=tracking_uri, placement=_without_choice(placement)
+                str(path),
+                image=image,
+                build_shards=build_shards,
+                tracking_uri=tracking_uri,
+                placement=_without_choice(placement),
             )
         yield Package(NAME, _version(), path, hashlib.sha256(path.read_bytes()).hexdigest())
 

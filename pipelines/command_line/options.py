@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -115,6 +115,24 @@ MaxUnreadableOption = Annotated[
 ]
 BuildShardsOption = Annotated[
     int | None, typer.Option("--build-shards", help="Steps that share the source's decoding.", show_default="1")
+]
+
+EngineOption = Annotated[
+    Literal["local", "container"],
+    typer.Option("--engine", help="Each step a process here, or a container of Docker or podman (DOCKER_HOST)."),
+]
+ImageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image",
+        envvar="METALEARN_IMAGE",
+        help="In which each step runs: by digest, or a tag that stays.",
+        show_default="what `make image` builds",
+    ),
+]
+ContainerGpusOption = Annotated[
+    int | None,
+    typer.Option("--gpus", min=0, help="GPUs of each step's container, of this machine's.", show_default="0"),
 ]
 
 DEFAULT_WORKDIR = DEFAULT

@@ -23,6 +23,9 @@ from pipelines.command_line.cluster_options import (
 )
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
+    ContainerGpusOption,
+    EngineOption,
+    ImageOption,
     JsonOption,
     WorkdirOption,
     answers,
@@ -56,6 +59,9 @@ def run(
             show_default="the work directory",
         ),
     ] = None,
+    engine: EngineOption = "local",
+    image: ImageOption = None,
+    gpus: ContainerGpusOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -66,19 +72,21 @@ def run(
     from metalearn_core.tracking_server import shown
     from pipelines import config as configuration
     from pipelines.command_line.watch import Watcher
+    from pipelines.containers import containers_for
     from pipelines.launch import run_pipeline, warm_engine
 
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
-    with warm_engine() as engine:
-        place = storage or str(directory.path)
+    with warm_engine() as process:
+        place = storage or str(directory.storage(engine))
         Place.at(place).check()
         configuration.check_source(settings)
         gate_rules(settings.gate)
         check_name(settings.model_name)
         items = configuration.learner_items(settings)
         arguments = configuration.pipeline_arguments(settings, items, place, command())
-        outcome = run_pipeline(engine, arguments, directory, Watcher(notices), settings.build_shards)
+        containers = containers_for(engine, image, gpus or 0, arguments, directory)
+        outcome = run_pipeline(process, arguments, directory, Watcher(notices), settings.build_shards, containers)
     summary = {**outcome, "workdir": str(directory.path), "tracking_uri": shown(uri)}
     if json:
         print_json(summary)
@@ -147,6 +155,7 @@ def compile_(
     train_retries: TrainRetriesOption = None,
     secret_env: SecretEnvOption = None,
     config_map_env: ConfigMapEnvOption = None,
+    image: ImageOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -155,6 +164,7 @@ def compile_(
 
     if output.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"--output: expected a name that ends in .yaml, got {output}")
+    from components.image import IMAGE, pinned
     from pipelines.config import CLUSTER, read_section
 
     placement = placement_of(
@@ -173,9 +183,14 @@ def compile_(
     )
     from pipelines.few_shot import compile_pipeline
 
+    pinned_image = pinned(image) if image else IMAGE
     output.parent.mkdir(parents=True, exist_ok=True)
     compile_pipeline(
-        str(output), kubernetes_manifest=kubernetes_manifest, build_shards=build_shards, placement=placement
+        str(output),
+        kubernetes_manifest=kubernetes_manifest,
+        image=pinned_image,
+        build_shards=build_shards,
+        placement=placement,
     )
     if json:
         print_json({"file": str(output)})

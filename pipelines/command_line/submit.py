@@ -22,7 +22,7 @@ from pipelines.command_line.cluster_options import (
     TrainTimeoutOption,
     placement_of,
 )
-from pipelines.command_line.options import JsonOption, answers, notices, print_json
+from pipelines.command_line.options import ImageOption, JsonOption, answers, notices, print_json
 from pipelines.command_line.pipeline_options import command, takes_pipeline_options
 
 if TYPE_CHECKING:
@@ -176,9 +176,11 @@ def submit(
             rich_help_panel=_CREDENTIALS,
         ),
     ] = None,
+    image: ImageOption = None,
     json: JsonOption = False,
 ) -> None:
     """Submit the whole pipeline to Kubeflow: upload this version of it, and start a run or a schedule."""
+    from components.image import IMAGE, pinned
     from pipelines.cluster.checks import check_tracking
     from pipelines.cluster.connection import Connection, read_credentials
     from pipelines.cluster.submission import Order
@@ -201,12 +203,13 @@ def submit(
         config_map_env=config_map_env,
         service_account=service_account,
     )
+    steps_image = pinned(image) if image else IMAGE
     items = _checked(settings, storage)
     uri = check_tracking(tracking_uri)
     credentials = read_credentials(token_file, cookie_file)
     connection = Connection(host.rstrip("/"), ui_host or host, namespace, credentials, ca_file, timeout)
     view = RunView(notices)
-    client, version, experiment_id = _uploaded(connection, settings, uri, placement, view)
+    client, version, experiment_id = _uploaded(connection, settings, uri, steps_image, placement, view)
     arguments = {
         **pipeline_arguments(settings, items, storage.rstrip("/"), command()),
         **placement.arguments(),
@@ -258,7 +261,12 @@ def _checked(settings: "RunConfig", storage: str) -> list[str]:
 
 
 def _uploaded(
-    connection: "Connection", settings: "RunConfig", tracking_uri: str, placement: "Placement", view: "RunView"
+    connection: "Connection",
+    settings: "RunConfig",
+    tracking_uri: str,
+    image: str,
+    placement: "Placement",
+    view: "RunView",
 ) -> "tuple[ClusterClient, Version, str]":
     """Return a client, and the pipeline's version and the experiment's id on the cluster."""
     from pipelines.cluster.client import ClusterClient
@@ -267,7 +275,8 @@ def _uploaded(
 
     client = ClusterClient(connection)
     check_host(client)
-    with compiled(tracking_uri=tracking_uri, build_shards=settings.build_shards, placement=placement) as package:
+    shards = settings.build_shards
+    with compiled(tracking_uri=tracking_uri, build_shards=shards, image=image, placement=placement) as package:
         version = upload(client, package, view.note)
     return client, version, experiment(client, settings.experiment)
 
