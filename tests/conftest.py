@@ -81,7 +81,10 @@ def s3_prefix(s3_store: Stack, request: pytest.FixtureRequest, monkeypatch: pyte
 
 @pytest.fixture
 def bucket(s3_store: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an empty bucket that this test's process and those that it starts can use, with an empty cache."""
+    """An address that a test has for itself, as if it were a bucket, for its process and those that it starts.
+
+    The cache is empty. A bucket of its own for each test would take the store more volumes than a disk holds.
+    """
     from metalearn_core.storage import objects
 
     for name, value in s3_store.environment().items():
@@ -92,9 +95,7 @@ def bucket(s3_store: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", owner.secret)
     monkeypatch.setenv("METALEARN_CACHE", str(tmp_path / "cache"))
     objects.client.cache_clear()
-    name = f"bucket-{uuid.uuid4().hex}"
-    objects.client().create_bucket(Bucket=name)
-    yield f"s3://{name}"
+    yield f"{s3_store.storage}/bucket-{uuid.uuid4().hex}"
     objects.client.cache_clear()
 
 

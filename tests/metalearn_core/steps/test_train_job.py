@@ -35,9 +35,6 @@ ITEM = {
     "backbone": "mlp",
     "backbone_options": {"hidden": [8]},
 }
-SECRET = "marker-of-a-secret-4711"
-
-
 RESOURCES = {"limits": {"cpu": "4", "memory": "16Gi", "nvidia.com/gpu": "2"}, "requests": {"cpu": "4"}}
 TOLERATIONS = [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
 
@@ -60,9 +57,9 @@ def order(small_dataset: EpisodeDataset, bucket: str, tmp_path: Path) -> Trainin
 
 
 @pytest.fixture
-def request_(cluster, s3_endpoint: str, monkeypatch):
-    cluster.secrets["metalearn-storage", "id"] = "tests"
-    cluster.secrets["metalearn-storage", "key"] = SECRET
+def request_(cluster, bucket: str, monkeypatch):
+    cluster.secrets["metalearn-storage", "id"] = os.environ["AWS_ACCESS_KEY_ID"]
+    cluster.secrets["metalearn-storage", "key"] = os.environ["AWS_SECRET_ACCESS_KEY"]
     monkeypatch.setenv("METALEARN_PIPELINE_RUN_ID", "kfp-run")
 
     def secret(name: str, key: str) -> dict:
@@ -73,7 +70,7 @@ def request_(cluster, s3_endpoint: str, monkeypatch):
         node_selector={"pool": "gpu"},
         tolerations=TOLERATIONS,
         env=[
-            {"name": "AWS_ENDPOINT_URL", "value": s3_endpoint},
+            {"name": "AWS_ENDPOINT_URL", "value": os.environ["AWS_ENDPOINT_URL"]},
             {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"},
             secret("AWS_ACCESS_KEY_ID", "id"),
             secret("AWS_SECRET_ACCESS_KEY", "key"),
@@ -176,7 +173,7 @@ def test_the_job_is_one_that_the_sdk_knows_with_all_that_the_step_was_given(clus
     assert (context["runAsUser"], context["runAsNonRoot"], context["allowPrivilegeEscalation"]) == (10001, True, False)
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/dev/shm"}
     assert {"name": "metalearn-shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in pod["volumes"]
-    assert SECRET not in json.dumps(sent)
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(sent)
 
 
 @pytest.mark.slow
