@@ -124,14 +124,17 @@ def _print_summary(summary: dict[str, Any]) -> None:
     answers.print(f"\n* selected on validation; {selected['model']} {verdict}:")
     for reason in promotion["reasons"]:
         answers.print(f"  - {reason}", soft_wrap=True, markup=False)
-    answers.print(f"\nlook at it:  {_look(summary['workdir'])}", markup=False, soft_wrap=True)
+    answers.print(f"\nlook at it:  {_look(summary)}", markup=False, soft_wrap=True)
 
 
-def _look(workdir: str) -> str:
-    """Return the command that opens MLflow's page on this work directory, as this one was called."""
+def _look(summary: dict[str, Any]) -> str:
+    """Return the tracking server's page, or the command that opens one on this work directory, as this was called."""
     import shlex
     import shutil
 
+    workdir, uri = summary["workdir"], str(summary["tracking_uri"])
+    if uri.startswith(("http://", "https://")):
+        return uri
     program = sys.argv[0] if shutil.which("metalearn") is None else "metalearn"
     default = workdir_at(DEFAULT_WORKDIR).path
     return shlex.join([program, "ui", *([] if Path(workdir) == default else ["--workdir", workdir])])

@@ -13,6 +13,7 @@ from kfp import dsl
 from kfp.kubernetes.kubernetes_executor_config_pb2 import KubernetesExecutorConfig
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from components.image import IMAGE
 from metalearn_core.errors import UsageError
 from pipelines.cluster.placement import CONFIG_MAPS, IMAGE_USER, SECRETS, Placement, read_placement
 from pipelines.few_shot import compile_pipeline, few_shot_pipeline
@@ -195,7 +196,8 @@ def test_every_step_has_secrets_and_settings_by_reference_alone(chosen, name) ->
     }
     standing = {variable: (entry.name, entry.key, True) for variable, entry in CONFIG_MAPS.items()}
     assert settings == {**standing, "REGION": ("site", "region", False)}
-    assert not chosen.steps[name].container.env, "a value in the pipeline is one that everybody can read"
+    values = {entry.name: entry.value for entry in chosen.steps[name].container.env}
+    assert values == {"METALEARN_IN_IMAGE": IMAGE}, "a value in the pipeline is one that everybody can read"
 
 
 @pytest.mark.parametrize("name", KINDS)

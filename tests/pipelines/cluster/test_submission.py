@@ -12,6 +12,7 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
+from components.image import IMAGE
 from metalearn_core.version import git_commit, package_version
 from pipelines.cluster.package import digest_in
 from tests.pipelines.cluster.conftest import STORAGE, TRACKING
@@ -75,7 +76,8 @@ def test_what_is_uploaded_is_the_pipeline_with_the_tracking_server(submit: Submi
     parsed = json_format.MessageToDict(json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec()))
     executors = parsed["deploymentSpec"]["executors"]
     for executor in executors.values():
-        assert executor["container"]["env"] == [{"name": "MLFLOW_TRACKING_URI", "value": TRACKING}]
+        values = {entry["name"]: entry["value"] for entry in executor["container"]["env"]}
+        assert values == {"MLFLOW_TRACKING_URI": TRACKING, "METALEARN_IN_IMAGE": IMAGE}
     assert any("decode" in name for name in executors)
 
 
