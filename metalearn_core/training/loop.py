@@ -152,6 +152,10 @@ class _Run:
         if found is not None:
             self.progress, tensors = found
             self.best = unpack(tensors, self.learner, self.optimiser)
+            if self.world.leads and not self.progress.finished:
+                name = self.spec.learner
+                text = f"{name}: goes on from training episode {self.progress.episodes:,} of its checkpoint"
+                events.emit("note", name, text=text)
             kept, now = self.progress.engine, self._choices()
             if kept.device != now.device:
                 self._update(engine=now)

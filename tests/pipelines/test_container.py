@@ -159,11 +159,11 @@ def test_a_training_killed_with_its_command_or_its_container_goes_on_to_the_same
 
     def started() -> subprocess.Popen[str]:
         """Start the command, and return when its training has written a checkpoint that was not there before."""
-        before = set(tmp_path.glob("container/checkpoints/*/*"))
+        before = set(tmp_path.glob("container/checkpoints/*/*.json"))
         process = subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
-        wait_for(lambda: set(tmp_path.glob("container/checkpoints/*/*")) > before or process.poll() is not None)
+        wait_for(lambda: set(tmp_path.glob("container/checkpoints/*/*.json")) - before or process.poll() is not None)
         assert process.poll() is None
         return process
 
@@ -189,6 +189,8 @@ def test_a_training_killed_with_its_command_or_its_container_goes_on_to_the_same
     answer = metalearn("run", images, "--workdir", tmp_path, "--engine", "container", *ARGUMENTS)
     assert answer.status == 0, answer.errors
     assert figures(answer.json)["weights"] == figures(local)["weights"]
+    told = [file.read_text().count("goes on from training episode") for file in tmp_path.glob("runs/*/events.jsonl")]
+    assert sorted(told) == [0, 1, 1, 1], "each run but the first took up a checkpoint"
 
 
 @pytest.mark.slow

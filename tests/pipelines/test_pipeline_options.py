@@ -10,7 +10,7 @@ from pipelines.command_line import runs, submit
 from pipelines.command_line.pipeline_options import takes_pipeline_options
 from pipelines.config import RunConfig
 
-OUTSIDE = {"settings", "eval_seed", "gate"}  # set in a file, or by --set
+OUTSIDE = {"settings", "eval_seed", "gate", "cluster"}  # set in a file, by --set, or by options of their own
 
 
 def test_run_and_submit_take_every_option_of_a_configuration() -> None:

@@ -1,5 +1,6 @@
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -197,6 +198,19 @@ def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, t
     assert content(fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)) == content(
         fit(spec("maml"), dataset, plan())
     )
+
+
+def test_a_run_that_goes_on_says_from_where(dataset, tmp_path, monkeypatch):
+    def stop(metrics, episodes):
+        if "validation/accuracy" in metrics:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path / "run", on_metrics=stop)
+    monkeypatch.setenv("METALEARN_EVENTS", str(tmp_path / "events.jsonl"))
+    fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path / "run")
+    told = (tmp_path / "events.jsonl").read_text()
+    assert re.search(r"maml: goes on from training episode [1-9]\d* of its checkpoint", told)
 
 
 def test_a_finished_run_returns_at_once(dataset, tmp_path):
