@@ -17,11 +17,13 @@ Status = Literal["FINISHED", "FAILED"]
 
 
 def set_outcome(run_id: str, status: Status, reason: str = "") -> None:
-    """End a run with its status, and tag it with the reason in one line."""
+    """End a run with its status, and tag it with the reason in one line; without one, an earlier reason goes."""
     mlflow_client = client()
     with explained():
         if reason:
             mlflow_client.set_tag(run_id, REASON_TAG, " ".join(reason.split())[:LONGEST_TAG])
+        elif REASON_TAG in mlflow_client.get_run(run_id).data.tags:
+            mlflow_client.delete_tag(run_id, REASON_TAG)
         mlflow_client.set_terminated(run_id, status)
 
 
@@ -48,6 +50,11 @@ def end_children(parent_id: str, status: Status, reason: str = "") -> None:
 def end_failed(run_id: str, reason: str) -> None:
     """End a pipeline run and those below it as failed, where they still run: what ended before keeps its outcome."""
     end_children(run_id, "FAILED", reason)
+    mark_failed(run_id, reason)
+
+
+def mark_failed(run_id: str, reason: str) -> None:
+    """End a pipeline run as failed where it still runs; those below it go on: other learners train beside this step."""
     if _still_running(client(), run_id):
         set_outcome(run_id, "FAILED", reason)
 

@@ -19,9 +19,9 @@ from pipelines.workdir import TRACKING_VARIABLE
 
 SCRATCH = "tmp"  # in a run's folder: what its containers see as /tmp
 _HOME = "/tmp"
-_PASSED = ("AWS_", "MLFLOW_", "METALEARN_", "OMP_", "MKL_")
-_PASSED_NAMES = {"http_proxy", "https_proxy", "no_proxy", "all_proxy"}
-_NOT_PASSED = {"METALEARN_GIT_COMMIT", "METALEARN_HOME", "METALEARN_IMAGE"}  # the image knows its own commit
+_PASSED = ("AWS_", "MLFLOW_", "OMP_", "MKL_")
+_PASSED_OURS = {f"METALEARN_{name}" for name in ("EVENTS", "PIPELINE_RUN_ID", "WEBHOOK_URL", "KFP_URL", "DEBUG")}
+_PASSED_NAMES = {"requests_ca_bundle", "ssl_cert_file", "http_proxy", "https_proxy", "no_proxy", "all_proxy"}
 _AWS_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
 _TAIL = 4000
 _LAST_LINES = 3
@@ -98,7 +98,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     passed = {
         name: value
         for name, value in environment.items()
-        if (name.startswith(_PASSED) and name not in _NOT_PASSED) or name.lower() in _PASSED_NAMES
+        if name.startswith(_PASSED) or name in _PASSED_OURS or name.lower() in _PASSED_NAMES
     }
     for name, usual in _AWS_FILES.items():
         path = Path(usual).expanduser()

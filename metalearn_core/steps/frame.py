@@ -75,7 +75,7 @@ def _tell_failure(name: str, subject: str, reason: str) -> None:
 
         run_id = tracking.find_parent_run(pipeline_run_id())
         if run_id:
-            tracking.end_failed(run_id, f"{name}: {reason}")
+            tracking.mark_failed(run_id, f"{name}: {reason}")
     with suppress(Exception):
         step_name = f"{name} {subject}".strip()
         announce("failed", step_name, reason, run_id=run_id, pipeline_run=os.environ.get(PIPELINE_RUN_VARIABLE, ""))

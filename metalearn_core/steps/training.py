@@ -259,11 +259,16 @@ def evaluate_learner(
             results[split] = evaluation.model_dump(mode="json")
         write_json(folder / EVALUATION, {"training": record, **results})
 
-    folder, was_kept = kept(storage / "results", "evaluation", key, make)
-    if not was_kept:
-        from metalearn_core import tracking
-        from metalearn_core.steps.children import child_of
+    from metalearn_core import tracking
+    from metalearn_core.steps.children import child_of
 
+    try:
+        folder, was_kept = kept(storage / "results", "evaluation", key, make)
+    except Exception as error:
+        with suppress(MetalearnError):
+            tracking.set_outcome(child_of(record).run_id, "FAILED", f"evaluate: {one_line(error)}")
+        raise
+    if not was_kept:
         child = child_of(record)
         tracking.log_metrics(child.run_id, result_metrics(record, read_json(folder / EVALUATION, "evaluation")))
         tracking.set_outcome(child.run_id, "FINISHED")

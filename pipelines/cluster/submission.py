@@ -144,7 +144,7 @@ def _holds(version: Any, package: Package) -> bool:
     digest = digest_in(version.description)
     if digest is not None:
         return digest == package.digest
-    return version.pipeline_spec is None or _parsed(version.pipeline_spec) == _parsed(_documents(package))
+    return version.pipeline_spec is not None and _parsed(version.pipeline_spec) == _parsed(_documents(package))
 
 
 def _documents(package: Package) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What MLflow knows of a run on the cluster: its page, and why it failed."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,16 +21,14 @@ class TrackedRun:
 
 def tracked_run(uri: str, pipeline_run_id: str) -> TrackedRun:
     """Return the MLflow run of KFP's run, as far as the tracking server can be asked from here."""
-    from metalearn_core import tracking
+    from metalearn_core.tracking_kubeflow import tagged_run
     from metalearn_core.tracking_outcome import REASON_TAG
-    from metalearn_core.tracking_server import URI_VARIABLE, client, explained, impatience
+    from metalearn_core.tracking_server import client, explained, impatience
 
-    os.environ[URI_VARIABLE] = uri
-    with suppress(MetalearnError), impatience():
-        found = tracking.find_parent_run(pipeline_run_id)
+    with suppress(MetalearnError), impatience(), explained(uri):
+        found = tagged_run(client(uri), pipeline_run_id)
         if found:
-            with explained(uri):
-                run = client(uri).get_run(found)
+            run = client(uri).get_run(found)
             page = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{found}"
             return TrackedRun(page, run.data.tags.get(REASON_TAG, ""))
     return TrackedRun(uri)

@@ -50,6 +50,17 @@ def test_what_still_runs_is_ended_and_what_has_ended_keeps_its_outcome(client: M
     assert outcome(client, parent)[1] == "interrupted: the same command goes on"
 
 
+def test_a_step_that_fails_leaves_the_learners_beside_it_alone(client: MlflowClient, experiment: str) -> None:
+    parent = open_run(experiment, "with learners side by side")
+    maml, protonet = (tracking.start_child(parent, name) for name in ("maml", "protonet"))
+    tracking.set_outcome(maml, "FAILED", "its node went away")
+    tracking.mark_failed(parent, "meta_train: its node went away")
+    assert outcome(client, protonet) == ("RUNNING", "")
+    assert outcome(client, parent) == ("FAILED", "meta_train: its node went away")
+    tracking.set_outcome(parent, "FINISHED")
+    assert outcome(client, parent) == ("FINISHED", "")
+
+
 def test_runs_of_a_killed_process_are_ended_by_the_next_run(
     client: MlflowClient, experiment: str, gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
