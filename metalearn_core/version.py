@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -53,6 +54,11 @@ def library_versions() -> dict[str, str]:
 def image_name() -> str | None:
     """Return the name of the image that this process runs in, from METALEARN_IN_IMAGE; None outside one."""
     return os.environ.get(IMAGE_VARIABLE)
+
+
+def version_name() -> str:
+    """Return version and commit as a name that Kubernetes takes as well."""
+    return re.sub(r"[^a-z0-9.-]+", "-", f"{package_version()}-{git_commit()}".lower())
 
 
 @cache

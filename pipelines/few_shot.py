@@ -20,7 +20,7 @@ from components.validate_episodes.component import validate_episodes
 from metalearn_core.errors import UsageError
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
 from metalearn_core.tracking_server import shown
-from metalearn_core.version import IMAGE_VARIABLE
+from metalearn_core.version import IMAGE_VARIABLE, version_name
 from pipelines.cluster.placement import IMAGE_USER, Kind, Placement
 
 NAME = "few-shot"
@@ -124,7 +124,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
     )
     def few_shot(
         source: str = "glyphs",
-        storage: str = "/tmp/metalearn",
+        storage: str = "",
         learners: list[str] = DEFAULT_LEARNERS,
         way: int = 5,
         shot: int = 1,
@@ -139,7 +139,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
         seed: int = 0,
         patience: int = 0,
         precision: str = "auto",
-        device: str = "auto",
+        device: str = "cuda" if placement.train.gpus else "auto",
         processes: int = max(1, placement.train.gpus),
         checkpoint_seconds: float = 60.0,
         image_size: int = 28,
@@ -169,7 +169,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
 
         Args:
             source: `glyphs`, a folder of images, or a Parquet file or folder.
-            storage: where datasets, results and checkpoints are kept.
+            storage: where datasets, results and checkpoints are kept; on a cluster, an `s3://` address.
             learners: JSON of each learner: learner, options, backbone, backbone_options.
             way: classes an evaluation episode.
             shot: support examples a class.
@@ -244,6 +244,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
         opened = placed(
             open_run(
                 experiment=experiment,
+                storage=storage,
                 learners=learners,
                 **episodes,
                 **train_shape,
@@ -329,7 +330,11 @@ def compile_pipeline(
     from kfp.compiler import Compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
-    options = KubernetesManifestOptions(pipeline_name=NAME) if kubernetes_manifest else None
+    options = None
+    if kubernetes_manifest:
+        options = KubernetesManifestOptions(
+            pipeline_name=NAME, pipeline_version_name=f"{NAME}-{version_name()}", include_pipeline_manifest=True
+        )
     Compiler().compile(
         few_shot_pipeline(
             image=image, build_shards=build_shards, tracking_uri=tracking_uri, placement=placement or Placement()

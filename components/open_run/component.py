@@ -10,6 +10,7 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def open_run(
     experiment: str,
+    storage: str,
     source: str,
     learners: list[str],
     way: int,
@@ -52,6 +53,7 @@ def open_run(
 
     Args:
         experiment: MLflow experiment; it is made where it does not exist.
+        storage: where datasets, results and checkpoints are kept; on a cluster, an `s3://` address.
         source: of the labelled examples.
         learners: JSON of each learner.
         way: classes an evaluation episode.
@@ -94,6 +96,7 @@ def open_run(
     with step("open_run"):
         run.open_run(
             experiment,
+            storage=storage,
             source=source,
             learners=learners,
             way=way,

@@ -9,6 +9,7 @@ from typing import Any
 
 from metalearn_core import tracking
 from metalearn_core.data.manifest import SPLITS, Manifest
+from metalearn_core.errors import UsageError
 from metalearn_core.model_versions import check_name
 from metalearn_core.steps.children import child_of, parent_run
 from metalearn_core.steps.data import read_dataset
@@ -18,6 +19,8 @@ from metalearn_core.steps.placement import training_pod
 from metalearn_core.steps.requests import evaluation_request, gate_rules, learner_items, training_request
 from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
+from metalearn_core.storage.objects import is_address
+from metalearn_core.storage.place import Place
 from metalearn_core.webhook import announce
 
 _CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"  # every pod has it
@@ -27,6 +30,7 @@ def open_run(
     experiment: str,
     learners: Sequence[str],
     *,
+    storage: str,
     pod: Mapping[str, Any] | None = None,
     kubeflow: Mapping[str, str] | None = None,
     **settings: Any,
@@ -36,6 +40,7 @@ def open_run(
     Args:
         experiment: MLflow's; made where it does not exist.
         learners: JSON of each learner.
+        storage: where datasets, results and checkpoints are kept.
         pod: inputs that choose the pod of a training; on a cluster, parameters of the run too.
         kubeflow: further tags of the run: the pipeline's ids in Kubeflow, where they are known.
         settings: the pipeline's other inputs; with the learners, the run's parameters.
@@ -53,6 +58,7 @@ def open_run(
     gate_rules(settings["gate"])
     check_name(settings["model_name"])
     training_pod(**(pod or {}))
+    _check_storage(storage)
     names = " + ".join(dict.fromkeys(item["learner"] for item in items))
     source = Path(str(settings["source"])).name
     name = f"{source} {settings['way']}-way {settings['shot']}-shot: {names}"
@@ -64,6 +70,16 @@ def open_run(
         params={"learners": items, **settings, **placement},
         tags={"source": source, **{key: value for key, value in (kubeflow or {}).items() if value}},
     )
+
+
+def _check_storage(storage: str) -> None:
+    """Refuse a storage that the steps do not share, or that cannot be used."""
+    if _CLUSTER_VARIABLE in os.environ and not is_address(storage):
+        raise UsageError(
+            f"input storage: got {storage!r}, which is a place in one pod: expected an address like "
+            "s3://bucket/some/place, which all steps see"
+        )
+    Place.at(storage).check()
 
 
 def close_run(

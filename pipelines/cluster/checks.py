@@ -46,6 +46,8 @@ def check_build(config: RunConfig) -> None:
     from metalearn_core.data.manifest import BuildOptions
     from metalearn_core.steps.data import build_options
 
+    if config.build_shards > 1 and config.color == "auto" and config.source != GLYPHS:
+        raise UsageError("build_shards: a part of a build does not see every image: give --color grey or rgb")
     build_options("", **config.model_dump(include=set(BuildOptions.model_fields.keys() - {"split_file"})))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from metalearn_core.steps.placement import TrainingPod
-from metalearn_core.version import git_commit, package_version
+from metalearn_core.version import git_commit, package_version, version_name
 from pipelines.cluster.placement import Placement
 from pipelines.cluster.quiet import quiet
 
@@ -66,7 +66,7 @@ def compiled(
                 tracking_uri=tracking_uri,
                 placement=_without_choice(placement),
             )
-        yield Package(NAME, _version(), path, hashlib.sha256(path.read_bytes()).hexdigest())
+        yield Package(NAME, version_name(), path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _without_choice(placement: Placement | None) -> Placement:
@@ -74,8 +74,3 @@ def _without_choice(placement: Placement | None) -> Placement:
     placement = placement or Placement()
     usual = TrainingPod().model_dump()
     return placement.model_copy(update={"train": placement.train.model_copy(update=usual)})
-
-
-def _version() -> str:
-    """Return version and commit as a name that Kubernetes takes as well."""
-    return re.sub(r"[^a-z0-9.-]+", "-", f"{package_version()}-{git_commit()}".lower())

@@ -42,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
     """Add the verb."""
     app.command(
         epilog="Example:  metalearn submit s3://data/photos --storage s3://data/metalearn "
+        "--image registry.example.com/metalearn:0.1.0 "
         "--host https://kubeflow.example.com/pipeline --namespace team-a --wait"
     )(submit)
 
@@ -204,16 +205,20 @@ def submit(
         service_account=service_account,
     )
     steps_image = pinned(image) if image else IMAGE
+    device = _device(settings, placement)
     items = _checked(settings, storage)
     uri = check_tracking(tracking_uri)
     credentials = read_credentials(token_file, cookie_file)
     connection = Connection(host.rstrip("/"), ui_host or host, namespace, credentials, ca_file, timeout)
     view = RunView(notices)
+    if not image:
+        view.note(f"the steps run in {IMAGE}, which the nodes must have; --image names one in a registry")
     client, version, experiment_id = _uploaded(connection, settings, uri, steps_image, placement, view)
     arguments = {
         **pipeline_arguments(settings, items, storage.rstrip("/"), command()),
         **placement.arguments(),
         "processes": max(settings.processes, placement.train.gpus),  # one for each GPU
+        "device": device,
         "kfp_pipeline_id": version.pipeline_id,
         "kfp_pipeline_version_id": version.version_id,
     }
@@ -258,6 +263,15 @@ def _checked(settings: "RunConfig", storage: str) -> list[str]:
     check_name(settings.model_name)
     train_request(settings)
     return learner_items(settings)
+
+
+def _device(settings: "RunConfig", placement: "Placement") -> str:
+    """Return what trains: with GPUs nothing else, lest a processor hold them."""
+    if not placement.train.gpus:
+        return settings.device
+    if settings.device == "cpu":
+        raise UsageError(f"--gpus {placement.train.gpus} and --device cpu: take one of the two")
+    return "cuda"
 
 
 def _uploaded(

@@ -16,6 +16,7 @@ from tests.pipelines.cluster.kfp_server import Cluster, KfpServer
 from tests.pipelines.conftest import Answer
 
 SWAGGER = "METALEARN_KFP_SWAGGER"
+IMAGE = "registry.example/metalearn:1"
 TRACKING = "http://mlflow.invalid:5000"
 STORAGE = "s3://bucket/metalearn"
 
@@ -74,6 +75,7 @@ def submit(
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", line)
             patch.setenv("COLUMNS", "80")
+            patch.setenv("METALEARN_IMAGE", IMAGE)
             for name, value in environment.items():
                 patch.setenv(name, value)
             capsys.readouterr()

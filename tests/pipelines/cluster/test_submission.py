@@ -12,7 +12,6 @@ import yaml
 from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
-from components.image import IMAGE
 from metalearn_core.version import git_commit, package_version
 from pipelines.cluster.package import digest_in
 from tests.pipelines.cluster.conftest import STORAGE, TRACKING
@@ -77,7 +76,7 @@ def test_what_is_uploaded_is_the_pipeline_with_the_tracking_server(submit: Submi
     executors = parsed["deploymentSpec"]["executors"]
     for executor in executors.values():
         values = {entry["name"]: entry["value"] for entry in executor["container"]["env"]}
-        assert values == {"MLFLOW_TRACKING_URI": TRACKING, "METALEARN_IN_IMAGE": IMAGE}
+        assert values == {"MLFLOW_TRACKING_URI": TRACKING, "METALEARN_IN_IMAGE": "registry.example/metalearn:1"}
     assert any("decode" in name for name in executors)
 
 
@@ -367,3 +366,27 @@ def test_a_source_in_a_file_of_options_is_checked_too(
     (tmp_path / "run.yaml").write_text("source: photos\n")
     refused(submit("--config", tmp_path / "run.yaml"), 2, "'photos'")
     assert cluster.asked() == []
+
+
+def test_without_an_image_it_says_which_one_the_nodes_must_have(submit: Submit) -> None:
+    answer = submit(METALEARN_IMAGE="")
+    assert answer.status == 0
+    assert "the steps run in metalearn-python:" in answer.errors
+
+
+def test_gpus_are_what_trains_and_a_processor_does_not_hold_them(
+    submit: Submit, cluster: Cluster, refused: Callable[..., str]
+) -> None:
+    assert submit("--gpus", 1).status == 0
+    [run] = cluster.runs.values()
+    assert run["runtime_config"]["parameters"]["device"] == "cuda"
+    refused(submit("--gpus", 1, "--device", "cpu"), 2, "--gpus 1 and --device cpu: take one of the two")
+
+
+def test_parts_of_a_build_want_a_colour_before_anything_is_uploaded(
+    submit: Submit, cluster: Cluster, refused: Callable[..., str]
+) -> None:
+    refused(
+        submit("s3://data/photos", "--build-shards", 4), 2, "build_shards: a part of a build does not see every image"
+    )
+    assert not cluster.runs

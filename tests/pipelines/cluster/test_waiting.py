@@ -217,7 +217,8 @@ def waiting(
     line = command(
         "submit", "--host", server.host, "--storage", STORAGE, "--tracking-uri", TRACKING, "--wait", "--json"
     )
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    environment = {**os.environ, "METALEARN_IMAGE": "registry.example/metalearn:1"}
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 60
     while cluster.looks < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
