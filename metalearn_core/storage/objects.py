@@ -17,7 +17,7 @@ from metalearn_core.errors import StorageError, UsageError
 from metalearn_core.storage.files import named_errors
 
 SCHEME = "s3://"
-ATTEMPTS = 8
+ATTEMPTS = 14  # half a minute and more: a store that is started again is back
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 AT_ONCE = 16
 _ADDRESS = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])(?:/(?P<key>.*))?")
