@@ -107,6 +107,7 @@ class DatasetSpec(Record):
         dtype: as stored; uint8 examples are divided by 255 before anything else.
         mean, std: of the training split, per channel or per feature, after that division.
         train_classes: classes of the training split, rotations counted; the outputs of a plain classifier.
+        target_size: d of the real targets (d,) of regression; None: the targets are classes.
     """
 
     modality: Literal["image", "vector"]
@@ -115,6 +116,7 @@ class DatasetSpec(Record):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     train_classes: int
+    target_size: int | None = None
 
 
 class Manifest(Record):
@@ -151,7 +153,7 @@ def content_digest(spec: DatasetSpec, options: BuildOptions, rasteriser: str, cl
     Every example is in it by its class's digest; where the examples lie in the shards is not.
     """
     content = {
-        "spec": spec.model_dump(mode="json"),
+        "spec": spec.model_dump(mode="json", exclude_none=True),
         "options": options.model_dump(mode="json"),
         "rasteriser": rasteriser,
         "classes": [entry.model_dump(mode="json", exclude={"shard", "row_group"}) for entry in classes],

@@ -31,6 +31,8 @@ class LearnerInfo:
         fixed_way: it is built for one number of classes; otherwise it takes any.
         order_invariant: its logits do not depend on the order of the support set (but for rounding).
         modalities: of the examples that it takes.
+        targets: that it learns: classes, and real numbers (regression) where it can.
+        variable_shape: it takes episodes whose way and shot vary, by masks.
         stream: what it trains on: episodes, or plain examples with the labels of the training classes.
         transductive: it has a transductive mode at all.
     """
@@ -41,6 +43,8 @@ class LearnerInfo:
     fixed_way: bool
     order_invariant: bool = True
     modalities: tuple[str, ...] = ("image", "vector")
+    targets: tuple[Literal["class", "real"], ...] = ("class",)
+    variable_shape: bool = True
     stream: Literal["episodes", "examples"] = "episodes"
     transductive: bool = False
 
@@ -51,7 +55,7 @@ class Outcome:
 
     Attributes:
         losses: (b,) outer losses, differentiable.
-        accuracies: (b,) shares of the queries that were classified right.
+        accuracies: (b,) shares of the queries that were classified right; for regression minus the squared errors.
         statistics: batch-norm statistics of each episode, each (b, channels), for the backbone's running averages;
             empty where the learner has no use for those.
     """
@@ -91,9 +95,11 @@ class Learner(nn.Module, ABC):
         info: what the learner declares.
         backbone_defaults: options of backbones, by backbone, in which the learner's recipe differs from their defaults.
         batch_norm: the mode that `adapt` and `predict` work in; may be set to evaluate in the other one.
+        progress: the share (0 to 1) of the training budget that is spent, set before each outer step.
 
     Raises:
-        UsageError: the learner takes no examples of this modality, has no such batch-norm mode, or its way is missing.
+        UsageError: the learner takes no examples of this modality or no such targets, has no such batch-norm mode, or
+            its way is missing.
     """
 
     info: ClassVar[LearnerInfo]
@@ -101,9 +107,14 @@ class Learner(nn.Module, ABC):
     backbone_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     mean: Tensor
     std: Tensor
+    progress: float = 0.0
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: LearnerConfig, way: int | None = None) -> None:
         super().__init__()
+        target = "class" if spec.target_size is None else "real"
+        if target not in self.info.targets:
+            wanted = {"class": "classifies, it has no real targets", "real": "is for regression, it has no classes"}
+            raise UsageError(f"{self.info.name} {wanted[self.info.targets[0]]}, got targets of kind {target!r}")
         if spec.modality not in self.info.modalities:
             raise UsageError(
                 f"{self.info.name} takes {' or '.join(self.info.modalities)} examples, got {spec.modality}"
@@ -142,8 +153,8 @@ class Learner(nn.Module, ABC):
 
         Args:
             support_x: (b, s, *x) examples, uint8 or floating.
-            support_y: (b, s) int64 labels in 0 … way − 1.
-            way: classes an episode.
+            support_y: (b, s) int64 labels in 0 … way − 1; for regression (b, s, d) floats.
+            way: classes an episode; for regression 1.
             support_mask: (b, s) bool, False where padded.
 
         Returns:
@@ -152,7 +163,10 @@ class Learner(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
-        """Return logits (b, q, way) for query_x (b, q, *x); −inf for a class without support."""
+        """Return logits (b, q, way) for query_x (b, q, *x); −inf for a class without support.
+
+        For regression: the means (b, q, d) of the targets.
+        """
 
     def forward(self, episodes: EpisodeBatch) -> Tensor:
         """Adapt, then predict: logits (b, q, way)."""
@@ -160,7 +174,10 @@ class Learner(nn.Module, ABC):
         return self.predict(state, episodes.query_x, episodes.query_mask)
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
-        """Return the outer losses of b training episodes: the mean cross-entropy over the unmasked queries of each."""
+        """Return the outer losses of b training episodes: the mean over the unmasked queries of each.
+
+        A query's loss is the cross-entropy, or for regression the squared error, averaged over the target's numbers.
+        """
         return query_outcome(self(episodes), episodes)
 
     def standardise(self, x: Tensor) -> Tensor:
@@ -170,10 +187,18 @@ class Learner(nn.Module, ABC):
 
 
 def query_outcome(logits: Tensor, episodes: EpisodeBatch, statistics: Statistics | None = None) -> Outcome:
-    """Return mean cross-entropy and accuracy over the unmasked queries of each episode, from logits (b, q, way)."""
+    """Return mean loss and accuracy over the unmasked queries of each episode.
+
+    Of logits (b, q, way) and labels (b, q) the loss is the cross-entropy. Of means and real targets (b, q, d) it is the
+    squared error, and minus that stands for the accuracy.
+    """
     labels = episodes.query_y
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-    correct = (logits.detach().argmax(dim=-1) == labels).to(losses.dtype)
+    if labels.is_floating_point():
+        losses = (logits - labels).square().mean(dim=-1)
+        correct = -losses.detach()
+    else:
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        correct = (logits.detach().argmax(dim=-1) == labels).to(losses.dtype)
     if episodes.query_mask is None:
         return Outcome(losses.mean(dim=1), correct.mean(dim=1), statistics or {})
     mask = episodes.query_mask.to(losses.dtype)

@@ -268,7 +268,8 @@ class _Run:
         return engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), count), count
 
     def _step(self, engine: Engine) -> None:
-        rate = learning_rate(self.config.learning_rate, self.config.schedule, self._share())
+        self.learner.progress = self._share()
+        rate = learning_rate(self.config.learning_rate, self.config.schedule, self.learner.progress)
         gradient, episodes = self._gradient(engine)
         norm = torch.nn.utils.get_total_norm(gradient.gradients).item()
         if not (math.isfinite(gradient.loss) and math.isfinite(norm)):
