@@ -127,7 +127,7 @@ def save_bundle(
         batch_norm=learner.batch_norm,
         lineage=_lineage(lineage),
     )
-    check_place(path)
+    check_place(Place(path))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
     with _replacement(path) as folder:
         write_json(folder / DESCRIPTION_NAME, description.model_dump(mode="json"))
@@ -138,8 +138,11 @@ def save_bundle(
     return verify_bundle(path)
 
 
-def check_place(path: Path) -> None:
-    """Raise a UsageError where no bundle can be written at `path`: found before any training, not after it."""
+def check_place(place: Place) -> None:
+    """Raise a UsageError where no bundle can be written at a place: found before any training, not after it."""
+    path = place.folder
+    if place.prefix and any(found.name not in {*_CONTENT, SUMS_NAME} for found in place.prefix.objects()):
+        raise UsageError(f"bundle {place}: there is something else already: give another place")
     if path.exists() and not (path.is_dir() and {entry.name for entry in path.iterdir()} <= {*_CONTENT, SUMS_NAME}):
         raise UsageError(f"bundle {path}: there is something else already: give another place")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
@@ -321,8 +324,9 @@ def fetched(place: Place) -> Path:
         raise MetalearnError(f"bundle: there is none at {place}")
     try:
         place.fetch([SUMS_NAME])
-        listed = {line.split()[-1] for line in (place.folder / SUMS_NAME).read_text().splitlines() if line}
-        place.fetch([name for name in _CONTENT if name in listed])
+        sums = (place.folder / SUMS_NAME).read_bytes()
+        listed = {name for name in _CONTENT if name in _REQUIRED or name.encode() in sums}
+        place.fetch(sorted(listed))
     except FileNotFoundError as error:
         raise MetalearnError(f"bundle {place}: {error.filename} is missing") from None
     for name in _CONTENT:

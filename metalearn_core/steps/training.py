@@ -105,7 +105,7 @@ def train_bundle(
     from metalearn_core.bundle import check_place, send_bundle
 
     place = Place.at(bundle)
-    check_place(place.folder)
+    check_place(place)
     key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
     order = TrainingOrder(
         dataset=dataset,

@@ -14,6 +14,7 @@ from metalearn_core.storage.files import cache_folder, text_digest, write_bytes
 from metalearn_core.storage.objects import Prefix, StoredObject, client
 
 _NOTED_AFTER = 1000
+_LONGEST_NAME = 255 - 9  # bytes; a download has a suffix until it is whole
 
 
 def local_copy(prefix: Prefix) -> Path:
@@ -41,8 +42,7 @@ def fetch(prefix: Prefix, names: Iterable[str]) -> Path:
 def fetch_objects(prefix: Prefix, objects: Sequence[StoredObject]) -> Path:
     """Bring objects that a listing showed to this machine; return the folder that they are in."""
     folder = local_copy(prefix)
-    for each in objects:
-        _check_name(prefix, each.name)
+    _check_names(prefix, [each.name for each in objects])
     with _notes(folder) as noted:
         missing = [each for each in objects if noted.get(each.name) != _note(each, folder / each.name)]
         for start in range(0, len(missing), _NOTED_AFTER):
@@ -100,8 +100,11 @@ def _note(found: StoredObject, path: Path) -> list[Any]:
     return [found.etag, found.size, status.st_size, status.st_mtime_ns]
 
 
-def _check_name(prefix: Prefix, name: str) -> None:
-    """Refuse a name that would lead out of the folder, or that no file can have."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name:
-        raise MetalearnError(f"{prefix / name}: the name of this object cannot be a file's: rename it")
+def _check_names(prefix: Prefix, names: Sequence[str]) -> None:
+    """Refuse a name that would lead out of the folder, is too long for a file, or is a folder's."""
+    folders = {str(parent) for name in names for parent in PurePosixPath(name).parents}
+    for name in names:
+        path = PurePosixPath(name)
+        strange = path.is_absolute() or ".." in path.parts or str(path) != name or "\0" in name or name in folders
+        if strange or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+            raise MetalearnError(f"{prefix / name}: the name of this object cannot be a file's: rename it")

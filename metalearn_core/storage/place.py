@@ -1,5 +1,6 @@
 """A place where something is kept: a folder, or a prefix of a bucket together with this machine's copy of it."""
 
+import contextlib
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,8 +89,13 @@ class Place:
             send(self.prefix, [marker])
 
     def forget(self) -> None:
-        """Remove this machine's files; of a place in a bucket, the copy alone."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove this machine's files; of a place in a bucket, the copy alone.
+
+        Raises:
+            OSError: they cannot be removed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self.folder)
 
     def remove(self) -> None:
         """Remove everything."""

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class Progress(Record):
 class Checkpoints:
     """The place of one run's checkpoints; the last two are kept, so that a damaged one costs little.
 
-    Of two machines that write to one place in a bucket, the one that is second with a checkpoint stops.
+    Of two machines that write to one place in a bucket, the one that is behind stops.
 
     Args:
         place: made when needed.
@@ -100,10 +101,11 @@ class Checkpoints:
         """Write a checkpoint: the tensors, then the description that makes them count; then drop the oldest.
 
         Raises:
-            MetalearnError: another machine has written this one meanwhile.
+            MetalearnError: another machine has written this one, or a later one, meanwhile.
         """
         names = self._descriptions()
         number = f"{1 + (int(Path(names[0]).stem) if names else 0):0{_DIGITS}d}"  # none is overwritten
+        taken = MetalearnError(f"checkpoint: another run trains in {self.place}: wait for it, then start again")
         content = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()})
         digest = hashlib.sha256(content).hexdigest()
         tensors_name, name = f"{number}-{digest[:12]}.safetensors", f"{number}.json"
@@ -118,8 +120,8 @@ class Checkpoints:
                 "tensors_sha256": digest,
             },
         )
-        if not self.place.commit([tensors_name], name):
-            raise MetalearnError(f"checkpoint: another run trains in {self.place}: wait for it, then start again")
+        if self._newest_sent() > name or not self.place.commit([tensors_name], name):
+            raise taken
         for old in names[KEPT - 1 :]:
             self._drop(old)
 
@@ -158,16 +160,28 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _agree(self) -> None:
-        """Make this machine's copy what is in the bucket: another machine may have gone on meanwhile."""
+        """Make this machine's copy what is in the bucket: another machine may have gone on meanwhile.
+
+        Where nobody has, later checkpoints that the bucket was not there to take stay.
+        """
         if self.place.prefix is None:
             return
         objects = [found for found in self.place.prefix.objects() if "/" not in found.name]
+        self.place.folder.mkdir(parents=True, exist_ok=True)
+        newest = self._newest_sent()
+        own = self.place.folder / newest
+        ours = bool(newest) and own.is_file() and own.read_bytes() == self.place.prefix.read(newest)
         fetch_objects(self.place.prefix, objects)
         there = {found.name for found in objects}
-        self.place.folder.mkdir(parents=True, exist_ok=True)
         for path in self.place.folder.iterdir():
-            if path.name not in there and path.suffix in {".json", ".safetensors"}:
+            later = ours and path.name[:_DIGITS] > newest[:_DIGITS]
+            if path.name not in there and not later and path.suffix in {".json", ".safetensors"}:
                 path.unlink(missing_ok=True)
+
+    def _newest_sent(self) -> str:
+        """Return the name of the newest checkpoint in the bucket; "" where there is none, or no bucket."""
+        found = self.place.prefix.objects() if self.place.prefix else ()
+        return max((each.name for each in found if fnmatchcase(each.name, _DESCRIPTIONS)), default="")
 
     def _descriptions(self) -> list[str]:
         """Return the names of this machine's checkpoints, the newest first."""

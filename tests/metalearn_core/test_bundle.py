@@ -12,6 +12,7 @@ import torch
 from metalearn_core.bundle import (
     FORMAT_VERSION,
     Lineage,
+    check_place,
     load_bundle,
     read_bundle,
     read_training_images,
@@ -310,3 +311,21 @@ def test_unknown_names_aliases_and_versions_name_what_there_is(registered, monke
     with pytest.raises(MetalearnError, match=words) as error:
         resolve_model(address)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [b" \n\n", b"\xff\xfe\x00 weights.safetensors\n", b""])
+def test_a_bundle_in_a_bucket_with_damaged_sums_is_refused(bucket, damage):
+    place = Place.at(f"{bucket}/models/one")
+    save(place.folder)
+    send_bundle(place)
+    place.prefix.write("bundle.sha256", damage)
+    with pytest.raises(MetalearnError, match="is damaged"):
+        load_bundle(resolve_model(f"{bucket}/models/one"))
+
+
+def test_no_bundle_goes_where_something_else_is_in_a_bucket(bucket):
+    place = Place.at(f"{bucket}/models/one")
+    check_place(place)
+    place.prefix.write("manifest.json", b"{}")
+    with pytest.raises(UsageError, match=r"s3://.*there is something else already"):
+        check_place(place)

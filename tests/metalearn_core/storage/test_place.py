@@ -1,5 +1,6 @@
 """A place in a bucket and this machine's copy of it: nothing comes twice, and what differs is brought again."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,35 @@ def test_a_result_that_lost_an_object_is_whole_again(bucket: str, lost: str) -> 
     reuse.kept(root, "training", {}, write("good"))
     assert place.prefix.read("result.txt") == b"good"
     assert place.prefix.find("contents.json") is not None
+
+
+def test_a_copy_that_cannot_be_removed_costs_nothing_in_the_bucket(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Place.at(f"{bucket}/results")
+    folder, _ = reuse.kept(root, "training", {}, write("good"))
+    written = (folder / "result.txt").stat()
+    (folder / "result.txt").write_text("goof")
+    os.utime(folder / "result.txt", ns=(written.st_atime_ns, written.st_mtime_ns))  # a fault of the disk: no new time
+
+    def refuse_removal(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("metalearn_core.storage.place.shutil.rmtree", refuse_removal)
+    with pytest.raises(PermissionError):
+        reuse.kept(root, "training", {}, refuse)
+    place = reuse.result_place(root, "training", {})
+    assert place.prefix is not None
+    assert place.prefix.read("result.txt") == b"good"
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
+def test_an_object_that_has_others_below_its_name_is_refused(bucket: str, names: tuple[str, str]) -> None:
+    prefix = Prefix.parse(f"{bucket}/odd")
+    with pytest.raises(MetalearnError, match="cannot be a file's"):
+        fetch_objects(prefix, [StoredObject(name, 1, "etag") for name in names])
+
+
+def test_a_name_that_is_too_long_for_a_file_is_refused(bucket: str) -> None:
+    with pytest.raises(MetalearnError, match="cannot be a file's"):
+        fetch_objects(Prefix.parse(bucket), [StoredObject("x" * 256, 1, "etag")])

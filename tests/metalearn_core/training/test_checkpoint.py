@@ -4,7 +4,8 @@ import threading
 import pytest
 import torch
 
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, StorageError
+from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import EngineChoices
@@ -138,3 +139,48 @@ def test_tensors_in_a_bucket_whose_description_is_missing_do_not_count(elsewhere
     other = elsewhere("two")
     with other.lock():
         assert other.load("f")[0].step == 1
+
+
+def test_a_machine_that_is_far_behind_stops_too(elsewhere):
+    saved(elsewhere("one"), 1)
+    slow = elsewhere("two")
+    with slow.lock():
+        slow.load("f")
+        saved(elsewhere("one"), 2, 3, 4, 5)
+        elsewhere("two")
+        with pytest.raises(MetalearnError, match="another run trains in s3://"):
+            slow.save(progress(7), {"weight": torch.zeros(3)})
+
+
+def test_what_the_bucket_was_not_there_to_take_is_not_lost(elsewhere, monkeypatch):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1)
+
+    def away(*_):
+        raise StorageError("the bucket is away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(Prefix, "objects", away)
+        with checkpoints.lock(), pytest.raises(StorageError):
+            checkpoints.save(progress(2), {"weight": torch.full((3,), 2.0)})
+    again = elsewhere("one")
+    with again.lock():
+        assert again.load("f")[0].step == 2
+        again.save(progress(3), {"weight": torch.full((3,), 3.0)})
+    assert max(found.name for found in again.place.prefix.objects()).startswith(f"{3:012d}")
+
+
+def test_unsent_checkpoints_give_way_to_those_of_another_machine(elsewhere, monkeypatch):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1)
+    with monkeypatch.context() as outage:
+        outage.setattr(Prefix, "find", lambda *_: (_ for _ in ()).throw(StorageError("the bucket is away")))
+        with checkpoints.lock(), pytest.raises(StorageError):
+            checkpoints.save(progress(2), {"weight": torch.full((3,), 2.0)})
+    other = elsewhere("two")
+    with other.lock():
+        other.load("f")
+        other.save(progress(7), {"weight": torch.full((3,), 7.0)})
+    again = elsewhere("one")
+    with again.lock():
+        assert again.load("f")[0].step == 7
