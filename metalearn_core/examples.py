@@ -55,8 +55,10 @@ def _vectors(values: Any, spec: DatasetSpec, name: str) -> Array:
     wanted = spec.example_shape[0]
     if array.ndim != 2 or array.shape[1] != wanted:
         raise UsageError(f"{name}: expected (n, {wanted}), got {_shape(array)}")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
     _finite(array, name)
-    return array.astype(np.float32)
+    return array
 
 
 def _each_array(values: Sequence[Any], spec: DatasetSpec, name: str) -> Array:

@@ -38,6 +38,11 @@ class Classifier:
     def __init__(self, model: "Model", state: State, classes: list[Hashable]) -> None:
         self._model, self._state, self.classes = model, state, classes
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its tensors take."""
+        return sum(value.nbytes for value in self._state.values())
+
     @torch.no_grad()
     def predict(self, query_x: Any) -> Prediction:
         """Classify queries.

@@ -2,7 +2,8 @@
 
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from metalearn_core.data.sources.contract import Color, Example, GreyTest, Item, Loader, UndecodableError
+from metalearn_core.errors import UsageError
 
 MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
@@ -67,11 +69,22 @@ def decode_image(file: Path | str | bytes | BinaryIO, image_size: int, color: Co
     Raises:
         UndecodableError: it is empty, truncated, too large or no image.
     """
+    with opened_image(file) as image:
+        image.draft(None, (2 * image_size, 2 * image_size))  # a large JPEG is decoded at a fraction of its size
+        return standard_image(image, image_size, color)
+
+
+@contextmanager
+def opened_image(file: Path | str | bytes | BinaryIO) -> Iterator[Image.Image]:
+    """Open an image; its size is known, and its pixels are decoded when they are asked for.
+
+    Raises:
+        UndecodableError: it is empty, truncated, too large or no image; also for what the block does with it.
+    """
     try:
         with _open(file) as image:
-            image.draft(None, (2 * image_size, 2 * image_size))  # a large JPEG is decoded at a fraction of its size
-            return standard_image(image, image_size, color)
-    except UndecodableError:
+            yield image
+    except (UndecodableError, UsageError):
         raise
     except Exception as error:  # Pillow's plugins raise almost anything on damaged files
         raise UndecodableError(_reason(error)) from None

@@ -1,13 +1,11 @@
 """The verbs about this machine: `ui` and `doctor`."""
 
 import os
-import socket
 import sys
 from typing import Annotated
 
 import typer
 
-from metalearn_core.errors import MetalearnError
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     JsonOption,
@@ -17,6 +15,7 @@ from pipelines.command_line.options import (
     print_table,
     workdir_at,
 )
+from pipelines.command_line.ports import check_free
 
 
 def add_to(app: typer.Typer) -> None:
@@ -37,7 +36,7 @@ def ui(
     directory = workdir_at(workdir)
     uri = directory.open_tracking()
     if not uri.startswith("http"):
-        _check_free(port)
+        check_free("127.0.0.1", port)
     address = shown(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
     experiment = tracking.latest_experiment()
     runs = f"{address}/#/experiments/{experiment}/runs" if experiment else address
@@ -58,15 +57,6 @@ def ui(
     sys.stdout.flush()
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     os.execv(sys.executable, command)
-
-
-def _check_free(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise MetalearnError(f"--port {port}: {(error.strerror or str(error)).lower()}: give another") from None
 
 
 def doctor(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:

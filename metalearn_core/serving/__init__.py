@@ -1,0 +1,1 @@
+"""A model behind HTTP: requests and answers, the application, and the server that it runs on."""

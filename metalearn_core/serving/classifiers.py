@@ -1,0 +1,50 @@
+"""Adapted classifiers that wait for queries, by a token; the ones not asked for longest make room."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from metalearn_core.model import Classifier
+from metalearn_core.serving.episodes import LabelledExample
+
+
+def token_of(bundle_digest: str, support: Sequence[LabelledExample]) -> str:
+    """Return the token of a support set for a model: the same one for the same examples, however often it is sent."""
+    digest = hashlib.sha256(bundle_digest.encode())
+    for example in support:
+        digest.update(example.model_dump_json().encode())
+    return digest.hexdigest()[:32]
+
+
+class Classifiers:
+    """Keeps classifiers by token as long as their tensors fit into so many bytes.
+
+    Args:
+        most_bytes: of all classifiers that are kept; the last one is kept whatever its size.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes, self._bytes = most_bytes, 0
+        self._kept: OrderedDict[str, Classifier] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, token: str, classifier: Classifier) -> None:
+        """Keep a classifier; those that were not asked for longest go."""
+        with self._lock:
+            if token in self._kept:
+                self._bytes -= self._kept.pop(token).nbytes
+            self._kept[token] = classifier
+            self._bytes += classifier.nbytes
+            while self._bytes > self._most_bytes and len(self._kept) > 1:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def find(self, token: str) -> Classifier | None:
+        """Return the classifier of a token, or None where it is not there (any more)."""
+        with self._lock:
+            if token in self._kept:
+                self._kept.move_to_end(token)
+            return self._kept.get(token)

@@ -1,0 +1,152 @@
+"""What a request says and what is answered: the same to `metalearn serve` and to MLflow's own server."""
+
+import base64
+import binascii
+import io
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from metalearn_core.errors import UsageError
+from metalearn_core.model import Classifier, Model, Prediction
+
+MOST_EPISODES, MOST_EXAMPLES = 100, 1000
+MOST_PIXELS = 64_000_000  # of all images of a request, before they are resized
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Example(_Strict):
+    """An example to be labelled: `image`, a PNG or JPEG file in base64, or `vector`, its features."""
+
+    image: str | None = None
+    vector: list[float] | None = None
+
+
+class LabelledExample(Example):
+    """An example of the support set."""
+
+    label: str
+
+
+Support = Annotated[list[LabelledExample], Field(max_length=MOST_EXAMPLES)]
+Query = Annotated[list[Example], Field(max_length=MOST_EXAMPLES)]
+
+
+class Episode(_Strict):
+    """A few labelled examples of each class, and those to be labelled."""
+
+    support: Support
+    query: Query
+
+
+class QueryPrediction(BaseModel):
+    """The most probable label of a query, and the probability of each."""
+
+    label: str
+    probabilities: dict[str, float]
+
+
+class EpisodePrediction(BaseModel):
+    """A prediction for each query, in their order."""
+
+    predictions: list[QueryPrediction]
+
+
+class Reader:
+    """Brings the examples of one request to a model's input; counts their pixels.
+
+    Args:
+        model: whose input contract holds.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._input, self._pixels = model.description.input, 0
+
+    def examples(self, examples: Sequence[Example], place: str) -> list[Any]:
+        """Return what `Model.adapt` takes of examples; `place` names them in errors.
+
+        Raises:
+            UsageError: an example of another kind than the model's, no base64, no picture, or too many pixels.
+        """
+        return [self._example(example, f"{place}[{number}]") for number, example in enumerate(examples)]
+
+    def _example(self, example: Example, place: str) -> Any:
+        if self._input.modality == "vector":
+            if example.vector is None:
+                raise UsageError(f"{place}: this model takes vectors: give `vector`")
+            return example.vector
+        if example.image is None:
+            raise UsageError(f"{place}: this model takes images: give `image`, a PNG or JPEG file in base64")
+        return self._picture(example.image, place)
+
+    def _picture(self, text: str, place: str) -> Any:
+        from metalearn_core.data.decode import opened_image, standard_image
+        from metalearn_core.data.sources.contract import UndecodableError
+
+        channels, size, _ = self._input.example_shape
+        try:
+            with opened_image(io.BytesIO(base64.b64decode(text, validate=True))) as image:
+                self._pixels += image.width * image.height
+                if self._pixels > MOST_PIXELS:
+                    raise UsageError(
+                        f"{place}.image: the images of a request have at most {MOST_PIXELS // 1_000_000} megapixels "
+                        "in all: send them smaller"
+                    )
+                return standard_image(image, size, "grey" if channels == 1 else "rgb")
+        except binascii.Error:
+            raise UsageError(f"{place}.image: it is not base64") from None
+        except UndecodableError as error:
+            raise UsageError(f"{place}.image: {error}") from None
+
+
+def adapted(model: Model, reader: Reader, support: Sequence[LabelledExample], place: str) -> Classifier:
+    """Adapt a model to the support set of a request.
+
+    Raises:
+        UsageError: the support set makes no sense; the line names the example.
+    """
+    examples = reader.examples(support, f"{place}support")
+    try:
+        return model.adapt(examples, [example.label for example in support])
+    except UsageError as error:
+        raise UsageError(f"{place}{error}") from None
+
+
+def answered(classifier: Classifier, reader: Reader, query: Sequence[Example], place: str) -> EpisodePrediction:
+    """Label the queries of a request.
+
+    Raises:
+        UsageError: a query makes no sense; the line names it.
+    """
+    examples = reader.examples(query, f"{place}query")
+    try:
+        found = classifier.predict(examples)
+    except UsageError as error:
+        raise UsageError(f"{place}{error}") from None
+    return EpisodePrediction(predictions=_answers(found))
+
+
+def answer(model: Model, episodes: Sequence[Episode]) -> list[EpisodePrediction]:
+    """Adapt to each episode's support set and label its queries; queries never influence one another.
+
+    Raises:
+        UsageError: an episode makes no sense; the line names it.
+    """
+    reader, answers = Reader(model), []
+    for number, episode in enumerate(episodes):
+        place = f"inputs[{number}]."
+        classifier = adapted(model, reader, episode.support, place)
+        answers.append(answered(classifier, reader, episode.query, place))
+    return answers
+
+
+def _answers(found: Prediction) -> list[QueryPrediction]:
+    classes = [str(name) for name in found.classes]
+    return [
+        QueryPrediction(label=str(label), probabilities=dict(zip(classes, row.tolist(), strict=True)))
+        for label, row in zip(found.labels, found.probabilities, strict=True)
+    ]

@@ -1,0 +1,98 @@
+"""What a request may cost before it is looked at: bytes, seconds to arrive, and how many wait at once."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes on.
+
+    Attributes:
+        body_bytes: of a request's body.
+        seconds: for a request's body, and for its head, to arrive.
+        waiting: requests that are worked on or wait, at most; further ones are told to come again.
+        classifier_bytes: of adapted classifiers that are kept.
+    """
+
+    body_bytes: int = 16 * 2**20
+    seconds: float = 10.0
+    waiting: int = 64
+    classifier_bytes: int = 256 * 2**20
+
+
+class Limited:
+    """ASGI middleware that reads each body whole, within the limits, before the application sees the request.
+
+    Too large is a status 413, too slow 408, too many 429; a client that goes away in the middle gets nothing.
+    """
+
+    def __init__(self, app: Application, limits: Limits) -> None:
+        self._app, self._limits, self._there = app, limits, 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+        if scope["type"] != "http" or scope["method"] in {"GET", "HEAD"}:
+            await self._app(scope, receive, send)
+            return
+        if self._there >= self._limits.waiting:
+            await refuse(send, 429, "too many requests at once: try again in a moment", {"retry-after": "1"})
+            return
+        self._there += 1
+        try:
+            await self._handle(scope, receive, send)
+        finally:
+            self._there -= 1
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        most = self._limits.body_bytes
+        too_large = f"the body is larger than {most / 2**20:g} MB: send fewer or smaller examples"
+        if _length(scope) > most:
+            await refuse(send, 413, too_large)
+            return
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    body += message.get("body", b"")
+                    more = message.get("more_body", False)
+                    if len(body) > most:
+                        await refuse(send, 413, too_large)
+                        return
+        except TimeoutError:
+            await refuse(send, 408, f"the body did not arrive within {self._limits.seconds:g} seconds")
+            return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        body.clear()
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
+        await self._app(scope, replay, send)
+
+
+async def refuse(send: Send, status: int, error: str, headers: dict[str, str] | None = None) -> None:
+    """Answer with a status and one line, and end the connection: what is left of the request is not read."""
+    body = json.dumps({"error": error}).encode()
+    named = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
+    raw = [(name.encode(), value.encode()) for name, value in {**named, **(headers or {})}.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _length(scope: Scope) -> int:
+    values = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(values[0]) if values and values[0].isdigit() else 0

@@ -1,0 +1,71 @@
+"""Runs the application on a port, and ends connections whose request never arrives."""
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+KEEP_ALIVE_SECONDS = 30
+GRACE_SECONDS = 10
+
+
+def listen(application: FastAPI, host: str, port: int, head_seconds: float) -> None:
+    """Serve until SIGINT or SIGTERM; requests that are under way are answered first.
+
+    Args:
+        application: made by `make_application`.
+        host: the address to listen on.
+        port: likewise.
+        head_seconds: for the head of a request to arrive.
+    """
+
+    class Protocol(_Patient):
+        seconds = head_seconds
+
+    config = uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        http=Protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    uvicorn.Server(config).run()
+
+
+class _Patient(H11Protocol):
+    """HTTP/1.1 that waits for the head of a request, but not for ever."""
+
+    seconds: float
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(self.seconds, self._give_up)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        waiting = self.cycle is None or self.cycle.response_complete
+        if waiting and self._deadline is None:
+            self._deadline = self.loop.call_later(self.seconds, self._give_up)
+        elif not waiting:
+            self._forget()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def _forget(self, *_: Any) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _give_up(self) -> None:
+        self._deadline = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()

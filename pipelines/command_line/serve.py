@@ -1,0 +1,47 @@
+"""The verb `serve`: a model behind HTTP."""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.command_line.options import DEFAULT_WORKDIR, WorkdirOption, notices, workdir_at
+from pipelines.command_line.ports import check_free
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(epilog="Example:  metalearn serve few-shot@champion --port 8080")(serve)
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")],
+    host: Annotated[
+        str, typer.Option("--host", help="The address to listen on; 0.0.0.0: every network, and nobody is asked who.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen on.")] = 8080,
+    body_mb: Annotated[float, typer.Option("--body-mb", min=0.01, help="The largest request that is taken.")] = 16,
+    seconds: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for a request to arrive whole.")] = 10,
+    kept_mb: Annotated[float, typer.Option("--kept-mb", min=0, help="For adapted classifiers that are kept.")] = 256,
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+) -> None:
+    """Serve a model over HTTP: predict, adapt once and ask often, health, metrics; ends with Ctrl-C.
+
+    The requests are described at /docs and /openapi.json, and in docs/serving.md.
+    """
+    import torch
+
+    from metalearn_core.bundle import load_bundle, resolve_model, verify_bundle
+    from metalearn_core.model import Model
+    from metalearn_core.serving.application import make_application
+    from metalearn_core.serving.limits import Limits
+    from metalearn_core.serving.server import listen
+
+    check_free(host, port)
+    workdir_at(workdir).open_for(model)
+    bundle = resolve_model(model)
+    limits = Limits(body_bytes=int(body_mb * 2**20), seconds=seconds, classifier_bytes=int(kept_mb * 2**20))
+    torch.set_num_threads(1)  # requests run side by side
+    application = make_application(Model(*load_bundle(bundle)), model, verify_bundle(bundle), limits)
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    notices.print(f"{model}: {address}, described at {address}/docs; Ctrl-C ends it", soft_wrap=True, markup=False)
+    listen(application, host, port, seconds)
