@@ -43,6 +43,11 @@ class GateRules(Record):
     episodes: int | None = Field(
         default=None, ge=2, description="test episodes of the comparison; None: as for the evaluation"
     )
+    max_adaptation_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description="longest time to adapt to one support set, median in milliseconds, on the machine that decides",
+    )
     dataset_checks: Literal["required", "ignored"] = Field(
         default="required", description="whether the data quality checks must have passed"
     )
@@ -50,11 +55,12 @@ class GateRules(Record):
 
 @dataclass(frozen=True)
 class Figures:
-    """A candidate on test episodes: fractions. A domain with too few classes has no accuracy."""
+    """A candidate on test episodes: fractions, and milliseconds. A domain with too few classes has no accuracy."""
 
     accuracy: float
     ci95: float
     ece: float
+    adaptation_ms: float
     way: int
     by_domain: Mapping[str, float | None]
 
@@ -123,6 +129,10 @@ def _absolute(rules: GateRules, candidate: Figures) -> list[tuple[bool, str]]:
         error, wanted = f"calibration error {candidate.ece:.4f}", f"max_ece {rules.max_ece:g}"
         passed = candidate.ece <= rules.max_ece
         verdicts.append(_judged(passed, f"{error} is within {wanted}", f"{error} exceeds {wanted}"))
+    if rules.max_adaptation_ms is not None:
+        spent, wanted = f"adaptation {candidate.adaptation_ms:.1f} ms", f"max_adaptation_ms {rules.max_adaptation_ms:g}"
+        passed = candidate.adaptation_ms <= rules.max_adaptation_ms
+        verdicts.append(_judged(passed, f"{spent} is within {wanted}", f"{spent} exceeds {wanted}"))
     if rules.min_domain_accuracy is not None:
         verdicts.append(_domains(rules.min_domain_accuracy, candidate.by_domain))
     return verdicts

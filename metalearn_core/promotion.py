@@ -50,6 +50,8 @@ class Promotion(Record):
         champion_before: the version that was the champion; None where there was none.
         look: the how-manieth comparison on these test classes; None where nothing was compared.
         rules: of the gate.
+        asked_by: who or what asked for the decision.
+        forced: the reason of the person who promoted it against the rules; None where the rules decided.
         evaluation, comparison: their JSON forms; None where they were not made.
     """
 
@@ -62,6 +64,8 @@ class Promotion(Record):
     champion_before: str | None
     look: int | None = None
     rules: GateRules
+    asked_by: str = ""
+    forced: str | None = None
     evaluation: dict[str, Any] | None = None
     comparison: dict[str, Any] | None = None
 
@@ -109,6 +113,8 @@ def promote(
     *,
     checks_passed: bool | None = None,
     after_rollback: bool = False,
+    asked_by: str = "",
+    force: str | None = None,
 ) -> Promotion:
     """Let the gate decide whether a version becomes the champion, and keep the decision, whichever way it goes.
 
@@ -127,6 +133,8 @@ def promote(
         checks_passed: whether the dataset passed its quality checks; None where they were not made.
         after_rollback: judge a version also where it was rolled back before: a person asks for it. Otherwise that is
             a reason against it, or the next run of the same pipeline would undo the rollback.
+        asked_by: who or what asks; kept with the decision.
+        force: a person's reason to promote it whatever the rules say; kept with the decision and what stood against it.
 
     Raises:
         UsageError: the candidate cannot take episodes of this dataset, or the protocol is not one for a gate.
@@ -142,13 +150,16 @@ def promote(
         protocol = Protocol(**{**protocol.model_dump(), "episodes": rules.episodes})
     with lock(f"promote {model_name}", timeout_s=_PATIENCE_S):
         version = find_version(model_name, candidate)
-        outcome = _unchanged(model_name, version, rules)
+        outcome = _unchanged(model_name, version, rules).model_copy(update={"asked_by": asked_by})
         if outcome.champion_before == outcome.version:
             return outcome
         if ROLLED_BACK_TAG in version.tags and not after_rollback:
             return _commit(_refused(outcome, _rolled_back(outcome, version)), version.run_id or None)
         contender = _Contender(model_name, version)
         outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
+        if force is not None and not outcome.promoted:
+            reasons = (f"promoted by force: {force}", *outcome.reasons)
+            outcome = outcome.model_copy(update={"promoted": True, "forced": force, "reasons": reasons})
         return _commit(outcome, contender.run_id)
 
 
@@ -266,6 +277,7 @@ def _measured(
         accuracy=evaluation.accuracy,
         ci95=evaluation.ci95,
         ece=evaluation.ece,
+        adaptation_ms=evaluation.adaptation_ms,
         way=protocol.way,
         by_domain={name: result.accuracy if result else None for name, result in evaluation.by_domain.items()},
     )
@@ -343,6 +355,8 @@ def _record(outcome: Promotion, run_id: str | None) -> None:
         "when": when,
         "champion_before": outcome.champion_before,
         "look": outcome.look,
+        "asked_by": outcome.asked_by,
+        "forced": outcome.forced,
         "reasons": [reason[:500] for reason in outcome.reasons],
     }
     tag = {DECISION_TAG: json.dumps(short, ensure_ascii=False), "promoted": str(outcome.promoted).lower()}

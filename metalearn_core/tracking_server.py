@@ -87,6 +87,13 @@ def client(uri: str | None = None) -> Any:
 
 
 @contextmanager
+def elsewhere(uri: str) -> Iterator[None]:
+    """Make another tracking URI the one of this process, inside the block."""
+    with _environment({URI_VARIABLE: uri}):
+        yield
+
+
+@contextmanager
 def impatience() -> Iterator[None]:
     """Give up within ten seconds, inside the block, where the tracking server does not answer."""
     with _environment(_IMPATIENCE):

@@ -1,5 +1,7 @@
 """The last steps: select a learner, register its bundle, and let the gate decide on its promotion."""
 
+import getpass
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +88,26 @@ def promote(
 
         protocol = make_protocol(split="test", **request.model_dump())
         outcome = promotion.promote(
-            model_name, version, EpisodeDataset.open(dataset), protocol, rules, checks_passed=True
+            model_name,
+            version,
+            EpisodeDataset.open(dataset),
+            protocol,
+            rules,
+            checks_passed=True,
+            asked_by=f"pipeline run {pipeline_run_id()}",
         )
     write_json(decision, outcome.model_dump(mode="json"))
     return outcome.promoted
 
 
 def promote_model(
-    model: str, dataset: str | None, shape: Mapping[str, int], episodes: int, seed: int, gate: Mapping[str, Any]
+    model: str,
+    dataset: str | None,
+    shape: Mapping[str, int],
+    episodes: int,
+    seed: int,
+    gate: Mapping[str, Any],
+    force: str | None = None,
 ) -> "Promotion":
     """Let the gate decide on a registered model outside a pipeline, also on one that was rolled back.
 
@@ -105,6 +119,7 @@ def promote_model(
         shape: way, shot and query, where they differ from what the model was made for.
         episodes, seed: of the test episodes.
         gate: rules, by the names of `GateRules`.
+        force: the reason to promote it whatever the rules say.
 
     Raises:
         MetalearnError: there is no such model, or its dataset is not where it was.
@@ -127,7 +142,16 @@ def promote_model(
         return unchanged
     opened = EpisodeDataset.open(dataset or description.lineage.dataset_uri)
     checked = None if rules.dataset_checks == "ignored" else _checked(opened, protocol.shape)
-    return promotion.promote(*address, opened, protocol, rules, checks_passed=checked, after_rollback=True)
+    return promotion.promote(
+        *address,
+        opened,
+        protocol,
+        rules,
+        checks_passed=checked,
+        after_rollback=True,
+        asked_by=f"{getpass.getuser()}@{socket.gethostname()}",
+        force=force,
+    )
 
 
 def _checked(dataset: "EpisodeDataset", shape: "EpisodeShape") -> bool:

@@ -1,5 +1,6 @@
 """The verbs of the registry: `models`, `promote`, `rollback`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -68,32 +69,74 @@ def promote(
     episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")] = 0,
     set_: GateSetOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Promote it whatever the rules say; wants --reason.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Of --force; kept with the decision.")] = "",
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Another tracking URI: copy the version there, as its candidate, and end."),
+    ] = None,
+    to_name: Annotated[str | None, typer.Option("--to-name", help="Of the model there; default: the same.")] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Let the gate compare a model with the champion, and promote it where its rules allow; exit status 1 where not."""
+    """Let the gate compare a model with the champion, and promote it where its rules allow; exit status 1 where not.
+
+    With --to, the version goes to another registry instead, where the gate decides when it is asked there.
+    """
     from metalearn_core.errors import UsageError
     from metalearn_core.steps.promotion import promote_model
     from metalearn_core.steps.requests import gate_rules
     from pipelines.command_line.watch import watching
     from pipelines.config import read_config
 
+    if force == (not reason.strip()):
+        raise UsageError("--force and --reason go together: say why the rules are left out of account")
+    if to or to_name:
+        _copy(model, to, to_name, workdir, json)
+        return
     config = read_config(None, {}, set_ or [], [])
     if config.settings:
         raise UsageError(f"--set: promotion has options of the gate alone, got some of {sorted(config.settings)[0]}")
     gate_rules(config.gate)
     workdir_at(workdir).open_tracking()
     with watching(notices):
-        outcome = promote_model(model, dataset, given(way=way, shot=shot, query=query), episodes, seed, config.gate)
+        shape = given(way=way, shot=shot, query=query)
+        outcome = promote_model(model, dataset, shape, episodes, seed, config.gate, reason if force else None)
     if json:
         print_json(outcome.model_dump(mode="json"))
     else:
         answers.print(
             f"models:/{outcome.model_name}/{outcome.version} is {'promoted' if outcome.promoted else 'not promoted'}:"
         )
-        for reason in outcome.reasons:
-            answers.print(f"  - {reason}", soft_wrap=True, markup=False)
+        for found in outcome.reasons:
+            answers.print(f"  - {found}", soft_wrap=True, markup=False)
     raise typer.Exit(0 if outcome.promoted else 1)
+
+
+def _copy(model: str, to: str | None, to_name: str | None, workdir: Path, json: bool) -> None:
+    """Copy a version to another registry."""
+    from dataclasses import asdict
+
+    from metalearn_core.bundle import registered_address
+    from metalearn_core.errors import UsageError
+    from metalearn_core.registry_copy import copy_version
+
+    address = registered_address(model)
+    if to is None:
+        raise UsageError("--to-name: wants --to, the tracking URI of the other registry")
+    if address is None:
+        raise UsageError(f"model {model!r}: only a registered model is copied: name@alias or models:/name/version")
+    workdir_at(workdir).open_tracking()
+    copied = copy_version(*address, to, to_name)
+    if json:
+        print_json(asdict(copied))
+        return
+    answers.print(f"{copied.uri} there, its candidate: the same bundle, {copied.bundle_digest[:12]}", soft_wrap=True)
+    notices.print(
+        f"the gate there decides:  MLFLOW_TRACKING_URI=… metalearn promote {copied.name}@candidate --dataset …",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def rollback(

@@ -5,7 +5,13 @@ from metalearn_core.gate import Decision, Figures, GateRules, PairedFigures, dec
 
 
 def figures(accuracy: float = 0.9, **changes: object) -> Figures:
-    values = {"ci95": 0.01, "ece": 0.05, "way": 5, "by_domain": {"latin": 0.9, "greek": 0.8, "tiny": None}}
+    values = {
+        "ci95": 0.01,
+        "ece": 0.05,
+        "adaptation_ms": 4.0,
+        "way": 5,
+        "by_domain": {"latin": 0.9, "greek": 0.8, "tiny": None},
+    }
     return Figures(accuracy=accuracy, **{**values, **changes})  # type: ignore[arg-type]
 
 
@@ -97,3 +103,10 @@ def test_what_stands_against_promotion_comes_first() -> None:
 def test_rules_that_make_no_sense_are_refused(rules: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         GateRules.model_validate(rules)
+
+
+@pytest.mark.parametrize(("limit", "promoted"), [(3.9, False), (4.0, True)])
+def test_a_model_that_adapts_too_slowly_is_not_promoted(limit: float, promoted: bool) -> None:
+    decision = decide(GateRules(max_adaptation_ms=limit), figures(), None)
+    assert decision.promoted is promoted
+    assert "4.0 ms" in one_reason(decision, "max_adaptation_ms")

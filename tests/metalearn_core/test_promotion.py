@@ -415,3 +415,33 @@ def test_rollbacks_go_back_step_by_step(
     assert aliases(client, "steps") == {"candidate": "3", "champion": "2", "previous_champion": "1"}
     assert registry.rollback("steps").version == "1"
     assert aliases(client, "steps") == {"candidate": "3", "champion": "1"}
+
+
+def test_a_person_can_force_a_promotion_and_it_is_recorded_as_such(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
+) -> None:
+    install_champion(workshop, client, "forced", good)
+    workshop.register(guessing, "forced")
+    outcome = registry.promote(
+        "forced",
+        "candidate",
+        small_dataset,
+        workshop.PROTOCOL,
+        asked_by="ann@desk",
+        force="the old one breaks the line",
+    )
+    assert outcome.promoted
+    assert outcome.reasons[0] == "promoted by force: the old one breaks the line"
+    assert len(outcome.reasons) > 1
+    assert aliases(client, "forced")["champion"] == "2"
+    record = json.loads(client.get_model_version("forced", "2").tags["decision"])
+    assert (record["forced"], record["asked_by"]) == ("the old one breaks the line", "ann@desk")
+
+
+def test_force_changes_nothing_where_the_rules_promote(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
+) -> None:
+    workshop.register(good, "unforced")
+    outcome = registry.promote("unforced", "candidate", small_dataset, workshop.PROTOCOL, force="to be sure")
+    assert outcome.promoted
+    assert outcome.forced is None

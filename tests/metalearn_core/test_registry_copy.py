@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from metalearn_core.bundle import DESCRIPTION_NAME, verify_bundle
+from metalearn_core.bundle_fetch import fetch_bundle
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.registry_copy import copy_version
+from metalearn_core.tracking_server import elsewhere
+
+
+@pytest.fixture(scope="module")
+def bundle(workshop: Any, small_dataset: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workshop.make_bundle(tmp_path_factory.mktemp("good") / "b", small_dataset, seed=1)
+
+
+@pytest.fixture
+def production(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/production/mlflow.db"
+
+
+def test_a_copy_is_the_same_bundle_and_says_where_it_is_from(
+    workshop: Any, client: MlflowClient, bundle: Path, production: str
+) -> None:
+    registered = workshop.register(bundle, "staged")
+    for _ in range(2):  # twice is once
+        copied = copy_version("staged", "candidate", production, "live")
+        assert (copied.name, copied.version) == ("live", "1")
+    there = MlflowClient(production)
+    (version,) = there.search_model_versions("name = 'live'")
+    assert version.tags["bundle_digest"] == registered.bundle_digest
+    assert version.tags["source_model"] == f"models:/staged/{registered.version}"
+    assert version.tags["source_run_id"] == client.get_model_version("staged", registered.version).run_id
+    assert json.loads(version.tags["evaluation"])["protocol"]["way"] == 3
+    assert there.get_registered_model("live").aliases == {"candidate": 1}
+    assert there.get_run(version.run_id).info.status == "FINISHED"
+    with elsewhere(production):
+        assert verify_bundle(fetch_bundle("live", "candidate", None)) == registered.bundle_digest
+    assert not client.search_registered_models("name = 'live'")
+
+
+def test_the_registry_itself_is_no_other(workshop: Any, client: MlflowClient, bundle: Path, database: str) -> None:
+    workshop.register(bundle, "here")
+    with pytest.raises(UsageError, match="registered there already"):
+        copy_version("here", "candidate", database)
+
+
+def test_a_server_that_is_away_gets_nothing_and_says_so(
+    workshop: Any, client: MlflowClient, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.register(bundle, "away")
+    with pytest.raises(MetalearnError, match=r"tracking server http://127.0.0.1:9 does not answer"):
+        copy_version("away", "candidate", "http://127.0.0.1:9")
+
+
+def test_a_bundle_that_was_changed_is_not_copied(
+    workshop: Any, client: MlflowClient, bundle: Path, production: str, database: str
+) -> None:
+    workshop.register(bundle, "changed")
+    artifacts = Path(database.removeprefix("sqlite:///")).parent
+    for description in artifacts.rglob(DESCRIPTION_NAME):
+        description.write_text(description.read_text().replace("protonet", "protonot"))
+    with pytest.raises(MetalearnError, match="damaged"):
+        copy_version("changed", "candidate", production)
+    assert not Path(production.removeprefix("sqlite:///")).exists()
