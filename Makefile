@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types ui bench compile image stack deploy-check lock clean
+.PHONY: help setup run test lint types ui docs bench compile image stack deploy-check lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
@@ -35,6 +35,9 @@ types: $(READY) ## mypy, strict for metalearn_core
 
 ui: $(READY) ## MLflow's page on what was run
 	$(BIN)/metalearn ui $(ARGS)
+
+docs: $(READY) ## the documentation as pages, in build/docs/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 
 bench: $(READY) ## the benchmarks, as tables (see docs/benchmarks.md)
 	$(BIN)/python -m benchmarks $(ARGS)
