@@ -12,7 +12,12 @@ from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
 from metalearn_core.learners.metric.protonet import ProtoNet
+from metalearn_core.learners.optimization.anil import ANIL
 from metalearn_core.learners.optimization.maml import MAML
+from metalearn_core.learners.optimization.mamlpp import MAMLPlusPlus
+from metalearn_core.learners.optimization.metasgd import MetaSGD
+from metalearn_core.learners.optimization.protomaml import ProtoMAML
+from metalearn_core.learners.optimization.reptile import Reptile
 from metalearn_core.learners.transfer.classifier import Transfer
 
 LEARNERS: dict[str, type[Learner]] = {}
@@ -40,7 +45,7 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MAML, Transfer):
+for _learner in (ProtoNet, MAML, ANIL, Reptile, MetaSGD, MAMLPlusPlus, ProtoMAML, Transfer):
     register(_learner)
 
 

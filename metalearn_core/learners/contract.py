@@ -70,10 +70,12 @@ class LearnerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    learning_rate: float = Field(1e-3, gt=0, description="of the outer optimiser (Adam) at the start")
-    schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="of the learning rate over the training budget; cosine ends at zero"
+    optimiser: Literal["adam", "sgd"] = Field("adam", description="the outer optimiser")
+    learning_rate: float = Field(1e-3, gt=0, description="of the outer optimiser at the start")
+    schedule: Literal["cosine", "constant", "linear", "halving"] = Field(
+        "cosine", description="of the learning rate over the training budget; cosine and linear end at zero"
     )
+    halvings: int = Field(10, ge=1, description="schedule halving: so often over the training budget")
     meta_batch: int = Field(1, ge=1, description="episodes an outer step (for plain examples: see batch_size)")
     weight_decay: float = Field(0.0, ge=0, description="decoupled (AdamW)")
     gradient_clip: float | None = Field(None, gt=0, description="largest norm of the outer gradient")

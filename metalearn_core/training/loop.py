@@ -25,7 +25,7 @@ from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
-from metalearn_core.training.optimiser import AdamW
+from metalearn_core.training.optimiser import OPTIMISERS
 from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
 from metalearn_core.training.report import OnMetrics, Reporter
 from metalearn_core.training.schedule import learning_rate
@@ -139,7 +139,7 @@ class _Run:
             self.validation = EpisodeSampler(
                 dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.data_device
             )
-        self.optimiser = AdamW(self.learner.parameters(), self.config.weight_decay)
+        self.optimiser = OPTIMISERS[self.config.optimiser](self.learner.parameters(), self.config.weight_decay)
         self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=choices)
         self.best = self._weights()
         self.clock = _Clock(0.0)
@@ -269,7 +269,8 @@ class _Run:
 
     def _step(self, engine: Engine) -> None:
         self.learner.progress = self._share()
-        rate = learning_rate(self.config.learning_rate, self.config.schedule, self.learner.progress)
+        config = self.config
+        rate = learning_rate(config.learning_rate, config.schedule, self.learner.progress, config.halvings)
         gradient, episodes = self._gradient(engine)
         norm = torch.nn.utils.get_total_norm(gradient.gradients).item()
         if not (math.isfinite(gradient.loss) and math.isfinite(norm)):

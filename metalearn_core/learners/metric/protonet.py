@@ -21,7 +21,7 @@ from metalearn_core.learners.contract import (
 class ProtoNetConfig(LearnerConfig):
     """The options of protonet; the paper's learning rate is 1e-3, halved every 2,000 episodes."""
 
-    learning_rate: float = Field(6e-3, gt=0, description="of the outer optimiser (Adam) at the start")
+    learning_rate: float = Field(6e-3, gt=0, description="of the outer optimiser at the start")
     train_way: int = Field(60, ge=2, description="classes of a training episode, where none is asked for")
     train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
 

@@ -16,7 +16,7 @@ from metalearn_core.learners.transfer.logistic import fit_logistic
 class TransferConfig(LearnerConfig):
     """The options of transfer."""
 
-    learning_rate: float = Field(3e-3, gt=0, description="of the outer optimiser (Adam) at the start")
+    learning_rate: float = Field(3e-3, gt=0, description="of the outer optimiser at the start")
     batch_size: int = Field(128, ge=2, description="examples a training step; a step counts as one episode")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all training classes")
     inverse_penalty: float = Field(

@@ -1,0 +1,212 @@
+"""What learners by gradient share: weights of an episode's own, moved by steps on its support set."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metalearn_core.backbones.contract import Backbone, Statistics
+from metalearn_core.backbones.functional import channels_last, linear
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
+from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.errors import UsageError
+from metalearn_core.learners.contract import Learner, LearnerConfig, Outcome, State, membership, query_outcome
+from metalearn_core.learners.optimization.inner_gradient import BACKBONE, HEAD_BIAS, HEAD_WEIGHT, taped_gradient
+from metalearn_core.learners.optimization.query_gradient import episode_by_episode
+
+EPISODES_AT_ONCE = 4
+TAPED_AT_ONCE = 2_600_000  # numbers; 10 MB in fp32
+_STATISTICS = "statistics."
+
+Weights = Mapping[str, Tensor]
+
+
+class FastWeightConfig(LearnerConfig):
+    """The options of every learner with an inner loop; each sets its own defaults."""
+
+    meta_batch: int = Field(4, ge=1, description="episodes an outer step")
+    inner_steps: int = Field(1, ge=1, le=1000, description="inner steps in training")
+    eval_steps: int = Field(5, ge=1, le=1000, description="inner steps in evaluation and prediction")
+    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+
+
+class FastWeightLearner(Learner):
+    """Moves weights θ of its own for each episode by gradient steps on the support set, a linear head among them.
+
+    A learner says where they start (`start`), and how a step moves them (`step`); all else is here. What `start`
+    returns are the fast weights, by the names of the parameters; the others stay shared. Unless a learner makes its
+    head from the support set, the head starts at zero, so that no class is preferred, and is meta-learned.
+
+    When inductive, in training too, queries are normalised by the support set's batch-norm statistics under the last
+    fast weights; when transductive they normalise one another.
+    """
+
+    config: FastWeightConfig
+    backbone_defaults: ClassVar = {"conv4": {"pooling": "stride"}}
+
+    def __init__(self, spec: DatasetSpec, backbone: Backbone, config: FastWeightConfig, way: int | None = None) -> None:
+        super().__init__(spec, backbone, config, way)
+        if way is not None:
+            self.head = nn.Linear(backbone.feature_size, spec.target_size or way)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
+        """Return the way and shot of evaluation, with the recipe's number of queries."""
+        assert isinstance(config, FastWeightConfig)
+        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query)
+
+    def episodes_at_once(self, shape: EpisodeShape) -> int:
+        """Return so many that what their inner steps remember fits: small operations cost less together."""
+        remembered = self.config.inner_steps * shape.way * shape.shot * self.backbone.tape_values
+        return max(1, min(EPISODES_AT_ONCE, TAPED_AT_ONCE // remembered)) if remembered else 1
+
+    @property
+    def steps(self) -> int:
+        """Inner steps, in the mode that the learner is in."""
+        return self.config.inner_steps if self.training else self.config.eval_steps
+
+    @property
+    def first_order(self) -> bool:
+        """Whether second derivatives are left out: the outer gradient at the fast weights is taken as θ's."""
+        return False
+
+    def start(self, x: Tensor, y: Tensor, present: Tensor) -> Weights:
+        """Return the fast weights of b episodes before the first step: all shared ones, each (b, …).
+
+        Args:
+            x: (b, s, *x) standardised support examples.
+            y: (b, s) labels, or (b, s, d) targets.
+            present: (b, way) which classes have support.
+        """
+        del y, present
+        return {name: channels_last(value).expand(len(x), *value.shape) for name, value in self.shared().items()}
+
+    @abstractmethod
+    def step(self, weights: Weights, gradients: Weights, number: int) -> Weights:
+        """Return the fast weights after step `number` (from 0), from those before and the support loss's gradient."""
+
+    def shared(self) -> dict[str, Tensor]:
+        """Return the parameters of backbone and head by name, without those that say how a step is made."""
+        return {name: value for name, value in self.named_parameters() if name.startswith((BACKBONE, "head."))}
+
+    def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
+        """Return the fast weights θ′ of b episodes and, when inductive, the support sets' statistics under them.
+
+        Works under `torch.no_grad` and `torch.inference_mode` too, and then keeps no graph.
+
+        Raises:
+            UsageError: `way` is not the one that the head was made for.
+        """
+        if self.way is not None and way != self.way:
+            name = self.info.name
+            raise UsageError(
+                f"{name} was trained for {self.way}-way episodes, got {way}-way ones: train it for that way"
+            )
+        if support_mask is not None:
+            episodes = zip(support_x, support_y, support_mask, strict=True)
+            return stacked([self.adapt(x[None, keep], y[None, keep], way=way) for x, y, keep in episodes])
+        differentiable = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            if support_x.is_inference():
+                support_x, support_y = support_x.clone(), support_y.clone()
+            x = self.standardise(support_x)
+            present = self._present(support_y, way)
+            for weights in self.trajectory(x, support_y, present, differentiable):
+                last = weights  # the others are let go
+            state = self._state(last, x, present)
+        return state if differentiable else {name: value.detach() for name, value in state.items()}
+
+    def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
+        """Return logits (b, q, way) of the fast weights; for regression means (b, q, d)."""
+        statistics = {name.removeprefix(_STATISTICS): v for name, v in state.items() if name.startswith(_STATISTICS)}
+        if query_mask is not None and self.batch_norm == "transductive":
+            return self._predict_unmasked(state, query_x, query_mask)
+        return self._logits(state, self.standardise(query_x), statistics or None)[0]
+
+    def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
+        """Return the outer losses (b,): the mean loss over the unmasked queries of each episode."""
+        state = self.adapt(episodes.support_x, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
+        return self.query_outcomes(state, episodes)
+
+    def query_outcomes(self, state: State, episodes: EpisodeBatch) -> Outcome:
+        """Return the outcome of adapted episodes, where all that the queries' losses depend on is in the state."""
+        if state["present"].device.type != "cpu":  # a GPU is quickest with all at once
+            return query_outcome(self.predict(state, episodes.query_x, episodes.query_mask), episodes)
+
+        def outcome_of(own: State, number: int) -> Outcome:
+            episode = episodes[number : number + 1]
+            return query_outcome(self.predict(own, episode.query_x, episode.query_mask), episode)
+
+        return episode_by_episode(outcome_of, state)
+
+    def trajectory(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> Iterator[Weights]:
+        """Yield the fast weights after each inner step, keeping their graph only where `differentiable`."""
+        keep: Callable[[Tensor], Tensor] = (lambda value: value) if differentiable else _cut
+        weights: Weights = {name: keep(value) for name, value in self.start(x, y, present).items()}
+        second_order = differentiable and not self.first_order
+        for number in range(self.steps):
+            gradients = self.inner_gradient(weights, x, y, present, second_order)
+            weights = {name: keep(value) for name, value in self.step(weights, gradients, number).items()}
+            yield weights
+
+    def inner_gradient(self, weights: Weights, x: Tensor, y: Tensor, present: Tensor, second_order: bool) -> Weights:
+        """Return ∇θ L(θ; support set) of each episode, always in full precision: support sets are small.
+
+        L is the mean cross-entropy, or for regression the mean squared error.
+        """
+        if self.backbone.taped and not y.is_floating_point():
+            return taped_gradient(self.backbone, x, y, present, weights, second_order)
+        with torch.autocast(x.device.type, enabled=False):
+            outputs, _ = self._logits({**weights, "present": present}, x, None)
+        if y.is_floating_point():
+            loss = (outputs - y).square().mean(dim=(1, 2)).sum()
+        else:
+            loss = F.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(dim=1).sum()
+        found = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
+        return dict(zip(weights, found, strict=True))
+
+    def _state(self, weights: Weights, x: Tensor, present: Tensor) -> State:
+        state = {**weights, "present": present}
+        if self.batch_norm == "inductive":
+            with torch.autocast(x.device.type, enabled=False):
+                _, statistics = self._logits(state, x, None)
+            state |= {_STATISTICS + name: value for name, value in statistics.items()}
+        return state
+
+    def _present(self, y: Tensor, way: int) -> Tensor:
+        if y.is_floating_point():
+            return y.new_ones(len(y), y.shape[-1], dtype=torch.bool)
+        return membership(y, way, None, self.mean.dtype).amax(dim=1) > 0
+
+    def _predict_unmasked(self, state: State, query_x: Tensor, query_mask: Tensor) -> Tensor:
+        """Predict when queries normalise one another, and some are padding: episode by episode, without that."""
+        rows = []
+        for number, (x, keep) in enumerate(zip(query_x, query_mask, strict=True)):
+            own = {name: value[number, None] for name, value in state.items()}
+            logits = self.predict(own, x[None, keep])[0]
+            rows.append(logits.new_zeros(len(keep), logits.shape[-1]).masked_scatter(keep.unsqueeze(-1), logits))
+        return torch.stack(rows)
+
+    def _logits(self, state: State, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
+        """Return logits (b, n, way) of standardised x (b, n, *x), and the batch-norm statistics that were used."""
+        shared = dict(self.backbone.named_parameters())
+        weights = {name: state.get(BACKBONE + name, value) for name, value in shared.items()}
+        features, used = self.backbone.embed(weights, x, statistics)
+        with torch.autocast(x.device.type, enabled=False):
+            logits = linear(features.to(x.dtype), state[HEAD_WEIGHT], state[HEAD_BIAS])
+        return torch.where(state["present"].unsqueeze(1), logits, -torch.inf), used
+
+
+def stacked(states: list[State]) -> State:
+    """Return the states of several episodes as one."""
+    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
+
+
+def _cut(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_()
