@@ -2,11 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from metalearn_core.data.dataset import EpisodeDataset
-from metalearn_core.data.fingerprints import fingerprints
 from metalearn_core.data.manifest import ClassEntry, Split
 from metalearn_core.storage import text_digest
 
@@ -14,28 +10,6 @@ from metalearn_core.storage import text_digest
 def split_hashes(dataset: EpisodeDataset, split: Split) -> list[bytes]:
     """Return the content hashes of all examples of a split, class after class: what a model trained on it has seen."""
     return dataset.example_hashes(_rows(dataset, dataset.manifest.of_split(split)))
-
-
-def seen_classes(
-    dataset: EpisodeDataset, split: Split, digests: Collection[str], examples: NDArray[np.int64]
-) -> set[str]:
-    """Return the content hashes of those classes of a split that a model has seen, whole or in a single example.
-
-    Args:
-        dataset: with the split.
-        split: whose classes are looked at.
-        digests: content hashes of the classes that the model was trained on.
-        examples: (n,) `fingerprints` of the examples that it was trained on; a class that gained or lost a picture
-            since is another by its own hash, and is known by these.
-    """
-    entries = dataset.manifest.of_split(split)
-    seen = {entry.digest for entry in entries if entry.digest in digests}
-    others = [entry for entry in entries if entry.digest not in seen]
-    if len(examples) and others:
-        known = np.isin(fingerprints(dataset.example_hashes(_rows(dataset, others))), examples)
-        holder = np.repeat(np.arange(len(others)), [entry.count for entry in others])
-        seen |= {others[number].digest for number in np.unique(holder[known])}
-    return seen
 
 
 def class_sketches(dataset: EpisodeDataset, split: Split) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metalearn_core.gate import GateRules
 
 Request = TypeVar("Request", bound=Record)
+SEED = "seed"  # of a learner's training, in an item of the pipeline's loop; without one the run's counts
 
 
 class TrainingRequest(Record):
@@ -89,6 +90,21 @@ class EvaluationRequest(Record):
     query: int = Field(ge=1)
     episodes: int = Field(1000, ge=2)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+
+
+def of_item(item: Mapping[str, Any], request: TrainingRequest) -> tuple[dict[str, Any], TrainingRequest]:
+    """Return the `LearnerSpec` of an item of the pipeline's loop, and the request with the item's seed, if it has one.
+
+    A run with several training seeds has an item for each; what a training is kept under does not tell it from one of
+    another run with that seed.
+
+    Raises:
+        UsageError: the seed is none.
+    """
+    spec = {name: value for name, value in item.items() if name != SEED}
+    if SEED not in item:
+        return spec, request
+    return spec, _checked(TrainingRequest, "learner's", {**request.model_dump(), SEED: item[SEED]})
 
 
 def training_request(**values: Any) -> TrainingRequest:
