@@ -1,5 +1,6 @@
 """The steps of one learner: meta-train it, and evaluate it on validation and test episodes."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -148,7 +149,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.episodes import EpisodeShape
-    from metalearn_core.data.subset import split_hashes
+    from metalearn_core.data.subset import only_domain, split_hashes
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.memory import PeakMemory
     from metalearn_core.training.loop import fit
@@ -157,6 +158,8 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     world, request = world or ALONE, order.request
     spec = LearnerSpec.model_validate(order.item)
     dataset = EpisodeDataset.open(order.dataset)
+    if order.domain is not None:
+        dataset = only_domain(dataset, order.domain)
     with PeakMemory() as peak, _metrics_of(order.run_id if world.leads else None) as on_metrics:
         result = fit(
             spec,
@@ -195,7 +198,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         "train_seconds": result.seconds,
         "train_episodes": result.episodes,
         "train_shape": str(result.train_shape) if result.train_shape else "plain examples",
-        "best_validation": result.best_validation,
+        "best_validation": None if math.isnan(result.best_validation) else result.best_validation,
         "parameters": sum(parameter.numel() for parameter in result.learner.parameters()),
         "peak_memory_bytes": peak.resident_bytes,
         "peak_gpu_memory_bytes": peak.gpu_bytes,
@@ -228,6 +231,7 @@ def _plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPl
         episodes=request.episodes or None,
         seconds=request.seconds or None,
         seed=request.seed,
+        validations=request.validations,
         patience=request.patience or None,
         precision=request.precision,
         device=resources.device,

@@ -9,7 +9,8 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.fingerprints import fingerprints
 from metalearn_core.data.leakage import check_leakage
 from metalearn_core.data.manifest import BuildOptions, Split
-from metalearn_core.data.subset import class_sketches, split_hashes, without_classes
+from metalearn_core.data.subset import class_sketches, only_domain, split_hashes, without_classes
+from metalearn_core.errors import UsageError
 
 SPLITS: dict[str, Split] = {"a": "train", "b": "train", "c": "validation", "d": "test"}
 
@@ -66,3 +67,22 @@ def test_the_hashes_of_a_split_are_those_of_its_examples_also_where_classes_were
     whole = split_hashes(grown, "test")
     assert len(set(whole)) == first.count + second.count
     assert split_hashes(without_classes(grown, "test", {first.digest}), "test") == whole[first.count :]
+
+
+def test_a_domain_alone_keeps_its_classes_their_splits_and_their_pictures(tmp_path: Path) -> None:
+    splits: dict[str, Split] = {
+        f"{domain}/{split}{n}": split for domain in "xy" for split in ("train", "test") for n in range(2)
+    }
+    whole = build(tmp_path, splits, 3)
+    part = only_domain(whole, "y")
+    assert {entry.name: entry.split for entry in part.manifest.classes} == {
+        name: split for name, split in splits.items() if name.startswith("y/")
+    }
+    assert part.spec.train_classes == 2
+    for entry in part.manifest.classes:
+        before = next(one for one in whole.manifest.classes if one.name == entry.name)
+        rows = [int(one.class_offset[e.id]) for one, e in ((part, entry), (whole, before))]
+        assert rows[0] == rows[1]
+    assert part.digest not in {whole.digest, only_domain(whole, "x").digest}
+    with pytest.raises(UsageError, match="domain"):
+        only_domain(whole, "z")
