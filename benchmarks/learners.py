@@ -190,7 +190,7 @@ def _table(title: str, cells: Sequence[Cell]) -> str:
     for cell in cells:
         if cell.failure is None:
             models.setdefault(cell.name, []).append(cell)
-    differences = _against_baseline(models)
+    differences, method = _against_baseline(models)
     floor = _mean_accuracy(models[BASELINE]) if BASELINE in models else 0.0
     lines = [
         f"**{title}**",
@@ -203,7 +203,7 @@ def _table(title: str, cells: Sequence[Cell]) -> str:
         _row(name, models[name], differences.get(name), below=_mean_accuracy(models[name]) < floor)
         for name in sorted(models, key=lambda name: -_mean_accuracy(models[name]))
     ]
-    lines += ["", f"{MARK}: below {BASELINE}. Its figures are differences over {_unit(models)}."]
+    lines += ["", f"{MARK}: below {BASELINE}. {method}".strip()]
     lines += [f"{cell.name}, seed {cell.key['request']['seed']}: {cell.failure}." for cell in cells if cell.failure]
     return "\n".join(lines)
 
@@ -233,18 +233,14 @@ def _row(name: str, models: Sequence[Cell], difference: Difference | None, *, be
     return f"| {' | '.join(cells)} |"
 
 
-def _against_baseline(models: dict[str, list[Cell]]) -> dict[str, Difference | None]:
-    """Return the differences to the baseline, of the learners that have as many seeds and episodes as it."""
+def _against_baseline(models: dict[str, list[Cell]]) -> tuple[dict[str, Difference | None], str]:
+    """Return the differences to the baseline, of learners with as many seeds and episodes, and how they were made."""
     if BASELINE not in models:
-        return {}
+        return {}, ""
     accuracies = {name: np.array([cell.accuracies for cell in own]) for name, own in models.items()}
-    shape = accuracies[BASELINE].shape
-    return against(BASELINE, {name: values for name, values in accuracies.items() if values.shape == shape})[0]
-
-
-def _unit(models: dict[str, list[Cell]]) -> str:
-    seeds = max((len(own) for own in models.values()), default=1)
-    return "the same test episodes of one model each" if seeds == 1 else f"{seeds} training seeds"
+    alike = {name: one for name, one in accuracies.items() if one.shape == accuracies[BASELINE].shape}
+    found, method = against(BASELINE, alike)
+    return found, f"Differences: {method}."
 
 
 def _mean_accuracy(models: Sequence[Cell]) -> float:
