@@ -60,7 +60,8 @@ class RankedLearner(Record):
         train_seconds, train_episodes: what a training cost.
         adaptation_ms: to adapt to one support set.
         parameters: numbers that are learned.
-        peak_memory_bytes, peak_gpu_memory_bytes: of a training, the largest over seeds; 0: no GPU.
+        peak_memory_bytes, peak_gpu_memory_bytes: of the process that trained (the first, where several shared the
+            work), the largest over seeds; 0: no GPU.
         against_selected: None for the selected one, and where seeds do not spread, so that nothing can be said.
     """
 

@@ -8,7 +8,6 @@ from metalearn_core.errors import MetalearnError
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.naming import learner_name
 
-SEED_TAG = "train_seed"
 TRAINING_TAG = "training"  # the key of the training that the run is about
 
 
@@ -67,7 +66,7 @@ def _start(
         parent,
         f"{learner_name(item)} {request['way']}-way {request['shot']}-shot seed {request['seed']}",
         tags={
-            SEED_TAG: str(request["seed"]),
+            tracking.SEED_TAG: str(request["seed"]),
             tracking.LEARNER_TAG: item["learner"],
             tracking.NAME_TAG: learner_name(item),
             tracking.DATASET_TAG: dataset_digest,

@@ -1,5 +1,7 @@
 """The verbs of the pipeline: `run`, `compile` and `runs`."""
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,6 +40,7 @@ from pipelines.command_line.pipeline_options import command, takes_pipeline_opti
 from pipelines.command_line.run_summary import print_summary
 
 if TYPE_CHECKING:
+    from metalearn_core.tracking import LearnerResult
     from pipelines.config import RunConfig
 
 
@@ -179,9 +182,18 @@ def runs(
             entry.start.astimezone().strftime("%m-%d %H:%M"),
             entry.status.lower(),
             entry.name,
-            "\n".join(f"{result.learner} {percent(result.accuracy, result.ci95)}" for result in entry.results)
-            or entry.reason,
+            "\n".join(_result_lines(entry.results)) or entry.reason,
         ]
         for entry in listed
     ]
     print_table(["start ", "status ", "run ", "test accuracy, % "], rows)
+
+
+def _result_lines(results: "Sequence[LearnerResult]") -> list[str]:
+    """Return a line a model: the learner, its training seed where it has several, and its accuracy."""
+    times = Counter(result.learner for result in results)
+    return [
+        f"{result.learner}{f' seed {result.seed}' if times[result.learner] > 1 else ''} "
+        f"{percent(result.accuracy, result.ci95)}"
+        for result in results
+    ]
