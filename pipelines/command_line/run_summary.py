@@ -36,7 +36,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     promotion, selected = summary["promotion"], summary["selected"]
     stays = promotion["champion_before"] == selected["version"]
     verdict = "stays the champion" if stays else "is promoted" if promotion["promoted"] else "is not promoted"
-    answers.print(f"\n{selected['name']} is {selected['model']}, and {verdict}:", markup=False)
+    answers.print(f"\n{selected['name']}: {selected['model']} {verdict}:", markup=False, soft_wrap=True)
     for reason in promotion["reasons"]:
         answers.print(f"  - {reason}", soft_wrap=True, markup=False)
     answers.print(f"\nlook at it:  {_look(summary)}", markup=False, soft_wrap=True)
