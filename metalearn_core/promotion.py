@@ -196,7 +196,7 @@ def _judge(
     """Return the outcome with the gate's decision in it; what cannot be compared is a reason, not a failure."""
     import numpy as np
 
-    from metalearn_core.data.subset import seen_classes
+    from metalearn_core.data.leakage import check_leakage
     from metalearn_core.evaluation.evaluate import check_fit
 
     check_fit(candidate.learner, dataset, protocol)
@@ -211,7 +211,7 @@ def _judge(
     contenders = [candidate, champion] if champion else [candidate]
     trained_on = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
     images = np.concatenate([one.training_images for one in contenders])
-    seen = seen_classes(dataset, protocol.split, trained_on, images)
+    seen = set(check_leakage(dataset, protocol.split, trained_on, images).class_digests)
     try:
         return _measured(outcome, candidate, champion, dataset, protocol, checks_passed, seen)
     except UsageError as error:

@@ -67,6 +67,7 @@ LEARNER_TAG = "learner"
 NAME_TAG = "learner_with_options"
 DATASET_TAG = "dataset"
 SHAPE_TAG = "shape"
+SEED_TAG = "train_seed"
 CACHED_TAG = "cached_from"
 REQUEST_TAG = "metalearn.request"
 IMAGE_TAG = "metalearn.image"
@@ -87,6 +88,7 @@ class LearnerResult:
     ci95: float | None
     shape: str
     cached_from: str | None
+    seed: str = ""
 
 
 @dataclass(frozen=True)
@@ -342,6 +344,7 @@ def _summary(run: Any, children: list[Any]) -> RunSummary:
                 ci95=child.data.metrics.get("test/ci95"),
                 shape=child.data.tags.get(SHAPE_TAG, ""),
                 cached_from=child.data.tags.get(CACHED_TAG),
+                seed=child.data.tags.get(SEED_TAG, ""),
             )
             for child in children
         ),

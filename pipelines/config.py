@@ -1,5 +1,6 @@
 """What a run is asked for: options of the command line over a file over the defaults, checked before any work."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +26,7 @@ OUTSIDE = {
     "settings",
     "sweep",
     "sweep_samples",
+    "seeds",
     "build_shards",
     CLUSTER,
 }  # no inputs of the pipeline
@@ -45,6 +47,7 @@ class RunConfig(BaseModel):
         train_episodes, train_seconds: the training budget of each learner, one of the two.
         eval_episodes, eval_seed: evaluation episodes of each split, and the seed of their stream.
         seed: of the initial weights and the stream of training episodes; of a sweep's drawing too.
+        seeds: how many models of each learner are trained, with the seeds from `seed` on.
         patience: stop training after so many validations in a row without a better one; 0: never.
         precision: of training; `auto` is bf16 where the processor computes it natively.
         device, processes, checkpoint_seconds: what a training may use; see `TrainingResources`.
@@ -72,6 +75,7 @@ class RunConfig(BaseModel):
     eval_episodes: int = Field(1000, ge=2)
     eval_seed: int = Field(0, ge=0, le=LARGEST_SEED)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    seeds: int = Field(1, ge=1, le=100)
     patience: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -130,6 +134,8 @@ def read_config(
         raise invalid("option", error, RunConfig) from None
     if config.train_episodes and config.train_seconds:
         raise UsageError("train_episodes and train_seconds are both given: the training budget is one of the two")
+    if config.seed + config.seeds - 1 > LARGEST_SEED:
+        raise UsageError(f"seeds: {config.seeds} seeds from {config.seed} on go beyond {LARGEST_SEED}")
     if not config.train_episodes and not config.train_seconds:
         config = config.model_copy(update={"train_seconds": DEFAULT_TRAIN_SECONDS})
     return config
@@ -186,6 +192,8 @@ def _scalar(text: str) -> Any:
 def learner_items(config: RunConfig) -> list[str]:
     """Return the learners of a run as the pipeline's loop takes them: JSON of each `LearnerSpec`, sweeps unrolled.
 
+    With several training seeds each stands there once for every seed, which is beside its options then.
+
     Raises:
         UsageError: an unknown learner, backbone or option, or a value that it cannot have.
     """
@@ -198,8 +206,11 @@ def learner_items(config: RunConfig) -> list[str]:
         for point in _grid(config, learner):
             own = {**shared, **config.settings.get(learner, {}), **point}
             spec = parse_spec(learner, {"backbone": config.backbone, **own})
-            items.append(spec.model_dump_json())
-    return list(dict.fromkeys(items))
+            items.append(spec.model_dump(mode="json"))
+    if config.seeds > 1:
+        seeds = range(config.seed, config.seed + config.seeds)
+        items = [{**item, "seed": seed} for item in items for seed in seeds]
+    return list(dict.fromkeys(json.dumps(item) for item in items))
 
 
 def _check_owners(config: RunConfig) -> None:

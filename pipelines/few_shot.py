@@ -170,7 +170,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
         Args:
             source: `glyphs`, a folder of images, or a Parquet file or folder.
             storage: where datasets, results and checkpoints are kept; on a cluster, an `s3://` address.
-            learners: JSON of each learner: learner, options, backbone, backbone_options.
+            learners: JSON of each learner: learner, options, backbone, backbone_options; `seed` where not the run's.
             way: classes an evaluation episode.
             shot: support examples a class.
             query: query examples a class.

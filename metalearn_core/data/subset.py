@@ -1,41 +1,17 @@
-"""An episode dataset without some of its classes: those that a model has seen."""
+"""An episode dataset with some of its classes: without those that a model has seen, or those of one domain alone."""
 
 from collections.abc import Collection, Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from metalearn_core.data.dataset import EpisodeDataset
-from metalearn_core.data.fingerprints import fingerprints
 from metalearn_core.data.manifest import ClassEntry, Split
+from metalearn_core.errors import unknown
 from metalearn_core.storage import text_digest
 
 
 def split_hashes(dataset: EpisodeDataset, split: Split) -> list[bytes]:
     """Return the content hashes of all examples of a split, class after class: what a model trained on it has seen."""
     return dataset.example_hashes(_rows(dataset, dataset.manifest.of_split(split)))
-
-
-def seen_classes(
-    dataset: EpisodeDataset, split: Split, digests: Collection[str], examples: NDArray[np.int64]
-) -> set[str]:
-    """Return the content hashes of those classes of a split that a model has seen, whole or in a single example.
-
-    Args:
-        dataset: with the split.
-        split: whose classes are looked at.
-        digests: content hashes of the classes that the model was trained on.
-        examples: (n,) `fingerprints` of the examples that it was trained on; a class that gained or lost a picture
-            since is another by its own hash, and is known by these.
-    """
-    entries = dataset.manifest.of_split(split)
-    seen = {entry.digest for entry in entries if entry.digest in digests}
-    others = [entry for entry in entries if entry.digest not in seen]
-    if len(examples) and others:
-        known = np.isin(fingerprints(dataset.example_hashes(_rows(dataset, others))), examples)
-        holder = np.repeat(np.arange(len(others)), [entry.count for entry in others])
-        seen |= {others[number].digest for number in np.unique(holder[known])}
-    return seen
 
 
 def class_sketches(dataset: EpisodeDataset, split: Split) -> list[str]:
@@ -58,13 +34,38 @@ def without_classes(dataset: EpisodeDataset, split: Split, digests: Collection[s
     if len(kept) == len(dataset.manifest.classes):
         return dataset
     gone = sorted(entry.digest for entry in dataset.manifest.of_split(split) if entry.digest in digests)
+    return _subset(dataset, kept, {"dataset": dataset.digest, "without": gone})
+
+
+def only_domain(dataset: EpisodeDataset, domain: str) -> EpisodeDataset:
+    """Return the dataset with the classes of one domain alone, each in the split that it is in.
+
+    As `without_classes`, it shares the examples. Examples are standardised as in the whole dataset.
+
+    Raises:
+        UsageError: there is no such domain.
+    """
+    entries = dataset.manifest.classes
+    kept = [entry for entry in entries if entry.domain == domain]
+    if not kept:
+        raise unknown("domain", domain, {entry.domain for entry in entries})
+    return _subset(dataset, kept, {"dataset": dataset.digest, "domain": domain})
+
+
+def _subset(dataset: EpisodeDataset, kept: Sequence[ClassEntry], name: dict[str, Any]) -> EpisodeDataset:
+    """Return the dataset with these of its classes; its digest is that of its name."""
+    spec = dataset.spec
+    if spec.target_size is None:
+        trained = sum(len(entry.rotations) for entry in kept if entry.split == "train")
+        spec = spec.model_copy(update={"train_classes": trained})
     manifest = dataset.manifest.model_copy(
         update={
             "classes": tuple(entry.model_copy(update={"id": number}) for number, entry in enumerate(kept)),
-            "digest": text_digest({"dataset": dataset.digest, "without": gone})[:32],
+            "spec": spec,
+            "digest": text_digest(name)[:32],
         }
     )
-    subset = EpisodeDataset(dataset.folder, manifest, dataset.examples)
+    subset = EpisodeDataset(dataset.folder, manifest, dataset.examples, mapped=dataset.mapped)
     subset.class_offset = dataset.class_offset[[entry.id for entry in kept]]
     return subset
 

@@ -9,13 +9,14 @@ from pydantic import Field
 
 from metalearn_core.bundle import load_bundle, read_training_images
 from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.leakage import Leakage, check_leakage
 from metalearn_core.data.manifest import Record
 from metalearn_core.data.sampler import EpisodeSampler
-from metalearn_core.data.subset import seen_classes, without_classes
+from metalearn_core.data.subset import without_classes
 from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.evaluate import Protocol, check_fit, domain_samplers, make_sampler
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
-from metalearn_core.evaluation.statistics import PairedDifference, paired
+from metalearn_core.evaluation.statistics import PairedDifference, calibration_error, paired
 from metalearn_core.learners.contract import Learner
 from metalearn_core.memory import kept_memory
 
@@ -40,6 +41,7 @@ class Comparison(Record):
         low, high: interval of the difference at confidence 1 − alpha, over episodes.
         p_value: of no difference, two-sided.
         accuracy_a, accuracy_b: means over the episodes.
+        ece_a, ece_b: expected calibration errors.
         episodes: how many.
         alpha: the level.
         method: how the interval was made.
@@ -50,6 +52,7 @@ class Comparison(Record):
         conclusion: in one sentence, what can be concluded and what not.
         protocol: what was measured on.
         dataset_digest: of the dataset (with the classes that were left out).
+        leakage: what of the split the two have seen in training; None where it was not looked at.
     """
 
     difference: float
@@ -58,6 +61,8 @@ class Comparison(Record):
     p_value: float
     accuracy_a: float
     accuracy_b: float
+    ece_a: float
+    ece_b: float
     episodes: int
     alpha: float = Field(gt=0, lt=1)
     method: str
@@ -68,6 +73,7 @@ class Comparison(Record):
     conclusion: str
     protocol: Protocol
     dataset_digest: str
+    leakage: Leakage | None = None
 
 
 def compare(
@@ -87,7 +93,7 @@ def compare(
         a, b: the learners, of any kind, made for examples of the same shape.
         dataset: the examples.
         protocol: what to measure on.
-        exclude_classes: content hashes of classes to leave out, since a model has seen them: `seen_classes`.
+        exclude_classes: content hashes of classes to leave out, since a model has seen them: `check_leakage`.
         alpha: the interval has confidence 1 − alpha. For the k-th look at the same classes: `statistics.look_alpha`.
         names: of a and b, for the conclusion.
         scores_a: of a on these very episodes, where it was evaluated on them already (`evaluate_scored`): it is not
@@ -120,6 +126,8 @@ def compare(
     result = paired(scores[0].accuracy, scores[1].accuracy, alpha=alpha)
     return Comparison(
         **_figures(result, scores[0], scores[1]),
+        ece_a=calibration_error(*scores[0].calibration),
+        ece_b=calibration_error(*scores[1].calibration),
         alpha=alpha,
         method=result.method,
         by_domain={
@@ -146,7 +154,7 @@ def compare_bundles(
 ) -> Comparison:
     """Compare the models of two bundle folders, without the test classes that either has seen.
 
-    Those are the classes that it was trained on, and all that share an image with its training.
+    Those are the classes that it was trained on, and all that share an image with its training, turned or not.
 
     Raises:
         MetalearnError: what `load_bundle` and `compare` raise.
@@ -154,8 +162,10 @@ def compare_bundles(
     (learner_a, one), (learner_b, other) = load_bundle(a), load_bundle(b)
     trained_on = {*one.lineage.training_class_digests, *other.lineage.training_class_digests}
     images = np.concatenate([read_training_images(a), read_training_images(b)])
-    seen = seen_classes(dataset, protocol.split, trained_on, images)
-    return compare(learner_a, learner_b, dataset, protocol, exclude_classes=seen, alpha=alpha, names=names)
+    leakage = check_leakage(dataset, protocol.split, trained_on, images)
+    seen = leakage.class_digests
+    comparison = compare(learner_a, learner_b, dataset, protocol, exclude_classes=seen, alpha=alpha, names=names)
+    return comparison.model_copy(update={"leakage": leakage})
 
 
 def _samplers(

@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field, ValidationError
 
+from metalearn_core.bundle import load_bundle, read_training_images
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.leakage import Leakage, check_leakage
 from metalearn_core.data.manifest import ClassEntry, Record, Split
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler
+from metalearn_core.data.subset import without_classes
 from metalearn_core.errors import UsageError, invalid
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
 from metalearn_core.evaluation.statistics import calibration_error, new_class_interval, t_interval
@@ -89,6 +93,14 @@ class Confusion(Record):
     queries: int
 
 
+class ConfidenceBin(Record):
+    """Queries whose confidence (the greatest probability) is alike: how many, their mean confidence and accuracy."""
+
+    queries: int
+    confidence: float
+    accuracy: float
+
+
 class Evaluation(Record):
     """How good a learner is, and how well that is known. Accuracies and half-widths are fractions.
 
@@ -100,7 +112,8 @@ class Evaluation(Record):
         ci95_classes: half-width of the 95 % interval for new classes like these (and domains, where there are several).
         ci95_classes_method: how it was made.
         loss: mean cross-entropy of the queries.
-        ece: expected calibration error, 15 bins of confidence.
+        ece: expected calibration error: how far confidence and accuracy are apart, weighted over the bins.
+        reliability: the bins of confidence that hold a query, of 15 of equal width.
         by_domain: by within-domain episodes; None where a domain is too small.
         by_domain_reason: why, for those.
         by_class: in the order of the manifest.
@@ -110,6 +123,7 @@ class Evaluation(Record):
         seconds: that the whole evaluation took.
         protocol: what it was measured on.
         dataset_digest: likewise.
+        leakage: what of the split the model has seen in training, which was left out; None where it was not looked at.
     """
 
     learner: str
@@ -120,6 +134,7 @@ class Evaluation(Record):
     ci95_classes_method: str
     loss: float
     ece: float
+    reliability: tuple[ConfidenceBin, ...]
     by_domain: dict[str, DomainResult | None]
     by_domain_reason: dict[str, str]
     by_class: tuple[ClassAccuracy, ...]
@@ -129,6 +144,7 @@ class Evaluation(Record):
     seconds: float
     protocol: Protocol
     dataset_digest: str
+    leakage: Leakage | None = None
 
 
 def make_protocol(**values: Any) -> Protocol:
@@ -190,6 +206,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
         ci95_classes_method=f"{class_interval.method}: what new classes like these may bring",
         loss=float(scores.loss.mean()),
         ece=calibration_error(*scores.calibration),
+        reliability=_reliability(scores),
         by_domain={**dict.fromkeys(reasons), **by_domain},
         by_domain_reason=reasons,
         by_class=_by_class(scores, entries, protocol.query),
@@ -201,6 +218,31 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
         dataset_digest=dataset.digest,
     )
     return evaluation, scores
+
+
+def evaluate_bundle(bundle: Path, dataset: EpisodeDataset, protocol: Protocol) -> tuple[Evaluation, EpisodeScores]:
+    """Evaluate the model of a bundle folder, without the classes of the split that it has seen in training.
+
+    Those are the classes that it was trained on, and all that share an image with its training, turned or not. The
+    training split is evaluated as it is: who asks for it wants to know what was learned.
+
+    Raises:
+        MetalearnError: what `load_bundle` and `evaluate` raise; too few classes are left.
+    """
+    learner, description = load_bundle(bundle)
+    if protocol.split == "train":
+        return evaluate_scored(learner, dataset, protocol)
+    check_fit(learner, dataset, protocol)
+    digests = set(description.lineage.training_class_digests)
+    leakage = check_leakage(dataset, protocol.split, digests, read_training_images(bundle))
+    try:
+        left = without_classes(dataset, protocol.split, leakage.class_digests)
+        evaluation, scores = evaluate_scored(learner, left, protocol)
+    except UsageError as error:
+        if not leakage.class_names:
+            raise
+        raise UsageError(f"{leakage.finding}; then {error}") from None
+    return evaluation.model_copy(update={"leakage": leakage}), scores
 
 
 def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> None:
@@ -243,6 +285,14 @@ def domain_samplers(
 def _domain_result(scores: EpisodeScores) -> DomainResult:
     interval = t_interval(scores.accuracy)
     return DomainResult(accuracy=interval.mean, ci95=interval.half_width, episodes=len(scores.accuracy))
+
+
+def _reliability(scores: EpisodeScores) -> tuple[ConfidenceBin, ...]:
+    return tuple(
+        ConfidenceBin(queries=int(queries), confidence=confidence / queries, accuracy=right / queries)
+        for queries, confidence, right in scores.calibration.T.tolist()
+        if queries
+    )
 
 
 def _by_class(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: int) -> tuple[ClassAccuracy, ...]:

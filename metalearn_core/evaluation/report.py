@@ -12,7 +12,8 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import SPLITS, ClassEntry, Manifest, Record, Split
 from metalearn_core.data.sampler import gather_examples
 from metalearn_core.evaluation.evaluate import Confusion, Evaluation
-from metalearn_core.evaluation.figures import curves_svg, png_address
+from metalearn_core.evaluation.figures import curves_svg, png_address, reliability_svg
+from metalearn_core.evaluation.ranking import Ranking
 from metalearn_core.pages import render_page
 from metalearn_core.storage import write_bytes
 
@@ -34,6 +35,7 @@ class LearnerReport(Record):
         history: a record a validation: episodes, seconds, `validation/accuracy`, `train/loss` …
         train_seconds, train_episodes: what its training cost.
         parameters: numbers that were learned.
+        peak_memory_bytes: the largest memory of the process that trained.
         selected: it is the one that was registered.
     """
 
@@ -45,6 +47,7 @@ class LearnerReport(Record):
     train_seconds: float | None = None
     train_episodes: int | None = None
     parameters: int | None = None
+    peak_memory_bytes: int | None = None
     selected: bool = False
 
 
@@ -73,7 +76,8 @@ class ReportContent(Record):
         title: of the page.
         asked: what the person asked for, in their words: source, shape, learners, budget.
         manifest: of the dataset.
-        learners: in the order in which they were asked for.
+        learners: in the order in which they were asked for; with several training seeds the best model of each.
+        ranking: each learner against the selected one; None: there is nothing to compare.
         checks: of the data.
         decision: None where nothing was registered.
         lineage: names and values: run, commit, dataset digest, versions.
@@ -84,6 +88,7 @@ class ReportContent(Record):
     asked: dict[str, str]
     manifest: Manifest
     learners: tuple[LearnerReport, ...] = Field(min_length=1)
+    ranking: Ranking | None = None
     checks: tuple[CheckReport, ...] = ()
     decision: DecisionReport | None = None
     lineage: dict[str, str] = Field(default_factory=dict)
@@ -146,6 +151,7 @@ def write_report(path: Path, content: ReportContent, dataset: EpisodeDataset | N
         scale=(low, high),
         rows=list(zip(content.learners, marks, strict=True)),
         curves=_curves(content),
+        reliability=_reliability(content, 1 / selected.evaluation.protocol.way),
         domains=_domains(content)[:SHOWN_DOMAINS],
         hidden_domains=max(0, len(_domains(content)) - SHOWN_DOMAINS),
         splits=[_split(content.manifest, split, pictured) for split in SPLITS],
@@ -185,6 +191,14 @@ def _curves(content: ReportContent) -> str:
         if (points := [(r["seconds"], r["validation/accuracy"]) for r in one.history if "validation/accuracy" in r])
     }
     return curves_svg(curves, "seconds of training", "validation accuracy") if curves else ""
+
+
+def _reliability(content: ReportContent, lowest: float) -> str:
+    """Return the accuracy of queries over their confidence, by learner."""
+    curves = {
+        one.name: [(part.confidence, part.accuracy) for part in one.evaluation.reliability] for one in content.learners
+    }
+    return reliability_svg(curves, lowest)
 
 
 def _domains(content: ReportContent) -> list[str]:

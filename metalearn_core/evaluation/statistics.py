@@ -108,6 +108,50 @@ def paired(a: ArrayLike, b: ArrayLike, *, alpha: float = 0.05) -> PairedDifferen
     return PairedDifference(mean, interval.low, interval.high, p_value, f"paired: {interval.method}")
 
 
+def welch(a: ArrayLike, b: ArrayLike, *, alpha: float = 0.05) -> PairedDifference | None:
+    """Compare two learners by the accuracies of models from several training seeds: Welch's t interval and test (1947).
+
+    Nothing pairs the seeds of one learner with those of another, and their spreads differ. With squared errors of the
+    means e = s²/n the degrees of freedom are (e_a + e_b)² / (e_a²/(n − 1) + e_b²/(m − 1)). None where neither spreads
+    (all seeds gave the same): then nothing can be said of other seeds.
+
+    Args:
+        a: (n,) accuracies of one learner's models on the same episodes, n ≥ 2.
+        b: (m,) likewise of the other, m ≥ 2.
+        alpha: the interval has confidence 1 − alpha.
+
+    Raises:
+        UsageError: there are fewer than two models of one.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if min(first.size, second.size) < 2:
+        raise UsageError(f"a comparison over seeds needs two of each learner, got {first.size} and {second.size}")
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        return None
+    errors = np.array([0.0 if np.ptp(one) == 0 else one.var(ddof=1) / one.size for one in (first, second)])
+    freedom = errors.sum() ** 2 / (errors**2 / [first.size - 1, second.size - 1]).sum()
+    difference, error = float(first.mean() - second.mean()), float(np.sqrt(errors.sum()))
+    reach = float(stats.t.isf(alpha / 2, freedom)) * error
+    p_value = float(2 * stats.t.sf(abs(difference) / error, freedom))
+    level = f"{100 * (1 - alpha):.4g} %"
+    method = f"{level} Welch t interval over {first.size} and {second.size} training seeds"
+    return PairedDifference(difference, difference - reach, difference + reach, p_value, method)
+
+
+def holm(p_values: ArrayLike) -> Floats:
+    """Return the p-values (m,) adjusted for m tests (Holm 1979): each may be held against alpha itself.
+
+    Sorted ascending, p₍ₖ₎ becomes max over j ≤ k of min(1, (m − j + 1) p₍ⱼ₎). The chance of any false rejection is at
+    most alpha, however the tests depend on one another.
+    """
+    values = np.asarray(p_values, dtype=np.float64)
+    order = values.argsort(kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(values.size, 0, -1))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted
+
+
 def class_interval(
     accuracy: ArrayLike, classes: ArrayLike, correct: ArrayLike, group: ArrayLike, *, query: int, alpha: float = 0.05
 ) -> Interval:

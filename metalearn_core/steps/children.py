@@ -64,8 +64,9 @@ def _start(
 ) -> str:
     return tracking.start_child(
         parent,
-        f"{learner_name(item)} {request['way']}-way {request['shot']}-shot",
+        f"{learner_name(item)} {request['way']}-way {request['shot']}-shot seed {request['seed']}",
         tags={
+            tracking.SEED_TAG: str(request["seed"]),
             tracking.LEARNER_TAG: item["learner"],
             tracking.NAME_TAG: learner_name(item),
             tracking.DATASET_TAG: dataset_digest,

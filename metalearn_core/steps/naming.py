@@ -17,8 +17,9 @@ def learner_name(item: Mapping[str, Any]) -> str:
 
 
 def learner_of(text: str) -> str:
-    """Return what the learner of an item of the pipeline's loop is called; the item itself where it cannot be read."""
+    """Return what an item of the pipeline's loop is called, with a seed of its own; itself where it cannot be read."""
     try:
-        return learner_name(json.loads(text))
+        item = json.loads(text)
+        return learner_name(item) + (f" seed {item['seed']}" if "seed" in item else "")
     except (ValueError, KeyError, TypeError, AttributeError):
         return text

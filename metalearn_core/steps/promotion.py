@@ -11,6 +11,7 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
+from metalearn_core.steps.naming import learner_name
 from metalearn_core.steps.requests import EvaluationRequest, gate_rules
 from metalearn_core.steps.training import BUNDLE, EVALUATION, TRAINING
 from metalearn_core.storage import read_json, write_json
@@ -33,14 +34,39 @@ class Selection:
 def select(evaluations: Sequence[Path]) -> Selection:
     """Select by accuracy on validation episodes; of equals the one that was asked for first. Test figures play no part.
 
+    Of learners that were trained with several seeds the mean over the seeds decides, and then, of that learner's
+    models, the best one.
+
     Args:
         evaluations: folders with `evaluation.json`, in the order in which the learners were asked for.
     """
     if not evaluations:
         raise MetalearnError("there is nothing to select from: no learner was evaluated")
     records = [read_json(folder / EVALUATION, "evaluation") for folder in evaluations]
-    position = max(range(len(records)), key=lambda i: (records[i]["validation"]["accuracy"], -i))
+
+    def mean(models: Sequence[int]) -> float:
+        return sum(_validation(records[i]) for i in models) / len(models)
+
+    models = max(by_learner(records).values(), key=mean)  # the first of equals
+    position = max(models, key=lambda i: _validation(records[i]))
     return Selection(position, records[position]["training"]["learner"])
+
+
+def best_models(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return of each learner the model that is best on validation episodes: the one that stands for it."""
+    return [max((records[i] for i in models), key=_validation) for models in by_learner(records).values()]
+
+
+def _validation(record: Mapping[str, Any]) -> float:
+    return float(record["validation"]["accuracy"])
+
+
+def by_learner(records: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """Return the positions of the models of each learner, by its name with the options that were set, in order."""
+    positions: dict[str, list[int]] = {}
+    for position, record in enumerate(records):
+        positions.setdefault(learner_name(record["training"]["item"]), []).append(position)
+    return positions
 
 
 def register(training: Path, evaluation: Path, model_name: str) -> "RegisteredVersion":

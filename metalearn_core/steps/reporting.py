@@ -7,8 +7,10 @@ from typing import Any
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import Manifest
 from metalearn_core.evaluation.evaluate import Evaluation
+from metalearn_core.evaluation.ranking import Ranking
 from metalearn_core.evaluation.report import CheckReport, DecisionReport, LearnerReport, ReportContent, write_report
 from metalearn_core.steps.naming import learner_name
+from metalearn_core.steps.promotion import best_models
 from metalearn_core.storage import read_json
 from metalearn_core.version import git_commit, package_version
 
@@ -18,6 +20,7 @@ def write_run_report(
     dataset: str,
     quality: Path,
     records: Sequence[Mapping[str, Any]],
+    ranking: Ranking,
     verdict: Mapping[str, Any],
     run: Mapping[str, str],
 ) -> None:
@@ -27,7 +30,8 @@ def write_run_report(
         path: of the HTML file.
         dataset: the episode dataset's location.
         quality: the folder with the verdict on it.
-        records: the content of `evaluation.json` of each learner, in the order in which they were asked for.
+        records: the content of `evaluation.json` of each model, in the order in which the learners were asked for.
+        ranking: of the learners.
         verdict: the gate's decision.
         run: `run`, the MLflow run's id, and `command`, which reproduces the run.
     """
@@ -39,13 +43,14 @@ def write_run_report(
         title=title,
         asked={
             "source": opened.manifest.source,
-            "learners": ", ".join(learner_name(record["training"]["item"]) for record in records),
+            "learners": ", ".join(line.name for line in ranking.learners),
             "episodes": f"{request['way']}-way {request['shot']}-shot, {request['query']} queries a class",
             "training budget of each learner": budget,
-            "seed": str(request["seed"]),
+            "training seeds": ", ".join(str(one.seed) for one in ranking.learners[0].seeds),
         },
         manifest=opened.manifest,
-        learners=tuple(_learner(record, verdict) for record in records),
+        learners=tuple(_learner(record, verdict) for record in best_models(records)),
+        ranking=ranking,
         checks=_checks(quality),
         decision=DecisionReport(
             model=f"models:/{verdict['model_name']}/{verdict['version']}",
@@ -69,6 +74,7 @@ def _learner(record: Mapping[str, Any], verdict: Mapping[str, Any]) -> LearnerRe
         train_seconds=training["train_seconds"],
         train_episodes=training["train_episodes"],
         parameters=training["parameters"],
+        peak_memory_bytes=training["peak_memory_bytes"],
         selected=training["bundle_digest"] == verdict["bundle_digest"],
     )
 

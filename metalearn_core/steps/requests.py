@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from metalearn_core.gate import GateRules
 
 Request = TypeVar("Request", bound=Record)
+SEED = "seed"  # of a learner's training, in an item of the pipeline's loop; without one the run's counts
 
 
 class TrainingRequest(Record):
@@ -24,6 +25,7 @@ class TrainingRequest(Record):
         train_way, train_shot, train_query: of training episodes; 0: as the learner's recipe wants.
         episodes, seconds: the budget, one of the two; 0: the other decides.
         seed: of the initial weights and the stream of training episodes.
+        validations: how often over the budget; 0: never, and the last weights count.
         patience: stop after so many validations in a row without a better one; 0: never.
         precision: of convolutions; `auto` is bf16 where the processor computes it natively.
     """
@@ -37,6 +39,7 @@ class TrainingRequest(Record):
     episodes: int = Field(0, ge=0)
     seconds: float = Field(0, ge=0, allow_inf_nan=False)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+    validations: int = Field(10, ge=0)
     patience: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -67,6 +70,7 @@ class TrainingOrder(Record):
         resources: what it may use.
         checkpoints: where this training's checkpoints are, and no others.
         bundle: the folder to write.
+        domain: whose classes alone are trained on; None: all.
         run_id: the MLflow run that metrics go to; None: nowhere.
         restart: begin anew, whatever checkpoint is there.
     """
@@ -77,6 +81,7 @@ class TrainingOrder(Record):
     resources: TrainingResources
     checkpoints: str
     bundle: Path
+    domain: str | None = None
     run_id: str | None = None
     restart: bool = False
 
@@ -89,6 +94,21 @@ class EvaluationRequest(Record):
     query: int = Field(ge=1)
     episodes: int = Field(1000, ge=2)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
+
+
+def of_item(item: Mapping[str, Any], request: TrainingRequest) -> tuple[dict[str, Any], TrainingRequest]:
+    """Return the `LearnerSpec` of an item of the pipeline's loop, and the request with the item's seed, if it has one.
+
+    A run with several training seeds has an item for each; what a training is kept under does not tell it from one of
+    another run with that seed.
+
+    Raises:
+        UsageError: the seed is none.
+    """
+    spec = {name: value for name, value in item.items() if name != SEED}
+    if SEED not in item:
+        return spec, request
+    return spec, _checked(TrainingRequest, "learner's", {**request.model_dump(), SEED: item[SEED]})
 
 
 def training_request(**values: Any) -> TrainingRequest:

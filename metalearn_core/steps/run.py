@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metalearn_core import tracking
 from metalearn_core.data.manifest import SPLITS, Manifest
@@ -16,13 +16,24 @@ from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.naming import learner_name
 from metalearn_core.steps.placement import training_pod
-from metalearn_core.steps.requests import evaluation_request, gate_rules, learner_items, training_request
+from metalearn_core.steps.requests import (
+    TrainingRequest,
+    evaluation_request,
+    gate_rules,
+    learner_items,
+    of_item,
+    training_request,
+)
 from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
 from metalearn_core.storage.objects import is_address
 from metalearn_core.storage.place import Place
 from metalearn_core.webhook import announce
 
+if TYPE_CHECKING:
+    from metalearn_core.evaluation.ranking import Ranking
+
+COSTS = ("train_seconds", "train_episodes", "parameters", "peak_memory_bytes", "peak_gpu_memory_bytes")
 _CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"  # every pod has it
 
 
@@ -53,7 +64,7 @@ def open_run(
     train_shape = {name: settings[name] for name in ("train_way", "train_shot", "train_query")}
     budget = {"episodes": settings["train_episodes"], "seconds": settings["train_seconds"]}
     training = {name: settings[name] for name in ("seed", "patience", "precision")}
-    training_request(**shape, **train_shape, **budget, **training)
+    _check_items(items, training_request(**shape, **train_shape, **budget, **training))
     evaluation_request(**shape, episodes=settings["eval_episodes"], seed=settings["eval_seed"])
     gate_rules(settings["gate"])
     check_name(settings["model_name"])
@@ -70,6 +81,20 @@ def open_run(
         params={"learners": items, **settings, **placement},
         tags={"source": source, **{key: value for key, value in (kubeflow or {}).items() if value}},
     )
+
+
+def _check_items(items: Sequence[Mapping[str, Any]], request: TrainingRequest) -> None:
+    """Refuse learners whose seeds are none, stand twice, or are not the same number for each: no table would hold."""
+    seeds: dict[str, list[int]] = {}
+    for item in items:
+        spec, own = of_item(item, request)
+        seeds.setdefault(learner_name(spec), []).append(own.seed)
+    for name, own_seeds in seeds.items():
+        if len(set(own_seeds)) < len(own_seeds):
+            raise UsageError(f"learners: {name} stands there twice with the same seed")
+    if len({len(own_seeds) for own_seeds in seeds.values()}) > 1:
+        found = ", ".join(f"{name} {len(own_seeds)}" for name, own_seeds in seeds.items())
+        raise UsageError(f"learners: expected the same number of training seeds for each, got {found}")
 
 
 def _check_storage(storage: str) -> None:
@@ -106,6 +131,7 @@ def close_run(
         the summary that `metalearn run --json` prints, without where things are.
     """
     from metalearn_core.data.quality import PAGE_NAME, REPORT_NAME, SUITE_NAME
+    from metalearn_core.steps.ranking import rank
     from metalearn_core.steps.reporting import write_run_report
 
     run_id = parent_run()
@@ -113,12 +139,14 @@ def close_run(
     records = [read_json(folder / EVALUATION, "evaluation") for folder in evaluations]
     verdict = read_json(decision, "decision")
     chosen = next(record for record in records if record["training"]["bundle_digest"] == verdict["bundle_digest"])
+    ranking = rank(records, chosen)
     for record in records:
-        _complete_child(record)
+        _complete_child(record, ranking)
     summary = {
         "run_id": run_id,
         "dataset": dataset_summary(dataset, manifest),
         "results": [result_summary(record) for record in records],
+        "comparison": ranking.model_dump(mode="json"),
         "selected": {
             "learner": verdict["learner"],
             "name": learner_name(chosen["training"]["item"]),
@@ -128,9 +156,10 @@ def close_run(
         },
         "promotion": {name: verdict[name] for name in ("promoted", "reasons", "champion_before")},
     }
-    write_run_report(report, dataset, quality, records, verdict, {"run": run_id, "command": command})
+    write_run_report(report, dataset, quality, records, ranking, verdict, {"run": run_id, "command": command})
     tracking.log_dataset(run_id, manifest, dataset, context="meta-learning")
     _log_page(run_id, report, "report.html")
+    _log_ranking(run_id, ranking)
     for name in (REPORT_NAME, SUITE_NAME, PAGE_NAME):
         tracking.log_artifact(run_id, quality / name, folder="data-quality")
     tracking.log_metrics(run_id, result_metrics(chosen["training"], chosen))
@@ -170,9 +199,21 @@ def _log_page(run_id: str, page: Path, name: str) -> None:
         tracking.log_artifact(run_id, Path(shutil.copyfile(page, Path(folder) / name)))
 
 
-def _complete_child(record: Mapping[str, Any]) -> None:
-    """Give the run of a learner its figures where its evaluation was found, not made."""
+def _log_ranking(run_id: str, ranking: "Ranking") -> None:
+    from metalearn_core.steps.ranking import write_ranking
+
+    with TemporaryDirectory() as folder:
+        for file in write_ranking(Path(folder), ranking):
+            tracking.log_artifact(run_id, file)
+
+
+def _complete_child(record: Mapping[str, Any], ranking: "Ranking") -> None:
+    """Give the run of a model its place among the others; its figures too where they were found, not made."""
+    from metalearn_core.steps.ranking import ranking_metrics
+
     child = child_of(record["training"])
+    name = learner_name(record["training"]["item"])
+    tracking.log_metrics(child.run_id, ranking_metrics(next(one for one in ranking.learners if one.name == name)))
     if not child.finished:
         tracking.log_metrics(child.run_id, result_metrics(record["training"], record))
         tracking.set_outcome(child.run_id, "FINISHED")
@@ -197,8 +238,8 @@ def result_summary(record: Mapping[str, Any]) -> dict[str, Any]:
         "name": learner_name(training["item"]),
         "options": training["item"]["options"],
         "validation_accuracy": record["validation"]["accuracy"],
-        "train_seconds": training["train_seconds"],
-        "train_episodes": training["train_episodes"],
+        "train_seed": training["request"]["seed"],
+        **{name: training[name] for name in COSTS},
         "bundle": training["bundle"],
         "bundle_digest": training["bundle_digest"],
     }

@@ -1,5 +1,6 @@
 """The steps of one learner: meta-train it, and evaluate it on validation and test episodes."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -7,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from metalearn_core.data.manifest import Split, read_manifest
 from metalearn_core.errors import MetalearnError, one_line
+from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest, result_place
 from metalearn_core.steps.data import read_dataset
-from metalearn_core.steps.requests import EvaluationRequest, TrainingOrder, TrainingRequest, TrainingResources
+from metalearn_core.steps.requests import (
+    EvaluationRequest,
+    TrainingOrder,
+    TrainingRequest,
+    TrainingResources,
+    of_item,
+)
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.storage.place import Place
 from metalearn_core.version import git_commit, package_version
@@ -23,6 +31,7 @@ Train = Callable[[TrainingOrder], dict[str, Any]]
 BUNDLE = "bundle"
 TRAINING = "training.json"
 EVALUATION = "evaluation.json"
+EPISODES = "test_episodes"
 DEFAULT_RESOURCES = TrainingResources()
 
 
@@ -40,7 +49,7 @@ def train_learner(
     Args:
         dataset: the episode dataset's location.
         dataset_digest: its digest.
-        item: the JSON form of a `LearnerSpec`.
+        item: the JSON form of a `LearnerSpec`, perhaps with a `seed` of its own.
         request: shapes, budget and seed.
         resources: what the training may use.
         storage: where finished trainings and checkpoints are kept.
@@ -50,7 +59,8 @@ def train_learner(
         a folder with the bundle in `bundle/` and what happened in `training.json`.
     """
     digest = read_dataset(dataset, dataset_digest).digest
-    key = {"dataset": digest, "learner": dict(item), "request": request.model_dump()}
+    item, request = of_item(item, request)
+    key = {"dataset": digest, "learner": item, "request": request.model_dump()}
     checkpoints = storage / "checkpoints" / result_digest("training", key)
 
     def make(folder: Path) -> None:
@@ -139,15 +149,18 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.episodes import EpisodeShape
-    from metalearn_core.data.subset import split_hashes
+    from metalearn_core.data.subset import only_domain, split_hashes
     from metalearn_core.learners import LearnerSpec
+    from metalearn_core.memory import PeakMemory
     from metalearn_core.training.loop import fit
     from metalearn_core.training.world import ALONE
 
     world, request = world or ALONE, order.request
     spec = LearnerSpec.model_validate(order.item)
     dataset = EpisodeDataset.open(order.dataset)
-    with _metrics_of(order.run_id if world.leads else None) as on_metrics:
+    if order.domain is not None:
+        dataset = only_domain(dataset, order.domain)
+    with PeakMemory() as peak, _metrics_of(order.run_id if world.leads else None) as on_metrics:
         result = fit(
             spec,
             dataset,
@@ -185,8 +198,10 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         "train_seconds": result.seconds,
         "train_episodes": result.episodes,
         "train_shape": str(result.train_shape) if result.train_shape else "plain examples",
-        "best_validation": result.best_validation,
+        "best_validation": None if math.isnan(result.best_validation) else result.best_validation,
         "parameters": sum(parameter.numel() for parameter in result.learner.parameters()),
+        "peak_memory_bytes": peak.resident_bytes,
+        "peak_gpu_memory_bytes": peak.gpu_bytes,
         "history": result.history,
     }
 
@@ -216,6 +231,7 @@ def _plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPl
         episodes=request.episodes or None,
         seconds=request.seconds or None,
         seed=request.seed,
+        validations=request.validations,
         patience=request.patience or None,
         precision=request.precision,
         device=resources.device,
@@ -237,26 +253,28 @@ def evaluate_learner(
         storage: where evaluations are kept.
 
     Returns:
-        a folder with `evaluation.json`: `training` (as recorded), `validation` and `test`.
+        a folder with `evaluation.json`: `training` (as recorded), `validation`, `test`, and the accuracy of each test
+        episode, for comparison with other learners on the same ones.
     """
     record = read_json(training / TRAINING, "training")
     digest = read_dataset(dataset, dataset_digest).digest
     key = {"dataset": digest, "bundle": record["bundle_digest"], "request": request.model_dump()}
 
     def make(folder: Path) -> None:
-        from metalearn_core.bundle import load_bundle
         from metalearn_core.data.dataset import EpisodeDataset
-        from metalearn_core.evaluation.evaluate import Protocol, evaluate
+        from metalearn_core.evaluation.evaluate import Protocol, evaluate_bundle
 
-        learner, _ = load_bundle(training / BUNDLE)
         opened = EpisodeDataset.open(dataset)
-        results = {}
+        results: dict[str, Any] = {}
         splits: tuple[Split, ...] = ("validation", "test")
         for split in splits:
             domain_episodes = 0 if split == "validation" else None  # selection looks at the whole alone
             protocol = Protocol(split=split, domain_episodes=domain_episodes, **request.model_dump())
-            evaluation = evaluate(learner, opened, protocol)
+            evaluation, scores = evaluate_bundle(training / BUNDLE, opened, protocol)
             results[split] = evaluation.model_dump(mode="json")
+            results[EPISODES] = scores.accuracy.tolist()
+            if evaluation.leakage and evaluation.leakage.class_names:
+                emit("warning", "evaluate", text=f"{record['learner']}: {evaluation.leakage.finding}")
         write_json(folder / EVALUATION, {"training": record, **results})
 
     from metalearn_core import tracking
@@ -282,11 +300,14 @@ def evaluation_result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         evaluation: the JSON form of an `Evaluation`.
     """
     figures = ("learner", "accuracy", "ci95", "ci95_classes", "ece", "by_domain", "by_domain_reason", "dataset_digest")
+    leakage = evaluation["leakage"]
     protocol = ("episodes", "way", "shot", "query", "split", "seed", "batch_norm")
     return {
         **{name: evaluation[name] for name in figures},
         **{name: evaluation["protocol"][name] for name in protocol},
         "adaptation_steps": evaluation["adaptation_steps"],
+        "adaptation_ms": evaluation["adaptation_ms"],
+        "leakage": leakage and {name: value for name, value in leakage.items() if name != "class_digests"},
     }
 
 
@@ -302,4 +323,9 @@ def result_metrics(training: Mapping[str, Any], results: Mapping[str, Any]) -> d
         if figures is not None:
             metrics[f"test/accuracy/{domain}"] = figures["accuracy"]
     metrics["test/adaptation_ms"] = results["test"]["adaptation_ms"]
-    return {**metrics, "train_seconds": training["train_seconds"], "train_episodes": training["train_episodes"]}
+    for name in ("train_seconds", "train_episodes", "parameters"):
+        metrics[name] = training[name]
+    metrics["train/peak_memory_mb"] = training["peak_memory_bytes"] / 1e6
+    if training["peak_gpu_memory_bytes"]:
+        metrics["train/peak_gpu_memory_mb"] = training["peak_gpu_memory_bytes"] / 1e6
+    return metrics

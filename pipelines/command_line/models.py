@@ -213,7 +213,7 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Evaluate a model on seeded episodes: accuracy with intervals, overall and by domain."""
-    from metalearn_core.bundle import load_bundle, resolve_model
+    from metalearn_core.bundle import read_bundle, resolve_model
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation import evaluate as evaluation
     from metalearn_core.steps.training import evaluation_result
@@ -221,7 +221,7 @@ def evaluate(
 
     workdir_at(workdir).open_for(model)
     path = resolve_model(model)
-    learner, description = load_bundle(path)
+    description = read_bundle(path)
     defaults = description.episode
     protocol = evaluation.make_protocol(
         split=split,
@@ -231,7 +231,7 @@ def evaluate(
         batch_norm=batch_norm,
     )
     with watching(notices):
-        result = evaluation.evaluate(learner, EpisodeDataset.open(dataset), protocol)
+        result, _ = evaluation.evaluate_bundle(path, EpisodeDataset.open(dataset), protocol)
     if json:
         print_json({**evaluation_result(result.model_dump(mode="json")), "bundle": str(path)})
         return
@@ -243,6 +243,9 @@ def evaluate(
     answers.print(f"accuracy {percent(result.accuracy, result.ci95)} % (these classes)", soft_wrap=True)
     low, high = (min(1.0, max(0.0, result.accuracy + sign * result.ci95_classes)) for sign in (-1, 1))
     answers.print(f"new classes like these: {percent(low)} to {percent(high)} %", soft_wrap=True)
+    answers.print(f"expected calibration error {result.ece:.3f}", soft_wrap=True)
+    if result.leakage:
+        answers.print(result.leakage.finding, soft_wrap=True, markup=False)
     rows = [
         [domain, percent(figures.accuracy, figures.ci95) if figures else "–"]
         for domain, figures in sorted(result.by_domain.items())
@@ -331,7 +334,12 @@ def compare(
         print_json(comparison.model_dump(mode="json"))
         return
     print_table(
-        ["model ", "accuracy, %"],
-        [[model_a, percent(comparison.accuracy_a)], [model_b, percent(comparison.accuracy_b)]],
+        ["model ", "accuracy, %", "calibration error"],
+        [
+            [model_a, percent(comparison.accuracy_a), f"{comparison.ece_a:.3f}"],
+            [model_b, percent(comparison.accuracy_b), f"{comparison.ece_b:.3f}"],
+        ],
     )
     answers.print(f"\n{comparison.conclusion}", markup=False)
+    if comparison.leakage:
+        answers.print(comparison.leakage.finding, markup=False, soft_wrap=True)

@@ -179,7 +179,8 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
     table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
         is_text = column.endswith(" ")
-        table.add_column(column.strip(), justify="left" if is_text else "right", overflow="fold")
+        justify: Literal["left", "right"] = "left" if is_text else "right"
+        table.add_column(column.strip(), justify=justify, overflow="fold", no_wrap=not is_text)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     answers.print(table)

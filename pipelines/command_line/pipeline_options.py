@@ -75,6 +75,10 @@ def _configured(
         str | None, typer.Option("--experiment", help="MLflow experiment.", show_default="few-shot")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of training.", show_default="0")] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option("--seeds", help="Models of each learner, from --seed on; for claims 3.", show_default="1"),
+    ] = None,
     patience: PatienceOption = None,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -123,6 +127,7 @@ def _configured(
             model_name=model_name,
             experiment=experiment,
             seed=seed,
+            seeds=seeds,
             patience=patience,
             precision=precision,
             device=device,

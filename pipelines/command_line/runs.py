@@ -1,8 +1,9 @@
 """The verbs of the pipeline: `run`, `compile` and `runs`."""
 
-import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,8 +37,10 @@ from pipelines.command_line.options import (
     workdir_at,
 )
 from pipelines.command_line.pipeline_options import command, takes_pipeline_options
+from pipelines.command_line.run_summary import print_summary
 
 if TYPE_CHECKING:
+    from metalearn_core.tracking import LearnerResult
     from pipelines.config import RunConfig
 
 
@@ -91,53 +94,7 @@ def run(
     if json:
         print_json(summary)
     else:
-        _print_summary(summary)
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    from metalearn_core.data.manifest import SPLITS
-
-    dataset, results = summary["dataset"], summary["results"]
-    splits = ", ".join(f"{dataset['splits'][split]} {split}" for split in SPLITS)
-    first = results[0]
-    answers.print(f"\ndataset {dataset['digest']}")
-    answers.print(f"{dataset['examples']:,} examples; classes: {splits}")
-    answers.print(
-        f"{first['way']}-way {first['shot']}-shot, {first['query']} queries a class, "
-        f"{first['episodes']:,} {first['split']} episodes, {first['batch_norm']}"
-    )
-    answers.print("accuracy in %, with the half-width of its 95 % interval\n")
-    rows = [
-        [
-            ("* " if result["bundle_digest"] == summary["selected"]["bundle_digest"] else "  ") + result["name"],
-            percent(result["accuracy"], result["ci95"]),
-            percent(result["validation_accuracy"]),
-            f"{result['train_seconds']:.0f}",
-            f"{result['train_episodes']:,}",
-        ]
-        for result in results
-    ]
-    print_table(["  learner ", "test", "validation", "train s", "episodes"], rows)
-    promotion, selected = summary["promotion"], summary["selected"]
-    stays = promotion["champion_before"] == selected["version"]
-    verdict = "stays the champion" if stays else "is promoted" if promotion["promoted"] else "is not promoted"
-    answers.print(f"\n* selected on validation; {selected['model']} {verdict}:")
-    for reason in promotion["reasons"]:
-        answers.print(f"  - {reason}", soft_wrap=True, markup=False)
-    answers.print(f"\nlook at it:  {_look(summary)}", markup=False, soft_wrap=True)
-
-
-def _look(summary: dict[str, Any]) -> str:
-    """Return the tracking server's page, or the command that opens one on this work directory, as this was called."""
-    import shlex
-    import shutil
-
-    workdir, uri = summary["workdir"], str(summary["tracking_uri"])
-    if uri.startswith(("http://", "https://")):
-        return uri
-    program = sys.argv[0] if shutil.which("metalearn") is None else "metalearn"
-    default = workdir_at(DEFAULT_WORKDIR).path
-    return shlex.join([program, "ui", *([] if Path(workdir) == default else ["--workdir", workdir])])
+        print_summary(summary)
 
 
 def compile_(
@@ -225,9 +182,18 @@ def runs(
             entry.start.astimezone().strftime("%m-%d %H:%M"),
             entry.status.lower(),
             entry.name,
-            "\n".join(f"{result.learner} {percent(result.accuracy, result.ci95)}" for result in entry.results)
-            or entry.reason,
+            "\n".join(_result_lines(entry.results)) or entry.reason,
         ]
         for entry in listed
     ]
     print_table(["start ", "status ", "run ", "test accuracy, % "], rows)
+
+
+def _result_lines(results: "Sequence[LearnerResult]") -> list[str]:
+    """Return a line a model: the learner, its training seed where it has several, and its accuracy."""
+    times = Counter(result.learner for result in results)
+    return [
+        f"{result.learner}{f' seed {result.seed}' if times[result.learner] > 1 else ''} "
+        f"{percent(result.accuracy, result.ci95)}"
+        for result in results
+    ]

@@ -121,6 +121,84 @@ def test_mlflow_has_the_run_its_children_and_the_report(project: Project, first:
     }
 
 
+def test_learners_are_set_against_the_selected_one_everywhere(project: Project, first: dict) -> None:
+    comparison = first["comparison"]
+    assert comparison["selected"] == first["selected"]["name"]
+    for line, result in zip(comparison["learners"], first["results"], strict=True):
+        assert (line["accuracy"], line["ci95"]) == pytest.approx((result["accuracy"], result["ci95"]))
+        assert (line["against_selected"] is None) == (line["name"] == comparison["selected"])
+        assert line["peak_memory_bytes"] == result["peak_memory_bytes"] > 1e8
+        assert result["leakage"]["class_names"] == []
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=first["tracking_uri"])
+    table = Path(client.download_artifacts(first["run_id"], "comparison.csv"))
+    assert len(table.read_text().splitlines()) == 3
+    experiment = client.get_run(first["run_id"]).info.experiment_id
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{first['run_id']}'")
+    told = {child.data.tags["learner"]: child.data.metrics for child in children}
+    for line in comparison["learners"]:
+        learner = line["name"].split()[0]
+        assert told[learner]["train/peak_memory_mb"] == pytest.approx(line["peak_memory_bytes"] / 1e6)
+        if line["against_selected"]:
+            difference = told[learner]["against_selected/difference"]
+            assert difference == pytest.approx(line["against_selected"]["difference"])
+    assert "Learners compared" in Path(client.download_artifacts(first["run_id"], "report.html")).read_text()
+
+
+def test_one_learner_trains_at_a_time(project: Project, first: dict) -> None:
+    """Or a budget in seconds would not be the same for each."""
+    work = [e for e in events_of(project.workdir) if e["step"] in {"meta_train", "evaluate"} and e["kind"] != "error"]
+    steps = [(event["kind"], event["step"], event["subject"]) for event in work if event["kind"] in {"start", "done"}]
+    assert len(steps) >= 8
+    for begun, ended in zip(steps[::2], steps[1::2], strict=True):
+        assert begun == ("start", *ended[1:])
+
+
+def test_several_seeds_are_models_of_one_learner(project: Project, first: dict) -> None:
+    before = project.made()
+    summary = project.run("--seeds", 3)
+    assert [(r["learner"], r["train_seed"]) for r in summary["results"]] == [
+        (learner, seed) for learner in ("protonet", "transfer") for seed in (0, 1, 2)
+    ]
+    assert len([name for name in project.made() - before if name.startswith("training/")]) == 4, "seed 0 was trained"
+    assert [r["accuracy"] for r in summary["results"][::3]] == [r["accuracy"] for r in first["results"]]
+    comparison = summary["comparison"]
+    assert comparison["unit"] == "seeds"
+    for number, line in enumerate(comparison["learners"]):
+        models = summary["results"][3 * number : 3 * number + 3]
+        assert line["accuracy"] == pytest.approx(np.mean([model["accuracy"] for model in models]))
+        assert line["validation_accuracy"] == pytest.approx(np.mean([m["validation_accuracy"] for m in models]))
+    best = max(comparison["learners"], key=lambda line: line["validation_accuracy"])
+    assert comparison["selected"] == best["name"]
+    digests = {model["bundle_digest"] for model in summary["results"] if model["name"] == best["name"]}
+    assert summary["selected"]["bundle_digest"] in digests
+
+
+def test_a_turned_training_image_among_the_test_images_is_left_out_and_named(
+    metalearn: Run, draw_classes: Draw, tmp_path: Path
+) -> None:
+    images = draw_classes(tmp_path / "images")
+    classes = sorted(folder for folder in images.glob("*/*"))
+    names = [f"{folder.parent.name}/{folder.name}" for folder in classes]
+    splits = ["train"] * 12 + ["validation"] * 6 + ["test"] * 6
+    rows = "".join(f"{name},{split}\n" for name, split in zip(names, splits, strict=True))
+    (tmp_path / "split.csv").write_text("class,split\n" + rows)
+    with Image.open(classes[0] / "0.png") as trained:
+        trained.rotate(90).save(classes[-1] / "planted.png")
+    split = ("--split-file", tmp_path / "split.csv")
+    answer = metalearn("run", images, "--workdir", tmp_path / "work", *ONE, *split)
+    assert answer.status == 0, answer.errors
+    [result] = answer.json["results"]
+    assert result["leakage"]["class_names"] == [names[-1]]
+    assert (result["leakage"]["duplicates"], result["leakage"]["turned"]) == (1, 1)
+    assert "planted.png (turned 270°)" in answer.errors
+    here = ("--workdir", tmp_path / "work")
+    told = metalearn("evaluate", result["bundle"], answer.json["dataset"]["uri"], "--episodes", 20, *here)
+    assert "1 class is left out" in told.output
+    assert "calibration error" in told.output
+
+
 def test_a_webhook_is_told_what_the_run_came_to_and_its_address_is_kept_nowhere(project: Project, first: dict) -> None:
     body = next(body for body in project.told if body["run"] == first["run_id"])
     assert (body["status"], body["step"]) == ("finished", "close_run")

@@ -7,8 +7,10 @@ from PIL import Image
 from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.fingerprints import fingerprints
+from metalearn_core.data.leakage import check_leakage
 from metalearn_core.data.manifest import BuildOptions, Split
-from metalearn_core.data.subset import class_sketches, seen_classes, split_hashes, without_classes
+from metalearn_core.data.subset import class_sketches, only_domain, split_hashes, without_classes
+from metalearn_core.errors import UsageError
 
 SPLITS: dict[str, Split] = {"a": "train", "b": "train", "c": "validation", "d": "test"}
 
@@ -41,9 +43,9 @@ def test_a_class_that_gained_a_picture_since_training_is_known_by_its_others(
 ) -> None:
     digests = {entry.digest for entry in trained_on.manifest.of_split("train")}
     assert not digests & {entry.digest for entry in grown.manifest.classes}
-    seen = seen_classes(grown, "test", digests, fingerprints(split_hashes(trained_on, "train")))
-    assert [entry.name for entry in grown.manifest.of_split("test") if entry.digest in seen] == ["b"]
-    left = without_classes(grown, "test", seen)
+    seen = check_leakage(grown, "test", digests, fingerprints(split_hashes(trained_on, "train")))
+    assert seen.class_names == ("b",)
+    left = without_classes(grown, "test", seen.class_digests)
     assert [entry.name for entry in left.manifest.of_split("test")] == ["d"]
 
 
@@ -58,11 +60,6 @@ def test_sketches_of_classes_mostly_survive_a_picture_more(tmp_path: Path) -> No
     assert class_sketches(fewer, "test") == class_sketches(after, "test")[1:]
 
 
-def test_a_whole_class_is_known_by_its_digest_alone(grown: EpisodeDataset) -> None:
-    digest = grown.manifest.of_split("test")[1].digest
-    assert seen_classes(grown, "test", {digest, "of another dataset"}, fingerprints([])) == {digest}
-
-
 def test_the_hashes_of_a_split_are_those_of_its_examples_also_where_classes_were_left_out(
     grown: EpisodeDataset,
 ) -> None:
@@ -70,3 +67,22 @@ def test_the_hashes_of_a_split_are_those_of_its_examples_also_where_classes_were
     whole = split_hashes(grown, "test")
     assert len(set(whole)) == first.count + second.count
     assert split_hashes(without_classes(grown, "test", {first.digest}), "test") == whole[first.count :]
+
+
+def test_a_domain_alone_keeps_its_classes_their_splits_and_their_pictures(tmp_path: Path) -> None:
+    splits: dict[str, Split] = {
+        f"{domain}/{split}{n}": split for domain in "xy" for split in ("train", "test") for n in range(2)
+    }
+    whole = build(tmp_path, splits, 3)
+    part = only_domain(whole, "y")
+    assert {entry.name: entry.split for entry in part.manifest.classes} == {
+        name: split for name, split in splits.items() if name.startswith("y/")
+    }
+    assert part.spec.train_classes == 2
+    for entry in part.manifest.classes:
+        before = next(one for one in whole.manifest.classes if one.name == entry.name)
+        rows = [int(one.class_offset[e.id]) for one, e in ((part, entry), (whole, before))]
+        assert rows[0] == rows[1]
+    assert part.digest not in {whole.digest, only_domain(whole, "x").digest}
+    with pytest.raises(UsageError, match="domain"):
+        only_domain(whole, "z")

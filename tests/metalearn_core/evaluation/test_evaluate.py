@@ -5,11 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from sklearn.calibration import calibration_curve
 
+from metalearn_core.bundle import load_bundle
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.sampler import EpisodeSampler
+from metalearn_core.data.subset import split_hashes, without_classes
 from metalearn_core.errors import UsageError
-from metalearn_core.evaluation.evaluate import Evaluation, Protocol, evaluate, make_protocol
+from metalearn_core.evaluation.evaluate import Evaluation, Protocol, evaluate, evaluate_bundle, make_protocol
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.evaluation.statistics import t_interval
 from metalearn_core.learners import LearnerSpec, make_learner
@@ -82,19 +85,57 @@ def test_confusions_are_the_most_frequent_of_those_counted(dataset, protonet, ev
         assert confusion.predicted_name == dataset.manifest.classes[confusion.predicted_id].name
 
 
-def test_calibration_error_is_that_of_the_episodes(dataset, protonet, evaluation):
-    protonet.eval()
+def test_calibration_is_that_of_numpy_and_of_scikit_learn(dataset):
+    """In fp64, from the answers themselves: a loop over bins for the error, another library for the diagram."""
+    learner = make_learner(
+        LearnerSpec(learner="protonet", backbone_options={"width": 8}), dataset.spec, seed=1, dtype=torch.float64
+    )
+    result = evaluate(learner, dataset, PROTOCOL)
+    learner.eval()
     with torch.no_grad():
         batch = stream(dataset).batch(0, 120)
-        p, answer = protonet(batch).double().softmax(dim=-1).max(dim=-1)
+        p, answer = learner(batch).softmax(dim=-1).max(dim=-1)
     confidence, right = p.flatten().numpy(), (answer == batch.query_y).flatten().numpy()
-    edges = np.linspace(0, 1, 16)
     expected = 0.0
-    for low, high in pairwise(edges):
+    for low, high in pairwise(np.linspace(0, 1, 16)):
         inside = (confidence >= low) & ((confidence < high) | (high == 1))
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
-    assert evaluation.ece == pytest.approx(expected, abs=2e-3)
+    assert expected > 0.01
+    assert result.ece == pytest.approx(expected, abs=1e-9)
+    accuracies, confidences = calibration_curve(right, confidence, n_bins=15)
+    assert [one.accuracy for one in result.reliability] == pytest.approx(accuracies.tolist())
+    assert [one.confidence for one in result.reliability] == pytest.approx(confidences.tolist())
+    assert sum(one.queries for one in result.reliability) == 120 * 5 * 3
+
+
+def test_a_bundle_is_not_tested_on_what_it_was_trained_on(workshop, small_dataset, tmp_path):
+    tested = split_hashes(small_dataset, "test")
+    bundle = workshop.make_bundle(tmp_path / "bundle", small_dataset, images=tested[:1])
+    result, scores = evaluate_bundle(bundle, small_dataset, workshop.PROTOCOL)
+    first = small_dataset.manifest.of_split("test")[0]
+    assert result.leakage.class_names == (first.name,)
+    assert first.name not in {one.name for one in result.by_class}
+    assert result.accuracy == pytest.approx(scores.accuracy.mean())
+    left = without_classes(small_dataset, "test", {first.digest})
+    learner, _ = load_bundle(bundle)
+    assert result.accuracy == evaluate(learner, left, workshop.PROTOCOL).accuracy
+    assert result.dataset_digest == left.digest != small_dataset.digest
+
+
+def test_too_few_unseen_classes_are_refused_and_the_duplicates_named(workshop, small_dataset, tmp_path):
+    tested = split_hashes(small_dataset, "test")
+    bundle = workshop.make_bundle(tmp_path / "bundle", small_dataset, images=tested[: 6 * 8])
+    with pytest.raises(UsageError, match=r"leakage: 48 of 64 test examples were trained on, as .*png.* left out; then"):
+        evaluate_bundle(bundle, small_dataset, workshop.PROTOCOL)
+
+
+def test_the_training_split_is_evaluated_for_who_asks(workshop, small_dataset, tmp_path):
+    images = split_hashes(small_dataset, "train")
+    bundle = workshop.make_bundle(tmp_path / "bundle", small_dataset, images=images)
+    protocol = workshop.PROTOCOL.model_copy(update={"split": "train"})
+    result, _ = evaluate_bundle(bundle, small_dataset, protocol)
+    assert (result.leakage, len(result.by_class)) == (None, 6)
 
 
 def test_the_same_protocol_gives_the_same_numbers(dataset, protonet, evaluation):

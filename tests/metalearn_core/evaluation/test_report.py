@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from metalearn_core.evaluation.evaluate import Protocol, evaluate
+from metalearn_core.evaluation.ranking import Difference, RankedLearner, Ranking, SeedResult
 from metalearn_core.evaluation.report import (
     CheckReport,
     DecisionReport,
@@ -119,6 +120,55 @@ def test_figures_stand_beside_their_protocol(page, content):
     assert evaluation.ci95_classes_method in page.text
 
 
+def ranked(name, accuracy, against, seeds=1):
+    return RankedLearner(
+        name=name,
+        accuracy=accuracy,
+        ci95=0.02,
+        ci95_classes=0.05,
+        ece=0.01,
+        validation_accuracy=0.7,
+        seeds=[SeedResult(seed=n, accuracy=accuracy, ci95=0.01, validation_accuracy=0.7) for n in range(seeds)],
+        train_seconds=1,
+        train_episodes=2,
+        adaptation_ms=3,
+        parameters=4,
+        peak_memory_bytes=5,
+        peak_gpu_memory_bytes=0,
+        against_selected=against,
+    )
+
+
+@pytest.mark.parametrize("unit", ["episodes", "seeds"])
+def test_learners_stand_against_the_selected_one_with_what_that_shows(content, tmp_path, unit):
+    seeds = 3 if unit == "seeds" else 1
+    less = Difference(difference=-0.1234, low=-0.2, high=-0.05, p_value=0.001, p_holm=0.002)
+    lines = (ranked("weak", 0.6789, less, seeds), ranked("protonet", 0.8, None, seeds))
+    ranking = Ranking(
+        selected="protonet", unit=unit, alpha=0.05, method="by Holm", speaks_of="these models", learners=lines
+    )
+    write_report(tmp_path / "r.html", content.model_copy(update={"ranking": ranking}))
+    page = Page((tmp_path / "r.html").read_text())
+    assert page.open == []
+    for words in (
+        "−12.34",
+        "−20.00 to −5.00",
+        "0.002",
+        "by Holm",
+        "They speak of these models",
+        "selected on validation",
+    ):
+        assert words in page.text
+    assert ("67.89 (2)" in page.text) == (unit == "seeds")
+
+
+def test_calibration_is_drawn_beside_the_line_of_a_calibrated_learner(source, page, content):
+    assert "Calibration" in page.text
+    assert "calibrated" in page.text
+    assert f"{content.learners[1].evaluation.ece:.3f}" in page.text
+    assert source.count("<svg") == 2
+
+
 def test_the_decision_and_how_to_repeat_it_are_shown(page):
     for words in ("protonet was not promoted", "difference too small", "abc123", "metalearn run glyphs --seed 0"):
         assert words in page.text
@@ -152,7 +202,7 @@ def test_a_report_without_pictures_history_or_decision_is_whole(content, tmp_pat
     page = Page((tmp_path / "r.html").read_text())
     assert page.open == []
     assert "img" not in page.tags
-    assert "svg" not in page.tags
+    assert page.tags.count("svg") == 1, "calibration alone is drawn"
     assert "The gate" not in page.text
 
 

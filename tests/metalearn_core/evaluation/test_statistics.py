@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,10 +10,12 @@ from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.statistics import (
     calibration_error,
     class_interval,
+    holm,
     look_alpha,
     new_class_interval,
     paired,
     t_interval,
+    welch,
 )
 
 
@@ -164,3 +168,44 @@ def test_calibration_error_is_the_weighted_gap_of_each_bin():
     sums = [np.bincount(bins, weights) for weights in (None, confidence, right)]
     gaps = [abs(confidence[bins == b].mean() - right[bins == b].mean()) * (bins == b).mean() for b in (0, 1)]
     assert calibration_error(*sums) == pytest.approx(sum(gaps))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_the_closed_test_of_bonferroni(p_values):
+    """A hypothesis falls at the least level at which every intersection with it falls: tried one by one."""
+    m = len(p_values)
+    sets = [set(chosen) for size in range(1, m + 1) for chosen in combinations(range(m), size)]
+    expected = [max(min(1, len(s) * min(p_values[j] for j in s)) for s in sets if i in s) for i in range(m)]
+    assert holm(p_values) == pytest.approx(expected)
+
+
+def test_holm_of_nothing_is_nothing():
+    assert holm([]).tolist() == []
+
+
+def test_welch_is_scipys():
+    a, b = np.array([0.91, 0.94, 0.90, 0.93]), np.array([0.88, 0.80, 0.86])
+    expected = stats.ttest_ind(a, b, equal_var=False)
+    interval = expected.confidence_interval(0.9)
+    result = welch(a, b, alpha=0.1)
+    assert result.difference == pytest.approx(a.mean() - b.mean())
+    assert (result.low, result.high) == pytest.approx((interval.low, interval.high))
+    assert result.p_value == pytest.approx(expected.pvalue)
+
+
+def test_welch_covers_the_difference_as_often_as_it_says():
+    random = np.random.default_rng(3)
+    a, b = random.normal(0.9, 0.02, (2000, 3)), random.normal(0.8, 0.04, (2000, 3))
+    covered = [(r := welch(x, y)).low <= 0.1 <= r.high for x, y in zip(a, b, strict=True)]
+    assert 0.93 < np.mean(covered) < 0.98
+
+
+def test_seeds_that_all_gave_the_same_say_nothing_of_others():
+    assert welch([0.9, 0.9, 0.9], [0.8, 0.8, 0.8]) is None
+    assert welch([0.9, 0.9, 0.9], [0.8, 0.81, 0.8]) is not None
+
+
+def test_a_single_seed_is_no_sample_of_seeds():
+    with pytest.raises(UsageError, match="two of each"):
+        welch([0.9], [0.8, 0.7])

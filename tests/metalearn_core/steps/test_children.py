@@ -7,7 +7,7 @@ from metalearn_core import tracking
 from metalearn_core.steps.children import child_of, start_training
 
 ITEM = {"learner": "maml", "options": {}, "backbone": "conv4", "backbone_options": {}}
-REQUEST = {"way": 5, "shot": 1, "query": 15}
+REQUEST = {"way": 5, "shot": 1, "query": 15, "seed": 0}
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import numpy as np
 from metalearn_core.bundle import read_training_images
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.fingerprints import fingerprints
-from metalearn_core.data.subset import seen_classes, split_hashes
+from metalearn_core.data.leakage import check_leakage
+from metalearn_core.data.subset import split_hashes
 from metalearn_core.steps.training import TrainingRequest, train_bundle
 
 
@@ -18,4 +19,5 @@ def test_a_bundle_knows_the_images_that_it_was_trained_on(small_dataset: Episode
     images = read_training_images(tmp_path / "bundle")
     assert np.array_equal(images, np.unique(fingerprints(split_hashes(small_dataset, "train"))))
     train = small_dataset.manifest.of_split("train")
-    assert seen_classes(small_dataset, "train", set(), images) == {entry.digest for entry in train}
+    seen = check_leakage(small_dataset, "train", set(), images)
+    assert seen.class_digests == tuple(entry.digest for entry in train)

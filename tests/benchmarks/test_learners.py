@@ -1,0 +1,107 @@
+"""The benchmark of all learners: a cell is made once, and the table says what the cells say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from benchmarks.learners import MARK, Cell, main, read_cells, tables
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for domain in range(5):
+        for number in range(6):
+            random = np.random.default_rng([domain, number])
+            pattern = random.integers(0, 2, (4, 4)) * 200
+            place = folder / f"domain{domain}" / f"class{number}"
+            place.mkdir(parents=True)
+            for example in range(17):
+                pixels = np.kron(pattern, np.ones((4, 4))) + random.normal(20, 30, (16, 16))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(place / f"{example}.png")
+    return folder
+
+
+def cell(name: str, accuracy: float, *, seed: int = 0, failure: str | None = None) -> Cell:
+    random = np.random.default_rng([seed, *name.encode()])
+    request = {"way": 5, "shot": 1, "seconds": 60.0, "seed": seed}
+    ended = {
+        "train_shape": "60-way 1-shot",
+        "train_episodes": 600,
+        "train_seconds": 60.0,
+        "parameters": 1234,
+        "peak_memory_bytes": 5e8,
+        "peak_gpu_memory_bytes": 0,
+    }
+    return Cell(
+        key={"request": request},
+        name=name,
+        failure=failure,
+        machine="m",
+        commit="c",
+        ended=ended,
+        accuracies=tuple(random.normal(accuracy + 0.01 * seed, 0.05, 50)),
+        ci95_classes=0.02,
+        ece=0.015,
+        adaptation_ms=2.0,
+        batch_norm="inductive",
+    )
+
+
+def test_a_cell_is_made_once_and_the_benchmark_goes_on(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [str(images), "-o", str(tmp_path), "--seconds", "0.5", "--episodes", "20", "--image-size", "16"]
+    assert main([*line, "--learners", "protonet"]) == 0
+    [first] = tmp_path.glob("*.json")
+    before = first.stat().st_mtime_ns
+    assert main([*line, "--learners", "protonet,transfer"]) == 0
+    assert first.stat().st_mtime_ns == before
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[-1].startswith("2 of 2: transfer-5x1")
+    cells = {one.name: one for one in read_cells(tmp_path)}
+    assert cells.keys() == {"protonet", "transfer"}
+    for name, one in cells.items():
+        assert f"{100 * np.mean(one.accuracies):.2f} ±" in shown.out
+        assert len(one.accuracies) == 20
+        assert one.ended["train_seconds"] >= 0.5, name
+        assert one.ended["peak_memory_bytes"] > 1e8
+
+
+def test_a_learner_that_cannot_be_trained_is_told_below_the_table(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [str(images), "-o", str(tmp_path), "--seconds", "0.5", "--image-size", "16", "--learners", "protonet"]
+    assert main([*line, "--shapes", "50x1"]) == 1
+    assert "protonet, seed 0: way 50" in capsys.readouterr().out
+
+
+def test_every_learner_below_the_baseline_is_marked() -> None:
+    text = tables([cell("transfer", 0.8), cell("better", 0.9), cell("worse", 0.7)])
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "%" not in line and "---" not in line]
+    assert [row.split("|")[1].strip() for row in rows] == ["better", "transfer", f"worse {MARK}"]
+
+
+def test_differences_are_paired_over_episodes_and_by_welch_over_seeds() -> None:
+    one = {name: cell(name, accuracy).accuracies for name, accuracy in (("transfer", 0.8), ("maml", 0.7))}
+    low, high = stats.ttest_rel(one["maml"], one["transfer"]).confidence_interval(0.95)
+    text = tables([cell("transfer", 0.8), cell("maml", 0.7)])
+    assert f"({100 * low:+.2f} to {100 * high:+.2f})".replace("-", "−") in text
+    several = {n: [cell(n, a, seed=s) for s in range(3)] for n, a in (("transfer", 0.8), ("maml", 0.7))}
+    means = {name: [np.mean(c.accuracies) for c in cells] for name, cells in several.items()}
+    low, high = stats.ttest_ind(means["maml"], means["transfer"], equal_var=False).confidence_interval(0.95)
+    text = tables([c for cells in several.values() for c in cells])
+    assert f"({100 * low:+.2f} to {100 * high:+.2f})".replace("-", "−") in text
+    half_width = stats.sem(means["maml"]) * stats.t.ppf(0.975, 2)
+    assert f"{100 * np.mean(means['maml']):.2f} ± {100 * half_width:.2f}" in text
+
+
+def test_shapes_and_budgets_have_a_table_each() -> None:
+    other = cell("transfer", 0.8)
+    other = other.model_copy(update={"key": {"request": {**other.key["request"], "way": 20}}})
+    text = tables([cell("transfer", 0.8), other])
+    assert text.count("| learner |") == 2
+    assert text.index("5-way 1-shot, 60 s") < text.index("20-way 1-shot, 60 s")
