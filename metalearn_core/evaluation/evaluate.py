@@ -89,6 +89,14 @@ class Confusion(Record):
     queries: int
 
 
+class ConfidenceBin(Record):
+    """Queries whose confidence (the greatest probability) is alike: how many, their mean confidence and accuracy."""
+
+    queries: int
+    confidence: float
+    accuracy: float
+
+
 class Evaluation(Record):
     """How good a learner is, and how well that is known. Accuracies and half-widths are fractions.
 
@@ -100,7 +108,8 @@ class Evaluation(Record):
         ci95_classes: half-width of the 95 % interval for new classes like these (and domains, where there are several).
         ci95_classes_method: how it was made.
         loss: mean cross-entropy of the queries.
-        ece: expected calibration error, 15 bins of confidence.
+        ece: expected calibration error: how far confidence and accuracy are apart, weighted over the bins.
+        reliability: the bins of confidence that hold a query, of 15 of equal width.
         by_domain: by within-domain episodes; None where a domain is too small.
         by_domain_reason: why, for those.
         by_class: in the order of the manifest.
@@ -120,6 +129,7 @@ class Evaluation(Record):
     ci95_classes_method: str
     loss: float
     ece: float
+    reliability: tuple[ConfidenceBin, ...]
     by_domain: dict[str, DomainResult | None]
     by_domain_reason: dict[str, str]
     by_class: tuple[ClassAccuracy, ...]
@@ -190,6 +200,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
         ci95_classes_method=f"{class_interval.method}: what new classes like these may bring",
         loss=float(scores.loss.mean()),
         ece=calibration_error(*scores.calibration),
+        reliability=_reliability(scores),
         by_domain={**dict.fromkeys(reasons), **by_domain},
         by_domain_reason=reasons,
         by_class=_by_class(scores, entries, protocol.query),
@@ -243,6 +254,14 @@ def domain_samplers(
 def _domain_result(scores: EpisodeScores) -> DomainResult:
     interval = t_interval(scores.accuracy)
     return DomainResult(accuracy=interval.mean, ci95=interval.half_width, episodes=len(scores.accuracy))
+
+
+def _reliability(scores: EpisodeScores) -> tuple[ConfidenceBin, ...]:
+    return tuple(
+        ConfidenceBin(queries=int(queries), confidence=confidence / queries, accuracy=right / queries)
+        for queries, confidence, right in scores.calibration.T.tolist()
+        if queries
+    )
 
 
 def _by_class(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: int) -> tuple[ClassAccuracy, ...]:

@@ -64,16 +64,17 @@ def explain_answers(learner: Learner, sampler: EpisodeSampler) -> tuple[Answer, 
         sampler: of the stream.
     """
     found: dict[bool, list[Answer]] = {False: [], True: []}
+    shown: set[tuple[int, int]] = set()
     for episode in range(LOOKED_AT):
-        if all(len(answers) == SHOWN_EACH for answers in found.values()):
+        wanted = {right for right, of_kind in found.items() if len(of_kind) < SHOWN_EACH}
+        if not wanted:
             break
         for answer in _answers(learner, sampler, episode):
-            of_kind = found[answer.right]
-            known = {(one.query.class_id, one.query.rotation) for one in of_kind}
-            episodes = {one.episode for one in of_kind}
             own = (answer.query.class_id, answer.query.rotation)
-            if len(of_kind) < SHOWN_EACH and own not in known and episode not in episodes:
-                of_kind.append(answer)
+            if answer.right in wanted and own not in shown:
+                found[answer.right].append(answer)
+                shown.add(own)
+                wanted.discard(answer.right)
     return (*found[False], *found[True])
 
 

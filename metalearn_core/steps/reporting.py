@@ -7,7 +7,9 @@ from typing import Any
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import Manifest
 from metalearn_core.evaluation.evaluate import Evaluation
-from metalearn_core.evaluation.report import CheckReport, DecisionReport, LearnerReport, ReportContent, write_report
+from metalearn_core.explanation.learner import LearnerExplanation
+from metalearn_core.report.content import CheckReport, DecisionReport, LearnerReport, ReportContent
+from metalearn_core.report.page import write_report
 from metalearn_core.steps.naming import learner_name
 from metalearn_core.storage import read_json
 from metalearn_core.version import git_commit, package_version
@@ -51,6 +53,8 @@ def write_run_report(
             model=f"models:/{verdict['model_name']}/{verdict['version']}",
             promoted=verdict["promoted"],
             reasons=tuple(verdict["reasons"]),
+            champion_before=verdict["champion_before"],
+            look=verdict["look"],
         ),
         lineage=_lineage(opened.manifest, run["run"], str(verdict["bundle_digest"])),
         command=run["command"],
@@ -70,6 +74,7 @@ def _learner(record: Mapping[str, Any], verdict: Mapping[str, Any]) -> LearnerRe
         train_episodes=training["train_episodes"],
         parameters=training["parameters"],
         selected=training["bundle_digest"] == verdict["bundle_digest"],
+        explanation=LearnerExplanation.model_validate(record["explanation"]) if record["explanation"] else None,
     )
 
 

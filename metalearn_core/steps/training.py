@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from metalearn_core.data.manifest import Split, read_manifest
 from metalearn_core.errors import MetalearnError, one_line
+from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest, result_place
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.requests import EvaluationRequest, TrainingOrder, TrainingRequest, TrainingResources
@@ -15,6 +16,9 @@ from metalearn_core.storage.place import Place
 from metalearn_core.version import git_commit, package_version
 
 if TYPE_CHECKING:
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.evaluation.evaluate import Protocol
+    from metalearn_core.learners.contract import Learner
     from metalearn_core.training.plan import TrainingPlan
     from metalearn_core.training.report import OnMetrics
     from metalearn_core.training.world import World
@@ -237,7 +241,8 @@ def evaluate_learner(
         storage: where evaluations are kept.
 
     Returns:
-        a folder with `evaluation.json`: `training` (as recorded), `validation` and `test`.
+        a folder with `evaluation.json`: `training` (as recorded), `validation`, `test`, and `explanation` of answers on
+        test episodes (None where there was none to be had).
     """
     record = read_json(training / TRAINING, "training")
     digest = read_dataset(dataset, dataset_digest).digest
@@ -257,7 +262,8 @@ def evaluate_learner(
             protocol = Protocol(split=split, domain_episodes=domain_episodes, **request.model_dump())
             evaluation = evaluate(learner, opened, protocol)
             results[split] = evaluation.model_dump(mode="json")
-        write_json(folder / EVALUATION, {"training": record, **results})
+        explanation = _explanation(learner, opened, protocol)
+        write_json(folder / EVALUATION, {"training": record, **results, "explanation": explanation})
 
     from metalearn_core import tracking
     from metalearn_core.steps.children import child_of
@@ -273,6 +279,23 @@ def evaluate_learner(
         tracking.log_metrics(child.run_id, result_metrics(record, read_json(folder / EVALUATION, "evaluation")))
         tracking.set_outcome(child.run_id, "FINISHED")
     return folder
+
+
+def _explanation(learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol") -> dict[str, Any] | None:
+    """Return the explanation of a learner's answers; None, with a warning, where it fails: an evaluation is worth more.
+
+    A learner that somebody else wrote may keep a state that says something else under the names that explain it.
+    """
+    from metalearn_core.explanation.learner import explain_learner
+
+    if dataset.spec.target_size is not None:
+        return None
+    try:
+        return explain_learner(learner, dataset, protocol).model_dump(mode="json")
+    except Exception as error:
+        text = f"{learner.info.name}: the report goes without an explanation of its answers: {one_line(error)}"
+        emit("warning", "evaluate", text=text)
+        return None
 
 
 def evaluation_result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
