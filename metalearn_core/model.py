@@ -12,9 +12,12 @@ import torch
 from metalearn_core.bundle import BundleDescription, load_bundle, resolve_model
 from metalearn_core.errors import UsageError
 from metalearn_core.examples import to_examples
+from metalearn_core.explanation.adaptation import Adaptation, explain_adaptation
+from metalearn_core.explanation.neighbours import nearest_support
 from metalearn_core.learners.contract import Learner, State
 
 QUERIES_AT_ONCE = 1024
+NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,46 @@ class Prediction:
     classes: list[Hashable]
 
 
-class Classifier:
-    """A learner that has seen a support set; made by `Model.adapt`."""
+@dataclass(frozen=True)
+class Explanation:
+    """What the classifier may have gone by for q queries. Distances are in the learner's own feature space.
 
-    def __init__(self, model: "Model", state: State, classes: list[Hashable]) -> None:
-        self._model, self._state, self.classes = model, state, classes
+    Attributes:
+        prediction: what it says.
+        nearest: (q, k) int64, positions in the support set of the examples that a query lies nearest to.
+        distances: (q, k) float64, to those.
+        prototype_distances: (q, way) float64, to each class's prototype; None where the learner keeps none.
+        adaptation: how far the support set moved the weights, and its loss over the inner steps.
+    """
+
+    prediction: Prediction
+    nearest: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.float64]
+    prototype_distances: npt.NDArray[np.float64] | None
+    adaptation: Adaptation
+
+
+class Classifier:
+    """A learner that has seen a support set; made by `Model.adapt`.
+
+    Args:
+        model: whose learner it is.
+        support_x: (s, *x), the support set.
+        support_y: (s,) columns of `classes`.
+        classes: the labels of the columns.
+        state: what the learner made of the support set.
+    """
+
+    def __init__(
+        self,
+        model: "Model",
+        support_x: torch.Tensor,
+        support_y: torch.Tensor,
+        classes: list[Hashable],
+        state: State,
+    ) -> None:
+        self._model, self._support_x, self._support_y, self._state = model, support_x, support_y, state
+        self.classes = classes
 
     @property
     def nbytes(self) -> int:
@@ -53,8 +91,34 @@ class Classifier:
         Raises:
             UsageError: what `examples.to_examples` raises.
         """
+        return self._predict(self._model.tensor(query_x, "query_x"))
+
+    @torch.no_grad()
+    def explain(self, query_x: Any, neighbours: int = NEIGHBOURS) -> Explanation:
+        """Classify queries and say what the answers may go by.
+
+        Args:
+            query_x: q examples, in any form that `Model.adapt` takes.
+            neighbours: how many of the nearest support examples to name; at most as many as there are.
+
+        Raises:
+            UsageError: a number of neighbours below one, or what `examples.to_examples` raises.
+        """
+        if neighbours < 1:
+            raise UsageError(f"neighbours must be at least 1, got {neighbours}")
+        learner, x = self._model.learner, self._model.tensor(query_x, "query_x")
+        near = nearest_support(learner, self._state, self._support_x, x, neighbours)
+        support_x, support_y = self._support_x.unsqueeze(0), self._support_y.unsqueeze(0)
+        return Explanation(
+            prediction=self._predict(x),
+            nearest=near.nearest,
+            distances=near.distances,
+            prototype_distances=near.prototype_distances,
+            adaptation=explain_adaptation(learner, self._state, support_x, support_y, way=len(self.classes)),
+        )
+
+    def _predict(self, x: torch.Tensor) -> Prediction:
         learner = self._model.learner
-        x = self._model.tensor(query_x, "query_x")
         chunks = [learner.predict(self._state, part.unsqueeze(0))[0] for part in torch.split(x, QUERIES_AT_ONCE)]
         probabilities = torch.cat(chunks).double().softmax(dim=-1).cpu().numpy()
         return Prediction(
@@ -94,7 +158,7 @@ class Model:
         number = {label: column for column, label in enumerate(classes)}
         y = torch.tensor([number[label] for label in labels], device=x.device)
         state = self.learner.adapt(x.unsqueeze(0), y.unsqueeze(0), way=len(classes))
-        return Classifier(self, state, classes)
+        return Classifier(self, x, y, classes, state)
 
     def predict(self, support_x: Any, support_y: Sequence[Hashable], query_x: Any) -> Prediction:
         """Use a support set and classify queries: `adapt`, then `Classifier.predict`; same arguments and errors."""

@@ -48,7 +48,7 @@ def digest_of_sources(*packages: Path) -> str:
 @cache
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that what is computed depends on; a part of every kept result's key."""
-    return {name: _version(name) for name in ("great-expectations", "numpy", "pillow", "torch")}
+    return {name: _version(name) for name in ("great-expectations", "numpy", "pillow", "scikit-learn", "torch")}
 
 
 def image_name() -> str | None:

@@ -25,6 +25,8 @@ FORBIDDEN = {
     ),
     "metalearn_core/backbones": ("metalearn_core.learners", "metalearn_core.training", "metalearn_core.evaluation"),
     "metalearn_core/learners": ("metalearn_core.training", "metalearn_core.evaluation", "mlflow"),
+    "metalearn_core/evaluation": ("metalearn_core.explanation", "metalearn_core.report"),
+    "metalearn_core/explanation": ("metalearn_core.report", "mlflow"),
     "metalearn_core/training": ("mlflow", "metalearn_core.tracking", "metalearn_core.registry"),
 }
 # what costs seconds to import, and is therefore never imported when a module is

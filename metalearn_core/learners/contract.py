@@ -18,6 +18,8 @@ from metalearn_core.errors import UsageError
 Family = Literal["metric", "optimization", "model", "memory", "transfer"]
 BatchNormMode = Literal["inductive", "transductive"]
 State = Mapping[str, Tensor]
+STATISTICS = "statistics."
+"""What the names of the backbone's batch-norm statistics in a state begin with."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ class Learner(nn.Module, ABC):
             support_mask: (b, s) bool, False where padded.
 
         Returns:
-            tensors alone, each with b as its first dimension: what the support sets taught.
+            tensors alone, each with b as its first dimension: what the support sets taught. A fast weight has the name
+            of its parameter, the batch-norm statistics that belong to it `statistics.` and theirs, and the
+            representatives of classes (b, way, d) are `prototypes`: by these names a prediction is explained.
         """
 
     @abstractmethod
@@ -174,6 +178,20 @@ class Learner(nn.Module, ABC):
         """Adapt, then predict: logits (b, q, way)."""
         state = self.adapt(episodes.support_x, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
         return self.predict(state, episodes.query_x, episodes.query_mask)
+
+    def compared_features(self, state: State, x: Tensor) -> Tensor:
+        """Return features (b, n, d) of x (b, n, *x) in the space where, after adapting, near examples are alike.
+
+        Here that of the backbone under the fast weights and statistics of the state; where it has none, under the
+        shared ones: an empty state is that of a learner which has seen no support set. A learner that does not compare
+        by Euclidean distance maps its features to where it is the same (for the cosine: to unit length).
+        """
+        weights = {
+            name: state.get(f"backbone.{name}", parameter) for name, parameter in self.backbone.named_parameters()
+        }
+        own = {name.removeprefix(STATISTICS): value for name, value in state.items() if name.startswith(STATISTICS)}
+        features, _ = self.backbone.embed(weights, self.standardise(x), own or self.backbone.running_statistics())
+        return features.to(self.mean.dtype)
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return the outer losses of b training episodes: the mean over the unmasked queries of each.
@@ -237,6 +255,11 @@ class EmbeddingLearner(Learner):
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
         """Embed the queries, then predict from their features."""
         return self.predict_features(state, self._embed_episodes(query_x, query_mask))
+
+    def compared_features(self, state: State, x: Tensor) -> Tensor:
+        """Return the learner's own features (b, n, d) of x (b, n, *x); a support set does not change them."""
+        del state
+        return self._embed_episodes(x, None)
 
     def _embed_episodes(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return features (b, n, d) of x (b, n, *x) in the batch-norm mode that is set; zeros where masked out."""

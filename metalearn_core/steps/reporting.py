@@ -8,7 +8,9 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import Manifest
 from metalearn_core.evaluation.evaluate import Evaluation
 from metalearn_core.evaluation.ranking import Ranking
-from metalearn_core.evaluation.report import CheckReport, DecisionReport, LearnerReport, ReportContent, write_report
+from metalearn_core.explanation.learner import LearnerExplanation
+from metalearn_core.report.content import CheckReport, DecisionReport, LearnerReport, ReportContent
+from metalearn_core.report.page import write_report
 from metalearn_core.steps.naming import learner_name
 from metalearn_core.steps.promotion import best_models
 from metalearn_core.storage import read_json
@@ -56,6 +58,8 @@ def write_run_report(
             model=f"models:/{verdict['model_name']}/{verdict['version']}",
             promoted=verdict["promoted"],
             reasons=tuple(verdict["reasons"]),
+            champion_before=verdict["champion_before"],
+            look=verdict["look"],
         ),
         lineage=_lineage(opened.manifest, run["run"], str(verdict["bundle_digest"])),
         command=run["command"],
@@ -76,6 +80,7 @@ def _learner(record: Mapping[str, Any], verdict: Mapping[str, Any]) -> LearnerRe
         parameters=training["parameters"],
         peak_memory_bytes=training["peak_memory_bytes"],
         selected=training["bundle_digest"] == verdict["bundle_digest"],
+        explanation=LearnerExplanation.model_validate(record["explanation"]) if record["explanation"] else None,
     )
 
 

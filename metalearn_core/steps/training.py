@@ -23,6 +23,9 @@ from metalearn_core.storage.place import Place
 from metalearn_core.version import git_commit, package_version
 
 if TYPE_CHECKING:
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.evaluation.evaluate import Protocol
+    from metalearn_core.learners.contract import Learner
     from metalearn_core.training.plan import TrainingPlan
     from metalearn_core.training.report import OnMetrics
     from metalearn_core.training.world import World
@@ -253,14 +256,16 @@ def evaluate_learner(
         storage: where evaluations are kept.
 
     Returns:
-        a folder with `evaluation.json`: `training` (as recorded), `validation`, `test`, and the accuracy of each test
-        episode, for comparison with other learners on the same ones.
+        a folder with `evaluation.json`: `training` (as recorded), `validation`, `test`, the accuracy of each test
+        episode, for comparison with other learners on the same ones, and `explanation` of answers on test episodes
+        (None where there was none to be had).
     """
     record = read_json(training / TRAINING, "training")
     digest = read_dataset(dataset, dataset_digest).digest
     key = {"dataset": digest, "bundle": record["bundle_digest"], "request": request.model_dump()}
 
     def make(folder: Path) -> None:
+        from metalearn_core.bundle import load_bundle
         from metalearn_core.data.dataset import EpisodeDataset
         from metalearn_core.evaluation.evaluate import Protocol, evaluate_bundle
 
@@ -275,6 +280,7 @@ def evaluate_learner(
             results[EPISODES] = scores.accuracy.tolist()
             if evaluation.leakage and evaluation.leakage.class_names:
                 emit("warning", "evaluate", text=f"{record['learner']}: {evaluation.leakage.finding}")
+        results["explanation"] = _explanation(load_bundle(training / BUNDLE)[0], opened, protocol)
         write_json(folder / EVALUATION, {"training": record, **results})
 
     from metalearn_core import tracking
@@ -291,6 +297,23 @@ def evaluate_learner(
         tracking.log_metrics(child.run_id, result_metrics(record, read_json(folder / EVALUATION, "evaluation")))
         tracking.set_outcome(child.run_id, "FINISHED")
     return folder
+
+
+def _explanation(learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol") -> dict[str, Any] | None:
+    """Return the explanation of a learner's answers; None, with a warning, where it fails: an evaluation is worth more.
+
+    A learner that somebody else wrote may keep a state that says something else under the names that explain it.
+    """
+    from metalearn_core.explanation.learner import explain_learner
+
+    if dataset.spec.target_size is not None:
+        return None
+    try:
+        return explain_learner(learner, dataset, protocol).model_dump(mode="json")
+    except Exception as error:
+        text = f"{learner.info.name}: the report goes without an explanation of its answers: {one_line(error)}"
+        emit("warning", "evaluate", text=text)
+        return None
 
 
 def evaluation_result(evaluation: Mapping[str, Any]) -> dict[str, Any]:

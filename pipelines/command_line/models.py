@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.command_line.explanation import adaptation_of, print_reasons, reasons_of
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     BackboneOption,
@@ -261,6 +262,9 @@ def predict(
     model: ModelArgument,
     support: Annotated[Path, typer.Option("--support", help="A folder of labelled images: a folder a class.")],
     query: Annotated[Path, typer.Option("--query", help="An image, or a folder of images at any depth.")],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Name the nearest support files, distances, and what adapting moved.")
+    ] = False,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -271,7 +275,9 @@ def predict(
     files, labels = labelled_images(support)
     queries = image_files(query)
     workdir_at(workdir).open_for(model)
-    prediction = load_model(model).predict(files, labels, queries)
+    loaded = load_model(model)
+    explanation = loaded.adapt(files, labels).explain(queries) if explain else None
+    prediction = explanation.prediction if explanation else loaded.predict(files, labels, queries)
     predictions: list[dict[str, Any]] = [
         {
             "file": str(file),
@@ -280,8 +286,13 @@ def predict(
         }
         for file, label, row in zip(queries, prediction.labels, prediction.probabilities, strict=True)
     ]
+    answer: dict[str, Any] = {"predictions": predictions}
+    if explanation:
+        for entry, reasons in zip(predictions, reasons_of(explanation, files, labels), strict=True):
+            entry.update(reasons)
+        answer["adaptation"] = adaptation_of(explanation)
     if json:
-        print_json({"predictions": predictions})
+        print_json(answer)
         return
     rows = []
     for entry in predictions:
@@ -289,6 +300,8 @@ def predict(
         shown = ", ".join(f"{name} {100 * p:.0f} %" for name, p in best)
         rows.append([str(entry["file"]), str(entry["label"]), shown])
     print_table(["file ", "label ", "probabilities "], rows)
+    if explanation:
+        print_reasons(predictions, explanation)
 
 
 def compare(

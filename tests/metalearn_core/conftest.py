@@ -1,5 +1,6 @@
 """What the tests of tracking and registry share: a small dataset, bundles of good and bad learners, a database."""
 
+import hashlib
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,19 @@ from metalearn_core.bundle import save_bundle
 from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
-from metalearn_core.data.manifest import BuildOptions, Split
+from metalearn_core.data.manifest import BuildOptions, ClassEntry, DatasetSpec, Manifest, Split
 from metalearn_core.evaluation.evaluate import Protocol
 from metalearn_core.learners import LearnerSpec, make_learner
 from metalearn_core.registry import RegisteredVersion, register_bundle
 
 SIZE = 12
 SPLIT_SIZES: dict[Split, int] = {"train": 6, "validation": 5, "test": 8}
+NOISY_EXAMPLES = 12
+NOISY_DOMAINS: dict[Split, list[tuple[str, int]]] = {
+    "train": [("old", 6)],
+    "validation": [("old", 5)],
+    "test": [("wide", 9), ("broad", 7), ("tiny", 2)],
+}
 PROTOCOL = Protocol(split="test", way=3, shot=1, query=3, episodes=60)
 
 
@@ -128,3 +135,41 @@ def client(database: str, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """A client of the module's database, which is also where tracking goes."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     return MlflowClient(database)
+
+
+@pytest.fixture(scope="session")
+def noisy_dataset() -> EpisodeDataset:
+    """18 test classes in three domains, one too small for five ways; pictures are a pattern under much noise."""
+    random = np.random.default_rng(0)
+    entries, pictures = [], []
+    for split, domains in NOISY_DOMAINS.items():
+        for domain, count in domains:
+            for number in range(count):
+                pattern = np.kron(random.normal(128, 40, (1, 4, 4)), np.ones((1, 4, 4)))
+                own = np.clip(pattern + random.normal(0, 70, (NOISY_EXAMPLES, 1, 16, 16)), 0, 255).astype(np.uint8)
+                pictures.append(own)
+                entries.append(
+                    ClassEntry(
+                        id=len(entries),
+                        name=f"{domain}/{number}",
+                        domain=domain,
+                        split=split,
+                        count=NOISY_EXAMPLES,
+                        shard=0,
+                        row_group=0,
+                        rotations=(0, 1, 2, 3) if domain == "wide" and number < 3 else (0,),
+                        digest=hashlib.sha256(own.tobytes()).hexdigest(),
+                    )
+                )
+    spec = DatasetSpec(
+        modality="image", example_shape=(1, 16, 16), dtype="uint8", mean=(0.5,), std=(0.28,), train_classes=6
+    )
+    manifest = Manifest(
+        digest="0123456789abcdef" * 2,
+        source="tests",
+        spec=spec,
+        options=BuildOptions(image_size=16),
+        classes=tuple(entries),
+        shards=(),
+    )
+    return EpisodeDataset(Path("nowhere"), manifest, torch.from_numpy(np.concatenate(pictures)))

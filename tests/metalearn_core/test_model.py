@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.neighbors import NearestNeighbors
 
 from metalearn_core.bundle import save_bundle
 from metalearn_core.data.decode import decode_image
@@ -118,6 +119,31 @@ def test_queries_do_not_influence_one_another(protonet, tmp_path):
         together = classifier.predict(QUERY).probabilities
         alone = np.concatenate([classifier.predict(QUERY[i : i + 1]).probabilities for i in range(4)])
         np.testing.assert_allclose(alone, together, atol=1e-5)
+
+
+def test_an_explanation_names_the_support_examples_that_are_nearest(protonet):
+    explanation = protonet.adapt(X, LABELS).explain(QUERY, neighbours=4)
+    with torch.no_grad():
+        features, queries = (protonet.learner.embed(torch.from_numpy(x)).double().numpy() for x in (X, QUERY))
+    distances, places = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(features).kneighbors(queries)
+    np.testing.assert_array_equal(explanation.nearest, places)
+    np.testing.assert_allclose(explanation.distances, distances, rtol=1e-4)
+    assert explanation.prediction.labels == protonet.predict(X, LABELS, QUERY).labels
+    nearest = explanation.prototype_distances.argmin(axis=1)
+    assert [explanation.prediction.classes[column] for column in nearest] == explanation.prediction.labels
+    assert explanation.adaptation.layers == ()
+
+
+def test_an_explanation_says_what_adapting_moved(tmp_path):
+    explanation = model(tmp_path / "b", "maml", way=3).adapt(X, LABELS).explain(QUERY)
+    assert explanation.nearest.shape == explanation.distances.shape == (4, 3)
+    assert explanation.prototype_distances is None
+    assert [layer.layer for layer in explanation.adaptation.layers][-1] == "head"
+    losses = [step.loss for step in explanation.adaptation.support_losses]
+    assert losses[0] == pytest.approx(np.log(3), rel=1e-5), "the head starts at zero"
+    assert losses[-1] < losses[0]
+    with pytest.raises(UsageError, match="neighbours must be at least 1, got 0"):
+        model(tmp_path / "c").adapt(X, LABELS).explain(QUERY, neighbours=0)
 
 
 def test_a_learner_of_fixed_way_says_which(tmp_path):

@@ -54,6 +54,10 @@ class Transfer(ExampleLearner):
         accuracy = (logits.detach().argmax(dim=-1) == y).to(loss.dtype).mean()
         return Outcome(loss[None], accuracy[None], {name: value.detach() for name, value in statistics.items()})
 
+    def compared_features(self, state: State, x: Tensor) -> Tensor:
+        """Return features (b, n, d) of unit length: the head sees no others."""
+        return F.normalize(super().compared_features(state, x), dim=-1)
+
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None
     ) -> State:

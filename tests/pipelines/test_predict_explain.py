@@ -1,0 +1,72 @@
+"""`metalearn predict --explain`: what a prediction may go by, in words and as JSON."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metalearn_core.bundle import save_bundle
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.learners import LearnerSpec, make_learner
+from metalearn_core.model import load_model
+
+
+@pytest.fixture
+def support(images: Path, tmp_path: Path) -> Path:
+    for folder in sorted(images.glob("domain0/*"))[:3]:
+        shutil.copytree(folder, tmp_path / "support" / folder.name)
+    return tmp_path / "support"
+
+
+def bundle(path: Path, learner: str) -> Path:
+    dataset = DatasetSpec(
+        modality="image", example_shape=(1, 16, 16), dtype="uint8", mean=(0.4,), std=(0.3,), train_classes=9
+    )
+    spec = LearnerSpec(learner=learner, backbone_options={"width": 8})
+    made = make_learner(spec, dataset, way=3, seed=0)
+    save_bundle(path, made, spec, episode=EpisodeShape(3, 2, 3), lineage={"dataset_digest": "d"})
+    return path
+
+
+@pytest.mark.parametrize("learner", ["protonet", "maml"])
+def test_json_names_the_nearest_support_files(metalearn: Callable, support: Path, tmp_path: Path, learner: str) -> None:
+    model = bundle(tmp_path / "bundle", learner)
+    query = support / "class06" / "3.png"
+    answer = metalearn("predict", model, "--support", support, "--query", query, "--explain", "--json")
+    assert answer.status == 0, answer.errors
+    [entry] = answer.json["predictions"]
+    assert entry["nearest"][0] == {"file": str(query), "label": "class06", "distance": pytest.approx(0, abs=1e-3)}
+    files = [str(file) for file in sorted(support.rglob("*.png"))]
+    labels = [Path(file).parent.name for file in files]
+    explained = load_model(model).adapt(files, labels).explain([query])
+    assert [near["file"] for near in entry["nearest"]] == [files[place] for place in explained.nearest[0]]
+    moved = {layer["layer"]: layer["relative"] for layer in answer.json["adaptation"]["layers"]}
+    if learner == "protonet":
+        assert set(entry["prototype_distances"]) == {"class00", "class06", "class12"}
+        assert min(entry["prototype_distances"], key=entry["prototype_distances"].get) == entry["label"]
+        assert moved == {}
+    else:
+        assert entry["prototype_distances"] is None
+        assert moved["head"] is None, "it starts at zero"
+        assert moved["backbone.blocks.3.conv"] > 0
+        assert [step["steps"] for step in answer.json["adaptation"]["support_losses"]] == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("learner", "words"), [("protonet", "nearest prototypes"), ("maml", "moved by, %")])
+def test_the_table_says_the_same_in_words(
+    metalearn: Callable, support: Path, tmp_path: Path, learner: str, words: str
+) -> None:
+    model, query = bundle(tmp_path / "bundle", learner), support / "class06" / "3.png"
+    shown = metalearn("predict", model, "--support", support, "--query", query, "--explain", COLUMNS="400")
+    assert shown.status == 0, shown.errors
+    assert "nearest support files" in shown.output
+    assert shown.output.count(str(query)) >= 3
+    assert words in shown.output
+
+
+def test_without_the_option_nothing_is_explained(metalearn: Callable, support: Path, tmp_path: Path) -> None:
+    answer = metalearn("predict", bundle(tmp_path / "b", "maml"), "--support", support, "--query", support, "--json")
+    assert set(answer.json) == {"predictions"}
+    assert set(answer.json["predictions"][0]) == {"file", "label", "probabilities"}
