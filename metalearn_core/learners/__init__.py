@@ -12,6 +12,8 @@ from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
 from metalearn_core.learners.metric.protonet import ProtoNet
+from metalearn_core.learners.model.cnp import CNP
+from metalearn_core.learners.model.versa import Versa
 from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.learners.transfer.classifier import Transfer
 
@@ -40,7 +42,7 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MAML, Transfer):
+for _learner in (ProtoNet, MAML, Versa, CNP, Transfer):
     register(_learner)
 
 
