@@ -38,6 +38,7 @@ class MLP(Backbone):
     """Linear layers, each followed by a ReLU. It has no batch norm, so both batch-norm modes are the same."""
 
     Config: ClassVar[type[BackboneConfig]] = MLPConfig
+    groups_together = True
     config: MLPConfig
 
     def __init__(self, spec: DatasetSpec, config: MLPConfig) -> None:

@@ -43,7 +43,7 @@ class CNP(Learner):
     """Conditional neural process (Garnelo et al. 2018) whose decoder is the backbone under FiLM (Perez et al. 2018).
 
     Encoder: r_i = e(f(x_i), y_i), f being the backbone. Task representation: r = mean_i r_i, which takes any number of
-    examples in any order. Decoder: f_r, the backbone with every layer scaled and shifted by functions of r, and a head g.
+    examples in any order. Decoder: f_r, the backbone, its layers scaled and shifted by functions of r; and a head g.
 
     Classes, as in CNAPs (Requeima et al. 2019): r_k = mean of e(f(x_i)) over class k, and r = mean_k r_k, so that a
     class's number has no part in it. Head (w_k, b_k) = g(mean of f_r(x_i) over class k); logit f_r(x*)·w_k + b_k.

@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.counter import stream_key, words
@@ -19,7 +20,7 @@ FIRST_LOG_VARIANCE = -4.0  # of every weight: with the noise of a whole unit, fe
 class VersaConfig(LearnerConfig):
     """The options of versa."""
 
-    samples: int = Field(10, ge=2, le=1024, description="L, draws of the weights that a prediction averages over")
+    samples: int = Field(10, ge=2, le=65536, description="L, draws of the weights that a prediction averages over")
     hidden: int = Field(256, ge=1, le=65536, description="units of the two hidden layers of the amortisation network")
     train_way: int = Field(20, ge=2, description="classes of a training episode, where none is asked for")
     train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
@@ -29,9 +30,12 @@ class Versa(EmbeddingLearner):
     """VERSA for few-shot classification (Gordon, Bronskill, Bauer, Nowozin, Turner 2019), with h the backbone.
 
     The amortisation network maps the pooled features h̃_c of class c's support set to the mean and the log-variance of
-    that class's weights ψ_c = (w_c, b_c): q(ψ | D) = Π_c N(ψ_c; μ(h̃_c), diag σ²(h̃_c)) (section 3, the figure of the
-    classifier). Each class is read without the others, so an episode may have any number of them. A query's
-    probabilities are (1/L) Σ_l softmax(h(x*)ᵀ w⁽ˡ⁾ + b⁽ˡ⁾), and training minimises minus their logarithm (equation 4).
+    that class's weights ψ_c = (w_c, b_c): q(ψ | D) = Π_c N(ψ_c; μ(h̃_c), diag σ²(h̃_c)) (section 3). Each class is read
+    without the others, so an episode may have any number of them. The network of the mean has h̃_c added to its w_c, so
+    that at first a query belongs to the class whose examples it is like.
+
+    A query's probabilities are (1/L) Σ_l softmax(h(x*)ᵀ w⁽ˡ⁾ + b⁽ˡ⁾), and training minimises minus the logarithm of its
+    class's (section 2).
 
     No number is drawn at random. Given a query, its logits are independent and normal, with mean h·μ_w + μ_b and
     variance h²·σ²_w + σ²_b: drawing those gives the same distribution as drawing the weights (the local
@@ -86,6 +90,7 @@ class Versa(EmbeddingLearner):
         with torch.autocast(support.device.type, enabled=False):
             pooled = members.mT @ support / count.clamp_min(1).unsqueeze(-1)
             mean, log_variance = self.amortisation(pooled).chunk(2, dim=-1)
+            mean = mean + F.pad(pooled, (0, 1))
         rank = mean[..., -1].masked_fill(~present, torch.inf).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
         draws = normal_draws(self.config.samples, way, support.device).to(support.dtype)
         draws = draws[:, rank].transpose(0, 1)
