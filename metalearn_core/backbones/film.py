@@ -41,9 +41,7 @@ def modulate(weights: Weights, scale: Mapping[str, Tensor], shift: Mapping[str, 
 
 
 class FilmGenerator(nn.Module):
-    """Generates γ = 1 + … and β of every layer of a backbone from a vector.
-
-    It does not start at γ = 1, β = 0 for every vector: 600 steps on sinusoids then left ten times the squared error.
+    """Generates γ and β of every layer of a backbone from a vector; at first γ is near 1, and β near 0.
 
     Args:
         inputs: size of the vector.

@@ -30,8 +30,10 @@ class _Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        # Of a single number x, units without biases make nothing but multiples of x and |x|.
+        nn.init.uniform_(self.bias, -(inputs**-0.5), inputs**-0.5)
 
 
 class MLP(Backbone):
