@@ -18,7 +18,7 @@ SMALLEST_NORM = 1e-6
 
 
 class MANNConfig(LearnerConfig):
-    """The options of mann; slots, their size, heads, controller and γ are the paper's."""
+    """The options of mann; the sizes of memory and controller are the paper's."""
 
     meta_batch: int = Field(1, ge=1, description="episodes an outer step")
     slots: int = Field(128, ge=1, le=65536, description="N, rows of the memory")
@@ -55,10 +55,11 @@ class MANN(EmbeddingLearner):
     w^lu is 1 at the least used row by w^u; of several heads the j-th takes the j-th least used. The strength β is that
     of neural Turing machines (Graves et al. 2014), without which 128 rows drown what is read.
 
-    In the paper a label comes a step after its example, with the next one, and every step is a prediction. Here only
-    queries are predicted. The sequence is (x_1, ∅), (x_2, y_1), …, (x_s, y_{s−1}), (∅, y_s): labels are offset as in
-    the paper, and the last one is written before the queries come. Then each query (x*, ∅) is one step that reads and
-    does not write, from the same memory: queries do not know of one another.
+    In the paper a label comes a step after its example, with the next one, since every step is a prediction. Here only
+    queries are predicted, and a label may come with its example: (x_1, y_1), …, (x_s, y_s), which is learned within
+    minutes. With `label_offset=1` the sequence is the paper's, (x_1, ∅), (x_2, y_1), …, (x_s, y_{s−1}), and one more
+    step, (∅, y_s), that writes the last label. Then each query (x*, ∅) is a step that reads and does not write, from
+    the same memory: queries do not know of one another.
     """
 
     info = LearnerInfo(

@@ -16,9 +16,7 @@ from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
 
-QUERY_GAIN = (
-    2.0  # sharp enough at first: small glyphs take 200 episodes to leave chance, by torch's own start over 1,000
-)
+QUERY_GAIN = 2.0  # of initial queries and keys; attention that starts nearly even takes many times the episodes
 _Size = Annotated[int, Field(ge=1, le=65536)]
 ThreeSizes = Annotated[tuple[_Size, _Size, _Size], BeforeValidator(split_numbers)]
 
