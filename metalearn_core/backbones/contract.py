@@ -1,7 +1,7 @@
 """What every backbone is: a pure function from weights and examples to features."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -54,10 +54,12 @@ class Backbone(nn.Module, ABC):
     Attributes:
         feature_size: d, the size of a feature vector.
         taped: it has a `tape`, which is quicker than autograd for the gradient of a gradient.
+        groups_together: groups are quicker at once than one after the other, on a CPU too.
         tape_values: how many numbers a tape remembers of each example.
     """
 
     taped: ClassVar[bool] = False
+    groups_together: ClassVar[bool] = False
     Config: ClassVar[type[BackboneConfig]]
     modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
     feature_size: int
@@ -71,33 +73,37 @@ class Backbone(nn.Module, ABC):
     def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
         """Do what `embed` says, for all groups at once."""
 
-    def embed(self, weights: Weights, x: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, Statistics]:
+    def embed(
+        self, weights: Weights, x: Tensor, statistics: Statistics | None = None, mask: Tensor | None = None
+    ) -> tuple[Tensor, Statistics]:
         """Embed g groups of n examples each; a group is what a batch norm takes its statistics over.
 
-        On a CPU the groups run one after the other: grouped kernels are slower there than the plain ones in turn.
+        On a CPU groups of images run one after the other: grouped convolutions are slower there than plain ones.
 
         Args:
             weights: by the names of `named_parameters()`. A weight may have a leading dimension g: each group its own.
             x: (g, n, *x) standardised examples.
             statistics: batch-norm statistics to use, each (g, channels) or (1, channels); None: those of each group
                 of x itself.
+            mask: (g, n) bool; what is masked out has no part in the statistics, and features of zero.
 
         Returns:
             features (g, n, d), and the statistics that were used: for each batch norm `<name>.mean` and `<name>.var`
             (biased), each (g, channels); differentiable.
         """
         groups = x.shape[0]
+        if mask is not None:
+            parts = [self._embed_kept(weights, x, statistics, group, keep) for group, keep in enumerate(mask)]
+            return _joined(parts)
         if groups == 1:
             return self.embed_groups(weights, x, statistics)
         if statistics is not None and self._shared(weights) and all(len(value) == 1 for value in statistics.values()):
             features, _ = self.embed_groups(weights, x.flatten(0, 1).unsqueeze(0), statistics)
             used = {name: value.expand(groups, -1) for name, value in statistics.items()}
             return features.view(groups, -1, self.feature_size), used
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or self.groups_together:
             return self.embed_groups(weights, x, statistics)
-        parts = [self._embed_one(weights, x, statistics, group) for group in range(groups)]
-        used = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
-        return torch.cat([part[0] for part in parts]), used
+        return _joined([self._embed_one(weights, x[group, None], statistics, group) for group in range(groups)])
 
     def tape(self, weights: Weights, x: Tensor, tangent_precision: torch.dtype) -> Tape:
         """Return the forward pass of g groups, each batch-normalised by itself, with its derivatives by hand.
@@ -129,10 +135,23 @@ class Backbone(nn.Module, ABC):
     def _embed_one(
         self, weights: Weights, x: Tensor, statistics: Statistics | None, group: int
     ) -> tuple[Tensor, Statistics]:
+        """Embed x (1, n, *x) as group number `group`."""
         own = {
             name: weights[name][group] if weights[name].dim() > parameter.dim() else weights[name]
             for name, parameter in self.named_parameters()
         }
         if statistics is not None:
             statistics = {n: value if len(value) == 1 else value[group, None] for n, value in statistics.items()}
-        return self.embed_groups(own, x[group, None], statistics)
+        return self.embed_groups(own, x, statistics)
+
+    def _embed_kept(
+        self, weights: Weights, x: Tensor, statistics: Statistics | None, group: int, keep: Tensor
+    ) -> tuple[Tensor, Statistics]:
+        features, used = self._embed_one(weights, x[group, None, keep], statistics, group)
+        rows = features.new_zeros(1, len(keep), features.shape[-1])
+        return rows.masked_scatter(keep.unsqueeze(-1), features), used
+
+
+def _joined(parts: Sequence[tuple[Tensor, Statistics]]) -> tuple[Tensor, Statistics]:
+    used = {name: torch.cat([part[1][name] for part in parts]) for name in parts[0][1]}
+    return torch.cat([part[0] for part in parts]), used

@@ -11,7 +11,11 @@ from metalearn_core.backbones.options import parse_options
 from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
+from metalearn_core.learners.memory.mann import MANN
 from metalearn_core.learners.metric.protonet import ProtoNet
+from metalearn_core.learners.model.cnp import CNP
+from metalearn_core.learners.model.snail import Snail
+from metalearn_core.learners.model.versa import Versa
 from metalearn_core.learners.optimization.anil import ANIL
 from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.learners.optimization.mamlpp import MAMLPlusPlus
@@ -45,7 +49,7 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MAML, ANIL, Reptile, MetaSGD, MAMLPlusPlus, ProtoMAML, Transfer):
+for _learner in (ProtoNet, MAML, ANIL, Reptile, MetaSGD, MAMLPlusPlus, ProtoMAML, Versa, CNP, Snail, MANN, Transfer):
     register(_learner)
 
 

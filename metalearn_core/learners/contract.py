@@ -219,12 +219,15 @@ def query_outcome(logits: Tensor, episodes: EpisodeBatch, statistics: Statistics
     else:
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         correct = (logits.detach().argmax(dim=-1) == labels).to(losses.dtype)
-    if episodes.query_mask is None:
-        return Outcome(losses.mean(dim=1), correct.mean(dim=1), statistics or {})
-    mask = episodes.query_mask.to(losses.dtype)
-    count = mask.sum(dim=1)
-    losses = torch.where(episodes.query_mask, losses, 0.0)
-    return Outcome(losses.sum(dim=1) / count, (correct * mask).sum(dim=1) / count, statistics or {})
+    mask = episodes.query_mask
+    return Outcome(masked_mean(losses, mask), masked_mean(correct, mask), statistics or {})
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean (b,) of values (b, n), without those that are masked out, whatever these are."""
+    if mask is None:
+        return values.mean(dim=1)
+    return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
 def membership(labels: Tensor, way: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -234,7 +237,11 @@ def membership(labels: Tensor, way: int, mask: Tensor | None, dtype: torch.dtype
 
 
 class EmbeddingLearner(Learner):
-    """A learner that embeds each example on its own when inductive, so that an image need be embedded only once."""
+    """A learner that embeds each example on its own when inductive, so that an image need be embedded only once.
+
+    In training, batch norm takes the statistics of the whole episode, support and queries; their running averages are
+    what it uses when inductive. When transductive, support set and queries are each normalised by themselves.
+    """
 
     @abstractmethod
     def adapt_features(
@@ -261,6 +268,28 @@ class EmbeddingLearner(Learner):
         del state
         return self._embed_episodes(x, None)
 
+    def forward(self, episodes: EpisodeBatch) -> Tensor:
+        """Return logits (b, q, way); in training under the batch-norm statistics of the whole episode."""
+        return self._joint_logits(episodes)[0] if self.training else super().forward(episodes)
+
+    def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
+        """Return the outer losses (b,) under the batch-norm statistics of the whole episode, and those."""
+        logits, statistics = self._joint_logits(episodes)
+        return query_outcome(logits, episodes, statistics)
+
+    def _joint_logits(self, episodes: EpisodeBatch) -> tuple[Tensor, Statistics]:
+        x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+        masks = [
+            torch.ones(part.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+            for part, mask in ((episodes.support_x, episodes.support_mask), (episodes.query_x, episodes.query_mask))
+        ]
+        unmasked = episodes.support_mask is None and episodes.query_mask is None
+        features, statistics = self.embed_by_episode(x, None if unmasked else torch.cat(masks, dim=1))
+        size = episodes.support_x.shape[1]
+        support, query = features[:, :size], features[:, size:]
+        state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
+        return self.predict_features(state, query), {name: value.detach() for name, value in statistics.items()}
+
     def _embed_episodes(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return features (b, n, d) of x (b, n, *x) in the batch-norm mode that is set; zeros where masked out."""
         if self.batch_norm == "inductive":
@@ -279,15 +308,8 @@ class EmbeddingLearner(Learner):
             features (b, n, d), and the statistics, each (b, channels).
         """
         weights = dict(self.backbone.named_parameters())
-        if mask is None:
-            features, statistics = self.backbone.embed(weights, self.standardise(x))
-            return features.to(self.mean.dtype), statistics
-        rows, parts = [], []
-        for values, keep in zip(x, mask, strict=True):
-            kept, statistics = self.embed_by_episode(values[keep].unsqueeze(0))
-            rows.append(kept.new_zeros(len(keep), kept.shape[-1]).masked_scatter(keep.unsqueeze(-1), kept[0]))
-            parts.append(statistics)
-        return torch.stack(rows), {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        features, statistics = self.backbone.embed(weights, self.standardise(x), mask=mask)
+        return features.to(self.mean.dtype), statistics
 
     def embed(self, x: Tensor) -> Tensor:
         """Return features (n, d) of examples (n, *x), each by itself, under the running batch-norm statistics."""

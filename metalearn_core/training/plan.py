@@ -80,7 +80,7 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
     what was asked for does not, and the sampler refuses it where it does not fit.
 
     Raises:
-        UsageError: the learner's way is fixed, and `train_way` is another.
+        UsageError: the learner's way is fixed, and `train_way` is another; or its shot; or it is built for another one.
     """
     kind = learner_class(spec.learner)
     if kind.info.stream == "examples":
@@ -89,6 +89,11 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
         raise UsageError(
             f"{spec.learner} is trained for the way that it is evaluated at: got train way {plan.train_way}, "
             f"way {plan.way}: leave out the train way, or make them equal"
+        )
+    if not kind.info.variable_shape and plan.train_shot not in (None, plan.shot):
+        raise UsageError(
+            f"{spec.learner} is trained for the shot that it is evaluated at: got train shot {plan.train_shot}, "
+            f"shot {plan.shot}: leave out the train shot, or make them equal"
         )
     recipe = kind.train_shape(plan.shape, parse_options(kind.Config, spec.options, spec.learner))
     entries = dataset.manifest.of_split("train")

@@ -89,6 +89,21 @@ def test_given_statistics_are_used_and_returned():
     torch.testing.assert_close(alone, features[:, :1])
 
 
+@pytest.mark.parametrize(("name", "spec", "options"), CHOICES)
+def test_what_is_masked_out_has_no_part_in_a_group_and_features_of_zero(name, spec, options):
+    backbone = make(name, spec, options)
+    weights = {n: torch.stack([p, p + 0.1]) for n, p in backbone.named_parameters()}
+    x, mask = examples(spec, 2, 4), torch.tensor([[True, False, True, True], [False, True, True, False]])
+    features, statistics = backbone.embed(weights, x, mask=mask)
+    for group in range(2):
+        own = {n: weight[group] for n, weight in weights.items()}
+        expected, used = backbone.embed(own, x[group, mask[group]][None])
+        torch.testing.assert_close(features[group, mask[group]], expected[0])
+        assert features[group, ~mask[group]].abs().max() == 0
+        for n, value in used.items():
+            torch.testing.assert_close(statistics[n][group, None], value)
+
+
 def test_running_statistics_follow_the_episodes_in_order():
     backbone = make("conv4", IMAGES, {"width": 4, "pooling": "stride"})
     _, statistics = backbone.embed(dict(backbone.named_parameters()), examples(IMAGES, 2, 4))

@@ -10,6 +10,15 @@ IMAGES = DatasetSpec(
 )
 
 
+TWO_SHOT = {"snail": {"shot": 2}}
+
+
+@pytest.fixture
+def two_shot():
+    """Return a function that gives a learner's options, by its name, for the episodes of `make_episodes`."""
+    return lambda name: TWO_SHOT.get(name, {})
+
+
 @pytest.fixture
 def images():
     return IMAGES
@@ -41,6 +50,7 @@ def make_double():
     """Return a function that makes a small learner in fp64 with random weights and running statistics everywhere."""
 
     def make(name, seed=0, way=4, randomise=True, **options):
+        options = {**TWO_SHOT.get(name, {}), **options}
         spec = LearnerSpec(learner=name, options=options, backbone_options={"width": 5, "blocks": 3})
         learner = make_learner(spec, IMAGES, way=way, seed=seed, dtype=torch.float64)
         if randomise:

@@ -32,6 +32,15 @@ def test_a_fixed_way_is_the_one_of_evaluation(dataset):
         training_shape(MAML, plan(train_way=5), dataset)
 
 
+def test_a_fixed_shot_is_the_one_of_evaluation_and_of_the_learner(dataset):
+    snail = resolve_spec(LearnerSpec(learner="snail", options={"shot": 2}))
+    assert training_shape(snail, plan(shot=2), dataset) == EpisodeShape(4, 2, 4)
+    with pytest.raises(UsageError, match="got train shot 3, shot 2"):
+        training_shape(snail, plan(shot=2, train_shot=3), dataset)
+    with pytest.raises(UsageError, match=r"set snail\.shot=1"):
+        training_shape(snail, plan(shot=1), dataset)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -1,0 +1,1 @@
+"""Learners of the model family: networks that read a support set, and give what classifies its queries."""
