@@ -56,8 +56,8 @@ class Outcome:
     Attributes:
         losses: (b,) outer losses, differentiable.
         accuracies: (b,) shares of the queries that were classified right; for regression minus the squared errors.
-        statistics: batch-norm statistics of each episode, each (b, channels), for the backbone's running averages;
-            empty where the learner has no use for those.
+        statistics: batch-norm statistics of each episode, each (b, channels), for the learner's running averages;
+            empty where it has no use for those.
     """
 
     losses: Tensor
@@ -180,6 +180,13 @@ class Learner(nn.Module, ABC):
         """
         return query_outcome(self(episodes), episodes)
 
+    def running_averages(self) -> dict[str, Tensor]:
+        """Return the buffers (channels,) that the statistics of training move, by their names in `Outcome.statistics`.
+
+        They are those of the backbone's batch norms; a learner that averages more adds its own.
+        """
+        return dict(self.backbone.named_buffers())
+
     def standardise(self, x: Tensor) -> Tensor:
         """Return examples (…, *x) as floats, by mean and std of the training split; uint8 is divided by 255 first."""
         values = x if x.is_floating_point() else x.to(self.mean.dtype) / 255
@@ -199,12 +206,15 @@ def query_outcome(logits: Tensor, episodes: EpisodeBatch, statistics: Statistics
     else:
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         correct = (logits.detach().argmax(dim=-1) == labels).to(losses.dtype)
-    if episodes.query_mask is None:
-        return Outcome(losses.mean(dim=1), correct.mean(dim=1), statistics or {})
-    mask = episodes.query_mask.to(losses.dtype)
-    count = mask.sum(dim=1)
-    losses = torch.where(episodes.query_mask, losses, 0.0)
-    return Outcome(losses.sum(dim=1) / count, (correct * mask).sum(dim=1) / count, statistics or {})
+    mask = episodes.query_mask
+    return Outcome(masked_mean(losses, mask), masked_mean(correct, mask), statistics or {})
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean (b,) of values (b, n), without those that are masked out, whatever these are."""
+    if mask is None:
+        return values.mean(dim=1)
+    return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
 def membership(labels: Tensor, way: int, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -214,7 +224,11 @@ def membership(labels: Tensor, way: int, mask: Tensor | None, dtype: torch.dtype
 
 
 class EmbeddingLearner(Learner):
-    """A learner that embeds each example on its own when inductive, so that an image need be embedded only once."""
+    """A learner that embeds each example on its own when inductive, so that an image need be embedded only once.
+
+    In training, batch norm takes the statistics of the whole episode, support and queries; their running averages are
+    what it uses when inductive. When transductive, support set and queries are each normalised by themselves.
+    """
 
     @abstractmethod
     def adapt_features(
@@ -235,6 +249,32 @@ class EmbeddingLearner(Learner):
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
         """Embed the queries, then predict from their features."""
         return self.predict_features(state, self._embed_episodes(query_x, query_mask))
+
+    def forward(self, episodes: EpisodeBatch) -> Tensor:
+        """Return logits (b, q, way); in training under the batch-norm statistics of the whole episode."""
+        return self._joint_logits(episodes)[0] if self.training else super().forward(episodes)
+
+    def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
+        """Return the outer losses (b,) under the batch-norm statistics of the whole episode, and those."""
+        logits, statistics = self._joint_logits(episodes)
+        return query_outcome(logits, episodes, statistics)
+
+    def _joint_logits(self, episodes: EpisodeBatch) -> tuple[Tensor, Statistics]:
+        support, query, statistics = self._joint_features(episodes)
+        state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
+        return self.predict_features(state, query), statistics
+
+    def _joint_features(self, episodes: EpisodeBatch) -> tuple[Tensor, Tensor, Statistics]:
+        """Return the features of support (b, s, d) and queries (b, q, d), and their statistics, without gradient."""
+        x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
+        masks = [
+            torch.ones(part.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+            for part, mask in ((episodes.support_x, episodes.support_mask), (episodes.query_x, episodes.query_mask))
+        ]
+        unmasked = episodes.support_mask is None and episodes.query_mask is None
+        features, statistics = self.embed_by_episode(x, None if unmasked else torch.cat(masks, dim=1))
+        size = episodes.support_x.shape[1]
+        return features[:, :size], features[:, size:], {name: value.detach() for name, value in statistics.items()}
 
     def _embed_episodes(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return features (b, n, d) of x (b, n, *x) in the batch-norm mode that is set; zeros where masked out."""

@@ -6,16 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
-from metalearn_core.learners.contract import (
-    EmbeddingLearner,
-    LearnerConfig,
-    LearnerInfo,
-    Outcome,
-    State,
-    membership,
-    query_outcome,
-)
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
 
 
 class ProtoNetConfig(LearnerConfig):
@@ -30,9 +22,6 @@ class ProtoNet(EmbeddingLearner):
     """Prototypical networks (Snell, Swersky, Zemel 2017), with f the backbone.
 
     c_k = mean of f(x) over the support set of class k (equation 1); p(y = k | x) ∝ exp(−‖f(x) − c_k‖²) (equation 2).
-
-    In training, batch norm takes the statistics of the whole episode, support and queries; their running averages are
-    what it uses when inductive. When transductive, support set and queries are each normalised by themselves.
     """
 
     info = LearnerInfo(
@@ -72,25 +61,3 @@ class ProtoNet(EmbeddingLearner):
             squares = query.square().sum(-1, keepdim=True) + prototypes.square().sum(-1).unsqueeze(1)
             logits = 2 * query @ prototypes.mT - squares
         return torch.where(present, logits, -torch.inf)
-
-    def forward(self, episodes: EpisodeBatch) -> Tensor:
-        """Return logits (b, q, way); in training under the batch-norm statistics of the whole episode."""
-        return self._joint_logits(episodes)[0] if self.training else super().forward(episodes)
-
-    def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
-        """Return the outer losses (b,) under the batch-norm statistics of the whole episode, and those."""
-        logits, statistics = self._joint_logits(episodes)
-        return query_outcome(logits, episodes, statistics)
-
-    def _joint_logits(self, episodes: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
-        masks = [
-            torch.ones_like(labels, dtype=torch.bool) if mask is None else mask
-            for labels, mask in ((episodes.support_y, episodes.support_mask), (episodes.query_y, episodes.query_mask))
-        ]
-        unmasked = episodes.support_mask is None and episodes.query_mask is None
-        features, statistics = self.embed_by_episode(x, None if unmasked else torch.cat(masks, dim=1))
-        size = episodes.support_x.shape[1]
-        support, query = features[:, :size], features[:, size:]
-        state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
-        return self.predict_features(state, query), {name: value.detach() for name, value in statistics.items()}
