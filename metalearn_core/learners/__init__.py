@@ -13,6 +13,7 @@ from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
 from metalearn_core.learners.metric.protonet import ProtoNet
 from metalearn_core.learners.optimization.maml import MAML
+from metalearn_core.learners.optimization.r2d2 import R2D2
 from metalearn_core.learners.transfer.classifier import Transfer
 
 LEARNERS: dict[str, type[Learner]] = {}
@@ -40,7 +41,7 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MAML, Transfer):
+for _learner in (ProtoNet, MAML, R2D2, Transfer):
     register(_learner)
 
 
