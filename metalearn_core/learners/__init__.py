@@ -11,6 +11,7 @@ from metalearn_core.backbones.options import parse_options
 from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
+from metalearn_core.learners.metric.matchingnet import MatchingNet
 from metalearn_core.learners.metric.protonet import ProtoNet
 from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.learners.optimization.r2d2 import R2D2
@@ -41,7 +42,7 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MAML, R2D2, Transfer):
+for _learner in (ProtoNet, MatchingNet, MAML, R2D2, Transfer):
     register(_learner)
 
 
