@@ -26,7 +26,9 @@ class Conv4Config(BackboneConfig):
 
     width: int = Field(64, ge=1, le=4096, description="channels of each block")
     blocks: int = Field(4, ge=1, le=12, description="convolution blocks")
-    halvings: int | None = Field(None, ge=0, le=12, description="the first so many blocks halve the image; none: all")
+    halvings: int | None = Field(
+        None, ge=0, le=12, description="only the first so many blocks halve the image; none: all"
+    )
     pooling: Literal["stride", "max"] = Field(
         "max", description="how a block halves: convolution of stride 2 (rounds up), or max-pooling (rounds down)"
     )
@@ -61,7 +63,9 @@ class _Norm(nn.Module):
         self.register_buffer("var", torch.ones(channels))
 
 
-class _Block(nn.Module):
+class ConvolutionBlock(nn.Module):
+    """The weights of a convolution and of the batch norm that follows."""
+
     def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         super().__init__()
         self.conv = _Convolution(inputs, outputs, gain)
@@ -83,9 +87,7 @@ class Conv4(Backbone):
         super().__init__(spec, config)
         channels, height, width = spec.example_shape
         inputs = [channels] + [config.width] * (config.blocks - 1)
-        self.halvings = config.blocks if config.halvings is None else config.halvings
-        if self.halvings > config.blocks:
-            raise UsageError(f"conv4.halvings: got {config.halvings}, but there are only {config.blocks} blocks")
+        self.halvings = config.blocks if config.halvings is None else min(config.blocks, config.halvings)
         self.taped = self.halvings == config.blocks  # the tape is of blocks that are all alike
         for _ in range(self.halvings):
             pixels = height * width
@@ -97,7 +99,7 @@ class Conv4(Backbone):
                 f"conv4.blocks: {self.halvings} halvings leave nothing of an image of {spec.example_shape[1]}×"
                 f"{spec.example_shape[2]} pixels: use fewer blocks or halvings, larger images, or pooling=stride"
             )
-        self.blocks = nn.ModuleList(_Block(size, config.width, config.gain) for size in inputs)
+        self.blocks = nn.ModuleList(ConvolutionBlock(size, config.width, config.gain) for size in inputs)
         self.map_shape = (config.width, height, width)
         self.feature_size = config.width * height * width
 

@@ -13,6 +13,7 @@ from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
 from metalearn_core.learners.metric.matchingnet import MatchingNet
 from metalearn_core.learners.metric.protonet import ProtoNet
+from metalearn_core.learners.metric.relationnet import RelationNet
 from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.learners.optimization.r2d2 import R2D2
 from metalearn_core.learners.transfer.classifier import Transfer
@@ -42,7 +43,7 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MatchingNet, MAML, R2D2, Transfer):
+for _learner in (ProtoNet, MatchingNet, RelationNet, MAML, R2D2, Transfer):
     register(_learner)
 
 
@@ -125,6 +126,7 @@ def make_learner(
     resolved = resolve_spec(spec)
     kind = learner_class(spec.learner)
     config = parse_options(kind.Config, resolved.options, spec.learner)
+    kind.check_spec(dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = make_backbone(resolved.backbone, dataset, resolved.backbone_options).to(dtype)

@@ -111,14 +111,7 @@ class Learner(nn.Module, ABC):
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: LearnerConfig, way: int | None = None) -> None:
         super().__init__()
-        target = "class" if spec.target_size is None else "real"
-        if target not in self.info.targets:
-            wanted = {"class": "classifies, it has no real targets", "real": "is for regression, it has no classes"}
-            raise UsageError(f"{self.info.name} {wanted[self.info.targets[0]]}, got targets of kind {target!r}")
-        if spec.modality not in self.info.modalities:
-            raise UsageError(
-                f"{self.info.name} takes {' or '.join(self.info.modalities)} examples, got {spec.modality}"
-            )
+        self.check_spec(spec)
         if self.info.fixed_way and way is None:
             raise UsageError(f"{self.info.name} is built for a fixed number of classes: give its way")
         if config.batch_norm == "transductive" and not self.info.transductive:
@@ -129,6 +122,16 @@ class Learner(nn.Module, ABC):
         broadcast = (-1,) + (1,) * (len(spec.example_shape) - 1)
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=dtype).reshape(broadcast), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, dtype=dtype).reshape(broadcast), persistent=False)
+
+    @classmethod
+    def check_spec(cls, spec: DatasetSpec) -> None:
+        """Raise a UsageError where the learner cannot learn from such a dataset, whatever its backbone."""
+        target = "class" if spec.target_size is None else "real"
+        if target not in cls.info.targets:
+            wanted = {"class": "classifies, it has no real targets", "real": "is for regression, it has no classes"}
+            raise UsageError(f"{cls.info.name} {wanted[cls.info.targets[0]]}, got targets of kind {target!r}")
+        if spec.modality not in cls.info.modalities:
+            raise UsageError(f"{cls.info.name} takes {' or '.join(cls.info.modalities)} examples, got {spec.modality}")
 
     @classmethod
     def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:

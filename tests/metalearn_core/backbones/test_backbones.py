@@ -130,7 +130,6 @@ def test_no_convolution_has_a_bias():
         ("conv4", IMAGES, {"width": 0}, ["conv4.width", "0", "greater than or equal to 1"]),
         ("conv4", IMAGES, {"pooling": "mean"}, ["conv4.pooling", "mean", "stride"]),
         ("conv4", IMAGES, {"pooling": "max"}, ["conv4.blocks", "11×11", "pooling=stride"]),
-        ("conv4", IMAGES, {"halvings": 5}, ["conv4.halvings", "5", "4 blocks"]),
         ("conv4", VECTORS, {}, ["conv4", "image", "vector", "mlp"]),
         ("mlp", VECTORS, {"hidden": ""}, ["mlp.hidden"]),
         ("mlp", VECTORS, {"hidden": "3,x"}, ["mlp.hidden", "3,x"]),
