@@ -22,11 +22,12 @@ from metalearn_core.learners.contract import (
     masked_mean,
     membership,
 )
+from metalearn_core.learners.pretrainable import PretrainableConfig
 
 _RELATION = "relation."
 
 
-class RelationNetConfig(LearnerConfig):
+class RelationNetConfig(PretrainableConfig):
     """The options of relationnet; the paper's learning rate is 1e-3, halved every 100,000 episodes."""
 
     learning_rate: float = Field(1e-3, gt=0, description="of the outer optimiser (Adam) at the start")

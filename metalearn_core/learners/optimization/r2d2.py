@@ -11,9 +11,10 @@ from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.pretrainable import PretrainableConfig
 
 
-class R2D2Config(LearnerConfig):
+class R2D2Config(PretrainableConfig):
     """The options of r2d2; the paper's learning rate is 5e-3, halved every 2,000 episodes, its train_way 60 (Omniglot).
 
     The published code holds λ at 50; the paper learns it, and so does this.
