@@ -16,6 +16,14 @@ Statistics = Mapping[str, Tensor]
 MOMENTUM = 0.1
 
 
+@torch.no_grad()
+def move_averages(averages: Mapping[str, Tensor], statistics: Statistics) -> None:
+    """Move running averages (channels,) towards the statistics of g groups (g, channels), each in turn, by MOMENTUM."""
+    for name, average in averages.items():
+        for value in statistics[name]:
+            average.lerp_(value.to(average.dtype), MOMENTUM)
+
+
 class BackboneConfig(BaseModel):
     """The options of a backbone; each one's own `Config` declares them, with defaults and descriptions."""
 
@@ -53,16 +61,18 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         feature_size: d, the size of a feature vector.
+        map_shape: (c, h, w) of the map that a feature vector is, flattened; None: it is a vector, and no map.
         taped: it has a `tape`, which is quicker than autograd for the gradient of a gradient.
         groups_together: groups are quicker at once than one after the other, on a CPU too.
         tape_values: how many numbers a tape remembers of each example.
     """
 
-    taped: ClassVar[bool] = False
     groups_together: ClassVar[bool] = False
     Config: ClassVar[type[BackboneConfig]]
     modalities: ClassVar[tuple[str, ...]] = ("image", "vector")
     feature_size: int
+    map_shape: tuple[int, int, int] | None = None
+    taped: bool = False
     tape_values: int = 0
 
     def __init__(self, spec: DatasetSpec, config: BackboneConfig) -> None:
@@ -121,13 +131,6 @@ class Backbone(nn.Module, ABC):
     def running_statistics(self) -> Statistics:
         """Return the running statistics, each (1, channels)."""
         return {name: buffer.unsqueeze(0) for name, buffer in self.named_buffers()}
-
-    @torch.no_grad()
-    def update_running_statistics(self, statistics: Statistics) -> None:
-        """Move the running statistics towards those of g groups (g, channels), each in turn, by MOMENTUM."""
-        for name, buffer in self.named_buffers():
-            for value in statistics[name]:
-                buffer.lerp_(value.to(buffer.dtype), MOMENTUM)
 
     def _shared(self, weights: Weights) -> bool:
         return all(weights[name].dim() == parameter.dim() for name, parameter in self.named_parameters())

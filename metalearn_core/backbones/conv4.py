@@ -25,7 +25,10 @@ class Conv4Config(BackboneConfig):
     """The options of conv4."""
 
     width: int = Field(64, ge=1, le=4096, description="channels of each block")
-    blocks: int = Field(4, ge=1, le=12, description="convolution blocks; each halves the image")
+    blocks: int = Field(4, ge=1, le=12, description="convolution blocks")
+    halvings: int | None = Field(
+        None, ge=0, le=12, description="only the first so many blocks halve the image; none: all"
+    )
     pooling: Literal["stride", "max"] = Field(
         "max", description="how a block halves: convolution of stride 2 (rounds up), or max-pooling (rounds down)"
     )
@@ -60,7 +63,9 @@ class _Norm(nn.Module):
         self.register_buffer("var", torch.ones(channels))
 
 
-class _Block(nn.Module):
+class ConvolutionBlock(nn.Module):
+    """The weights of a convolution and of the batch norm that follows."""
+
     def __init__(self, inputs: int, outputs: int, gain: float) -> None:
         super().__init__()
         self.conv = _Convolution(inputs, outputs, gain)
@@ -76,24 +81,26 @@ class Conv4(Backbone):
 
     Config: ClassVar[type[BackboneConfig]] = Conv4Config
     modalities: ClassVar[tuple[str, ...]] = ("image",)
-    taped = True
     config: Conv4Config
 
     def __init__(self, spec: DatasetSpec, config: Conv4Config) -> None:
         super().__init__(spec, config)
         channels, height, width = spec.example_shape
         inputs = [channels] + [config.width] * (config.blocks - 1)
-        for _ in inputs:
+        self.halvings = config.blocks if config.halvings is None else min(config.blocks, config.halvings)
+        self.taped = self.halvings == config.blocks  # the tape is of blocks that are all alike
+        for _ in range(self.halvings):
             pixels = height * width
             height, width = (side // 2 if config.pooling == "max" else (side + 1) // 2 for side in (height, width))
             convolved = pixels if config.pooling == "max" else height * width
-            self.tape_values += 2 * convolved * config.width
+            self.tape_values += 2 * convolved * config.width if self.taped else 0
         if min(height, width) < 1:
             raise UsageError(
-                f"conv4.blocks: {config.blocks} halvings leave nothing of an image of {spec.example_shape[1]}×"
-                f"{spec.example_shape[2]} pixels: use fewer blocks, larger images, or pooling=stride"
+                f"conv4.blocks: {self.halvings} halvings leave nothing of an image of {spec.example_shape[1]}×"
+                f"{spec.example_shape[2]} pixels: use fewer blocks or halvings, larger images, or pooling=stride"
             )
-        self.blocks = nn.ModuleList(_Block(size, config.width, config.gain) for size in inputs)
+        self.blocks = nn.ModuleList(ConvolutionBlock(size, config.width, config.gain) for size in inputs)
+        self.map_shape = (config.width, height, width)
         self.feature_size = config.width * height * width
 
     def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
@@ -101,10 +108,10 @@ class Conv4(Backbone):
         groups = x.shape[0]
         used: dict[str, Tensor] = {}
         hidden = fold_groups(x)
-        pooled = self.config.pooling == "max"
-        stride = 1 if pooled else 2
         for number in range(len(self.blocks)):
             name = f"blocks.{number}"
+            pooled = self.config.pooling == "max" and number < self.halvings
+            stride = 2 if self.config.pooling == "stride" and number < self.halvings else 1
             weight = weights[f"{name}.conv.weight"]
             scale, shift = weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"]
             mean, var = f"{name}.norm.mean", f"{name}.norm.var"

@@ -12,7 +12,9 @@ from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
 from metalearn_core.learners.memory.mann import MANN
+from metalearn_core.learners.metric.matchingnet import MatchingNet
 from metalearn_core.learners.metric.protonet import ProtoNet
+from metalearn_core.learners.metric.relationnet import RelationNet
 from metalearn_core.learners.model.cnp import CNP
 from metalearn_core.learners.model.snail import Snail
 from metalearn_core.learners.model.versa import Versa
@@ -21,6 +23,7 @@ from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.learners.optimization.mamlpp import MAMLPlusPlus
 from metalearn_core.learners.optimization.metasgd import MetaSGD
 from metalearn_core.learners.optimization.protomaml import ProtoMAML
+from metalearn_core.learners.optimization.r2d2 import R2D2
 from metalearn_core.learners.optimization.reptile import Reptile
 from metalearn_core.learners.transfer.classifier import Transfer
 
@@ -49,7 +52,23 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MAML, ANIL, Reptile, MetaSGD, MAMLPlusPlus, ProtoMAML, Versa, CNP, Snail, MANN, Transfer):
+for _learner in (
+    ProtoNet,
+    MatchingNet,
+    RelationNet,
+    MAML,
+    ANIL,
+    Reptile,
+    MetaSGD,
+    MAMLPlusPlus,
+    ProtoMAML,
+    R2D2,
+    Versa,
+    CNP,
+    Snail,
+    MANN,
+    Transfer,
+):
     register(_learner)
 
 
@@ -132,6 +151,7 @@ def make_learner(
     resolved = resolve_spec(spec)
     kind = learner_class(spec.learner)
     config = parse_options(kind.Config, resolved.options, spec.learner)
+    kind.check_spec(dataset)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = make_backbone(resolved.backbone, dataset, resolved.backbone_options).to(dtype)

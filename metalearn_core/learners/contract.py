@@ -58,8 +58,8 @@ class Outcome:
     Attributes:
         losses: (b,) outer losses, differentiable.
         accuracies: (b,) shares of the queries that were classified right; for regression minus the squared errors.
-        statistics: batch-norm statistics of each episode, each (b, channels), for the backbone's running averages;
-            empty where the learner has no use for those.
+        statistics: batch-norm statistics of each episode, each (b, channels), for the learner's running averages;
+            empty where it has no use for those.
     """
 
     losses: Tensor
@@ -115,14 +115,7 @@ class Learner(nn.Module, ABC):
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: LearnerConfig, way: int | None = None) -> None:
         super().__init__()
-        target = "class" if spec.target_size is None else "real"
-        if target not in self.info.targets:
-            wanted = {"class": "classifies, it has no real targets", "real": "is for regression, it has no classes"}
-            raise UsageError(f"{self.info.name} {wanted[self.info.targets[0]]}, got targets of kind {target!r}")
-        if spec.modality not in self.info.modalities:
-            raise UsageError(
-                f"{self.info.name} takes {' or '.join(self.info.modalities)} examples, got {spec.modality}"
-            )
+        self.check_spec(spec)
         if self.info.fixed_way and way is None:
             raise UsageError(f"{self.info.name} is built for a fixed number of classes: give its way")
         if config.batch_norm == "transductive" and not self.info.transductive:
@@ -133,6 +126,16 @@ class Learner(nn.Module, ABC):
         broadcast = (-1,) + (1,) * (len(spec.example_shape) - 1)
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=dtype).reshape(broadcast), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, dtype=dtype).reshape(broadcast), persistent=False)
+
+    @classmethod
+    def check_spec(cls, spec: DatasetSpec) -> None:
+        """Raise a UsageError where the learner cannot learn from such a dataset, whatever its backbone."""
+        target = "class" if spec.target_size is None else "real"
+        if target not in cls.info.targets:
+            wanted = {"class": "classifies, it has no real targets", "real": "is for regression, it has no classes"}
+            raise UsageError(f"{cls.info.name} {wanted[cls.info.targets[0]]}, got targets of kind {target!r}")
+        if spec.modality not in cls.info.modalities:
+            raise UsageError(f"{cls.info.name} takes {' or '.join(cls.info.modalities)} examples, got {spec.modality}")
 
     @classmethod
     def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
@@ -199,6 +202,13 @@ class Learner(nn.Module, ABC):
         A query's loss is the cross-entropy, or for regression the squared error, averaged over the target's numbers.
         """
         return query_outcome(self(episodes), episodes)
+
+    def running_averages(self) -> dict[str, Tensor]:
+        """Return the buffers (channels,) that the statistics of training move, by their names in `Outcome.statistics`.
+
+        They are those of the backbone's batch norms; a learner that averages more adds its own.
+        """
+        return dict(self.backbone.named_buffers())
 
     def standardise(self, x: Tensor) -> Tensor:
         """Return examples (…, *x) as floats, by mean and std of the training split; uint8 is divided by 255 first."""
@@ -278,6 +288,12 @@ class EmbeddingLearner(Learner):
         return query_outcome(logits, episodes, statistics)
 
     def _joint_logits(self, episodes: EpisodeBatch) -> tuple[Tensor, Statistics]:
+        support, query, statistics = self._joint_features(episodes)
+        state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
+        return self.predict_features(state, query), statistics
+
+    def _joint_features(self, episodes: EpisodeBatch) -> tuple[Tensor, Tensor, Statistics]:
+        """Return the features of support (b, s, d) and queries (b, q, d), and their statistics, without gradient."""
         x = torch.cat([episodes.support_x, episodes.query_x], dim=1)
         masks = [
             torch.ones(part.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
@@ -286,9 +302,7 @@ class EmbeddingLearner(Learner):
         unmasked = episodes.support_mask is None and episodes.query_mask is None
         features, statistics = self.embed_by_episode(x, None if unmasked else torch.cat(masks, dim=1))
         size = episodes.support_x.shape[1]
-        support, query = features[:, :size], features[:, size:]
-        state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
-        return self.predict_features(state, query), {name: value.detach() for name, value in statistics.items()}
+        return features[:, :size], features[:, size:], {name: value.detach() for name, value in statistics.items()}
 
     def _embed_episodes(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return features (b, n, d) of x (b, n, *x) in the batch-norm mode that is set; zeros where masked out."""

@@ -21,6 +21,7 @@ from metalearn_core.storage import file_digest, read_json, text_digest, write_by
 from metalearn_core.storage.mirror import fetch_objects
 from metalearn_core.storage.place import Place
 from metalearn_core.training.engine import EngineChoices
+from metalearn_core.training.report import Phase
 
 KEPT = 2
 LOCK_NAME = ".lock"
@@ -33,7 +34,9 @@ class Progress(Record):
 
     Attributes:
         fingerprint: of learner, plan and dataset.
-        episodes: training episodes done.
+        phase: `pretrain` while a plain classifier trains the learner's backbone, then `train`.
+        episodes: training episodes done; a batch of plain examples counts as one.
+        pretrained: of these, the batches of a pretraining that is over.
         step: outer steps done.
         seconds: time spent, over all attempts.
         validation_seconds: of these, in validation.
@@ -48,7 +51,9 @@ class Progress(Record):
     """
 
     fingerprint: str
+    phase: Phase = "train"
     episodes: int = 0
+    pretrained: int = 0
     step: int = 0
     seconds: float = 0.0
     validation_seconds: float = 0.0

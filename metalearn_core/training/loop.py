@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn_core import events
+from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.prefetch import Prefetch
@@ -25,9 +26,10 @@ from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
-from metalearn_core.training.optimiser import OPTIMISERS
+from metalearn_core.training.optimiser import OPTIMISERS, Optimiser
 from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
-from metalearn_core.training.report import OnMetrics, Reporter
+from metalearn_core.training.pretraining import Phases
+from metalearn_core.training.report import OnMetrics, Phase, Reporter
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, unpack
 from metalearn_core.training.step_graph import HeldTensors
@@ -54,7 +56,8 @@ class FitResult:
         learner: with the best weights, in eval mode.
         history: a record a validation: episodes, seconds, and the metrics.
         seconds: time spent, over all attempts.
-        episodes: training episodes done.
+        episodes: training episodes done; a batch of plain examples counts as one.
+        pretrained: of these, the batches of pretraining.
         best_validation: the best validation accuracy; NaN where there was no validation.
         train_shape: of training episodes; None where the learner trains on plain examples.
     """
@@ -63,6 +66,7 @@ class FitResult:
     history: list[dict[str, float]]
     seconds: float
     episodes: int
+    pretrained: int
     best_validation: float
     train_shape: EpisodeShape | None
 
@@ -124,14 +128,17 @@ class _Run:
     ) -> None:
         self.spec, self.dataset, self.plan, self.world = spec, dataset, plan, world
         self.learner = make_learner(spec, dataset.spec, way=plan.way, seed=plan.seed)
-        self.device = torch.device("cpu")
+        self.phases = Phases(self.learner, plan.seed)
         self.config = self.learner.config
         self.train_shape = training_shape(spec, plan, dataset)
-        choices = self._choices()
+        choices = self._choices(self.phases.first)
         self.device = torch.device(choices.device)
         self.learner.to(self.device)
+        self.phases.trained(self.phases.first).to(self.device)
         self.data_device = dataset.place_for(self.device)
         self.stream = self._stream()
+        pretrainer = self.phases.pretrainer
+        self.pretraining = None if pretrainer is None else self._examples(pretrainer.config.batch_size)
         self.episodes = Prefetch(self._draw)
         self.held = HeldTensors()
         self.validation = None
@@ -139,8 +146,10 @@ class _Run:
             self.validation = EpisodeSampler(
                 dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.data_device
             )
-        self.optimiser = OPTIMISERS[self.config.optimiser](self.learner.parameters(), self.config.weight_decay)
-        self.progress = Progress(fingerprint=fingerprint(spec, plan, dataset.digest), engine=choices)
+        self.progress = Progress(
+            fingerprint=fingerprint(spec, plan, dataset.digest), phase=self.phases.first, engine=choices
+        )
+        self.optimiser = self._new_optimiser()
         self.best = self._weights()
         self.clock = _Clock(0.0)
         self.now = 0.0
@@ -151,12 +160,13 @@ class _Run:
         found = checkpoints.load(self.progress.fingerprint)
         if found is not None:
             self.progress, tensors = found
-            self.best = unpack(tensors, self.learner, self.optimiser)
+            self.optimiser = self._new_optimiser()
+            self.best = unpack(tensors, self._trained(), self.optimiser)
             if self.world.leads and not self.progress.finished:
                 name = self.spec.learner
                 text = f"{name}: goes on from training episode {self.progress.episodes:,} of its checkpoint"
                 events.emit("note", name, text=text)
-            kept, now = self.progress.engine, self._choices()
+            kept, now = self.progress.engine, self._choices(self.progress.phase)
             if kept.device != now.device:
                 self._update(engine=now)
             elif kept.chunks > 1:  # threads change no bit then; there may be more processes now, or fewer
@@ -168,20 +178,17 @@ class _Run:
             return self._result()
         self._say_if_alone()
         self.clock = _Clock(self.progress.seconds)
-        saved = time.monotonic()
         self.learner.train()
         with contextlib.ExitStack() as stack:
             stack.enter_context(kept_memory())
-            engine = stack.enter_context(Engine(self.progress.engine, self.world))
             stop = stack.enter_context(sigterm_flag())
             if self.dataset.mapped or self.data_device != self.device:
                 stack.enter_context(self.episodes)
             try:
-                while self._advance(engine, stop):
-                    self._update(engine=engine.choices)
-                    if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
-                        self._save_where_possible(checkpoints)
-                        saved = time.monotonic()
+                self._train_phase(checkpoints, stop)
+                if self.progress.phase == "pretrain":
+                    self._begin_meta_training()
+                    self._train_phase(checkpoints, stop)
             except StopRequested:
                 raise self._stopped(checkpoints) from None
         if not self.plan.validations:
@@ -194,24 +201,55 @@ class _Run:
             self._save(checkpoints)
         return self._result()
 
+    def _train_phase(self, checkpoints: Checkpoints | None, stop: threading.Event) -> None:
+        """Train until the phase, or the budget, is over."""
+        saved = time.monotonic()
+        if self.reporter:
+            self.reporter.begin(self.progress.phase)
+        with Engine(self.progress.engine, self.world) as engine:
+            while self._advance(engine, stop):
+                self._update(engine=engine.choices)
+                if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
+                    self._save_where_possible(checkpoints)
+                    saved = time.monotonic()
+
     def _advance(self, engine: Engine, stop: threading.Event) -> bool:
-        """Take one outer step, or run the validation episodes where it is time to; False when all is done."""
+        """Take one outer step, or run the validation episodes where it is time to; False when the phase is over."""
         if self.world.any(stop.is_set()):
             raise StopRequested
         (self.now,) = self.world.agree(self.clock.seconds())
         spent = self._spent()
         if self._validation_due(spent):
             self._validate(stop)
-        elif spent:
+        elif spent or self.phases.pretrained(self.progress, self.plan.episodes, self._share()):
             return False
         else:
             self._step(engine)
         return True
 
+    # The phases: a plain classifier may train the backbone before the learner itself is trained.
+
+    def _trained(self) -> Learner:
+        return self.phases.trained(self.progress.phase)
+
+    def _begin_meta_training(self) -> None:
+        """Go on from the backbone as it is, with an optimiser that knows nothing; patience counts from here."""
+        done = self.progress.episodes
+        self._update(phase="train", pretrained=done, since_best=0, engine=self._choices("train"))
+        self.optimiser = self._new_optimiser()
+        if self.world.leads:
+            name = self.spec.learner
+            events.emit("note", name, text=f"{name}: pretrained on {done:,} batches of examples, meta-training begins")
+
+    def _new_optimiser(self) -> Optimiser:
+        trained = self._trained()
+        return OPTIMISERS[trained.config.optimiser](trained.parameters(), self.config.weight_decay)
+
     # The budget.
 
     def _spent(self) -> bool:
-        if self.plan.patience is not None and self.progress.since_best >= self.plan.patience:
+        patience = None if self.progress.phase == "pretrain" else self.plan.patience
+        if patience is not None and self.progress.since_best >= patience:
             return True
         return self._share() >= 1
 
@@ -234,14 +272,18 @@ class _Run:
 
     # One outer step.
 
-    def _choices(self) -> EngineChoices:
+    def _choices(self, phase: Phase) -> EngineChoices:
+        if phase == "pretrain":
+            return EngineChoices.choose(self.plan, processes=self.world.size)
         at_once = 1 if self.train_shape is None else self.learner.episodes_at_once(self.train_shape)
         return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size)
 
     def _stream(self) -> EpisodeSampler | ExampleSampler:
         if self.train_shape is not None:
             return EpisodeSampler(self.dataset, "train", self.train_shape, seed=self.plan.seed, device=self.data_device)
-        batch_size = self.spec.options["batch_size"]
+        return self._examples(self.spec.options["batch_size"])
+
+    def _examples(self, batch_size: int) -> ExampleSampler:
         return ExampleSampler(
             self.dataset, "train", seed=self.plan.seed, batch_size=batch_size, device=self.data_device
         )
@@ -252,14 +294,15 @@ class _Run:
 
     def _gradient(self, engine: Engine) -> tuple[Gradient, int]:
         """Return the gradient over the next episodes of the stream, and how many they are."""
-        first, learner = self.progress.episodes, self.learner
-        if isinstance(self.stream, ExampleSampler):
-            assert isinstance(learner, ExampleLearner)
-            x, y = (values.to(self.device) for values in self.stream.batch(first))
+        first, learner = self.progress.episodes - self.progress.pretrained, self._trained()
+        if isinstance(learner, ExampleLearner):
+            stream = self.stream if learner is self.learner else self.pretraining
+            assert isinstance(stream, ExampleSampler)
+            x, y = (values.to(self.device) for values in stream.batch(first))
             if engine.choices.graph:
                 x, y = self.held(x, y)
             return engine.gradient(learner, lambda _: learner.train_examples(x, y), 1), 1
-        left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - first
+        left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - self.progress.episodes
         count = min(self.config.meta_batch, left)
         batch = self.episodes(first, count).to(self.device)
         if engine.choices.graph:
@@ -268,9 +311,10 @@ class _Run:
         return engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), count), count
 
     def _step(self, engine: Engine) -> None:
-        self.learner.progress = self._share()
-        config = self.config
-        rate = learning_rate(config.learning_rate, config.schedule, self.learner.progress, config.halvings)
+        trained = self._trained()
+        config = trained.config
+        trained.progress = self.phases.share_of(self.progress.phase, self._share())
+        rate = learning_rate(config.learning_rate, config.schedule, trained.progress, config.halvings)
         gradient, episodes = self._gradient(engine)
         norm = torch.nn.utils.get_total_norm(gradient.gradients).item()
         if not (math.isfinite(gradient.loss) and math.isfinite(norm)):
@@ -280,7 +324,7 @@ class _Run:
         gradients = gradient.gradients if scale == 1 else [value * scale for value in gradient.gradients]
         self.optimiser.step(gradients, rate)
         if gradient.statistics:
-            self.learner.backbone.update_running_statistics(gradient.statistics)
+            move_averages(trained.running_averages(), gradient.statistics)
         self._update(episodes=self.progress.episodes + episodes, step=self.progress.step + 1)
         if self.reporter:
             self.reporter.step(gradient.loss, gradient.accuracy, rate, episodes)
@@ -289,9 +333,10 @@ class _Run:
     def _diverged(self, loss: float, norm: float, rate: float) -> MetalearnError:
         name = self.spec.learner
         other = f", {name}.inner_lr" if "inner_lr" in self.spec.options else ""
+        option = "learning_rate" if self.progress.phase == "train" else "pretrain_learning_rate"
         return MetalearnError(
             f"{name}: training diverged at step {self.progress.step + 1} (episode {self.progress.episodes}): "
-            f"loss {loss}, gradient norm {norm}, learning rate {rate:.3g}: try a smaller {name}.learning_rate"
+            f"loss {loss}, gradient norm {norm}, learning rate {rate:.3g}: try a smaller {name}.{option}"
             f"{other}, {name}.gradient_clip=10, or --precision fp32"
         )
 
@@ -359,7 +404,7 @@ class _Run:
         if not self.progress.finished:
             self._update(seconds=self.clock.seconds())
         if self.world.leads:
-            checkpoints.save(self.progress, pack(self.learner, self.optimiser, self.best))
+            checkpoints.save(self.progress, pack(self._trained(), self.optimiser, self.best))
 
     def _save_where_possible(self, checkpoints: Checkpoints) -> None:
         """Save on the way: a bucket that is away for a while costs a checkpoint, not the training."""
@@ -384,6 +429,7 @@ class _Run:
             history=[dict(record) for record in self.progress.history],
             seconds=self.progress.seconds,
             episodes=self.progress.episodes,
+            pretrained=self.progress.pretrained,
             best_validation=math.nan if best is None else best,
             train_shape=self.train_shape,
         )

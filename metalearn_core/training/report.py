@@ -3,9 +3,11 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from metalearn_core import events
 
+Phase = Literal["pretrain", "train"]
 OnMetrics = Callable[[dict[str, float], int], None]
 
 REPORT_SECONDS = 0.25
@@ -22,6 +24,7 @@ class Reporter:
 
     def __init__(self, learner: str, on_metrics: OnMetrics | None) -> None:
         self._learner, self._on_metrics = learner, on_metrics
+        self._phase: Phase = "train"
         self._sums = [0.0, 0.0]
         self._steps = 0
         self._episodes = 0
@@ -29,6 +32,10 @@ class Reporter:
         self._last_time = time.monotonic()
         self._last_share = -1
         self._last_metrics: dict[str, float] = {}
+
+    def begin(self, phase: Phase) -> None:
+        """Begin a phase, after which its losses and accuracies are named; they are of other classes than before."""
+        self._phase, self._sums, self._steps, self._last_metrics = phase, [0.0, 0.0], 0, {}
 
     def step(self, loss: float, accuracy: float, rate: float, episodes: int) -> None:
         """Count one outer step."""
@@ -38,9 +45,9 @@ class Reporter:
         self._rate = rate
 
     def recent(self) -> dict[str, float]:
-        """Return the mean loss and accuracy of training since the last report."""
+        """Return the mean loss and accuracy of the phase since the last report."""
         if self._steps:
-            names = ("train/loss", "train/accuracy")
+            names = (f"{self._phase}/loss", f"{self._phase}/accuracy")
             self._last_metrics = {name: total / self._steps for name, total in zip(names, self._sums, strict=True)}
         return self._last_metrics
 
@@ -60,7 +67,8 @@ class Reporter:
             return
         metrics = {**self.recent(), **(validation or {}), "seconds": seconds, "learning_rate": self._rate}
         metrics["episodes_per_second"] = self._episodes / max(now - self._last_time, 1e-9)
-        text = f"episode {episodes:,}, loss {metrics.get('train/loss', math.nan):.2f}"
+        counted = "episode" if self._phase == "train" else "pretraining, batch"
+        text = f"{counted} {episodes:,}, loss {metrics.get(f'{self._phase}/loss', math.nan):.2f}"
         if validation is not None:
             text = f"validation {validation['validation/accuracy']:.1%}, {text}"
         events.emit("progress", self._learner, done=min(share, 1.0), total=1.0, text=text)

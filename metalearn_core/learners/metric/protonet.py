@@ -8,9 +8,10 @@ from torch import Tensor
 
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.pretrainable import PretrainableConfig
 
 
-class ProtoNetConfig(LearnerConfig):
+class ProtoNetConfig(PretrainableConfig):
     """The options of protonet; the paper's learning rate is 1e-3, halved every 2,000 episodes."""
 
     learning_rate: float = Field(6e-3, gt=0, description="of the outer optimiser at the start")

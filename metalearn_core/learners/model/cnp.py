@@ -30,7 +30,7 @@ _WEIGHT, _STATISTICS = "weight.", "statistics."
 class CNPConfig(LearnerConfig):
     """The options of cnp."""
 
-    learning_rate: float = Field(2e-3, gt=0, description="of the outer optimiser (Adam) at the start")
+    learning_rate: float = Field(2e-3, gt=0, description="of the outer optimiser at the start")
     meta_batch: int = Field(4, ge=1, description="episodes an outer step")
     hidden: int = Field(128, ge=1, le=65536, description="size of the task representation and of hidden layers")
     least_deviation: float = Field(

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from metalearn_core.backbones import make_backbone
+from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 
@@ -15,6 +16,8 @@ VECTORS = DatasetSpec(
 CHOICES = [
     ("conv4", IMAGES, {"width": 4, "blocks": 3, "pooling": "max"}),
     ("conv4", IMAGES, {"width": 4, "pooling": "stride"}),
+    ("conv4", IMAGES, {"width": 4, "pooling": "max", "halvings": 2}),
+    ("conv4", IMAGES, {"width": 4, "pooling": "stride", "halvings": 1}),
     ("mlp", IMAGES, {"hidden": "5,4"}),
     ("mlp", VECTORS, {"hidden": [5, 4]}),
 ]
@@ -32,17 +35,17 @@ def examples(spec, groups, count):
     return torch.randn(groups, count, *spec.example_shape, dtype=torch.float64)
 
 
-def plain_conv4(weights, x, pooling):
+def plain_conv4(weights, x, pooling, halvings=12):
     """One group by torch's own layers, in the order of the paper: convolution, batch norm, ReLU, max-pool."""
     used = {}
     for block in range(sum(name.endswith("conv.weight") for name in weights)):
-        name = f"blocks.{block}"
-        x = F.conv2d(x, weights[f"{name}.conv.weight"], padding=1, stride=1 if pooling == "max" else 2)
+        name, halves = f"blocks.{block}", block < halvings
+        x = F.conv2d(x, weights[f"{name}.conv.weight"], padding=1, stride=2 if halves and pooling == "stride" else 1)
         used[f"{name}.norm.mean"] = x.mean((0, 2, 3))
         used[f"{name}.norm.var"] = x.var((0, 2, 3), correction=0)
         x = F.relu(F.batch_norm(x, None, None, weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"], True))
-        x = F.max_pool2d(x, 2) if pooling == "max" else x
-    return x.flatten(1), used
+        x = F.max_pool2d(x, 2) if halves and pooling == "max" else x
+    return x, used
 
 
 @pytest.mark.parametrize("options", [options for name, _, options in CHOICES if name == "conv4"])
@@ -52,8 +55,9 @@ def test_conv4_is_the_papers_layers_one_after_the_other(options):
     x = examples(IMAGES, 3, 5)
     features, statistics = backbone.embed(weights, x)
     for group in range(3):
-        expected, used = plain_conv4(weights, x[group], options["pooling"])
-        torch.testing.assert_close(features[group], expected)
+        maps, used = plain_conv4(weights, x[group], options["pooling"], options.get("halvings", 12))
+        torch.testing.assert_close(features[group], maps.flatten(1))
+        assert maps.shape[1:] == backbone.map_shape
         for name, value in used.items():
             torch.testing.assert_close(statistics[name][group], value)
     assert features.shape == (3, 5, backbone.feature_size)
@@ -108,13 +112,23 @@ def test_running_statistics_follow_the_episodes_in_order():
     backbone = make("conv4", IMAGES, {"width": 4, "pooling": "stride"})
     _, statistics = backbone.embed(dict(backbone.named_parameters()), examples(IMAGES, 2, 4))
     assert set(statistics) == {name for name, _ in backbone.named_buffers()}
-    backbone.update_running_statistics(statistics)
+    move_averages(dict(backbone.named_buffers()), statistics)
     mean = statistics["blocks.0.norm.mean"]
     torch.testing.assert_close(backbone.running_statistics()["blocks.0.norm.mean"][0], 0.09 * mean[0] + 0.1 * mean[1])
     first, second = statistics["blocks.0.norm.var"]
     torch.testing.assert_close(
         backbone.running_statistics()["blocks.0.norm.var"][0], 0.81 + 0.09 * first + 0.1 * second
     )
+
+
+def test_vectors_are_no_maps():
+    assert make("mlp", IMAGES, {"hidden": "5,4"}).map_shape is None
+
+
+def test_only_a_conv4_that_halves_in_every_block_has_a_tape():
+    assert make("conv4", IMAGES, {"width": 4, "pooling": "stride"}).taped
+    some = make("conv4", IMAGES, {"width": 4, "halvings": 2})
+    assert (some.taped, some.tape_values) == (False, 0)
 
 
 def test_no_convolution_has_a_bias():

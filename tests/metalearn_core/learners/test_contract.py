@@ -138,7 +138,7 @@ def test_bytes_are_divided_by_255_before_they_are_standardised(make_double, make
     close(learner(replace(episodes, **raw)), learner(replace(episodes, **scaled)))
 
 
-@every_learner
+@pytest.mark.parametrize("name", [name for name in sorted(LEARNERS) if "vector" in LEARNERS[name].info.modalities])
 def test_feature_vectors_are_taken_with_a_multilayer_perceptron(make_episodes, two_shot, name):
     vectors = DatasetSpec(
         modality="vector", example_shape=(6,), dtype="float32", mean=(0.5,) * 6, std=(0.3,) * 6, train_classes=7

@@ -43,7 +43,10 @@ def content(result):
     return save({name: value.contiguous() for name, value in result.learner.state_dict().items()})
 
 
-@pytest.mark.parametrize(("name", "episodes"), [("maml", 200), ("protonet", 60), ("transfer", 60)])
+@pytest.mark.parametrize(
+    ("name", "episodes"),
+    [("maml", 200), ("protonet", 60), ("transfer", 60), ("matchingnet", 60), ("relationnet", 120), ("r2d2", 60)],
+)
 def test_training_beats_the_untrained_learner(dataset, name, episodes):
     once = {"validations": 1, "validation_episodes": 100}
     result = fit(spec(name, learning_rate=0.01), dataset, plan(episodes=episodes, **once))
