@@ -1,5 +1,6 @@
 """MAML++: MAML with step sizes and batch norms that are learnt for each step, and a loss after each step at first."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -80,8 +81,10 @@ class MAMLPlusPlus(FastWeightLearner):
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return the outer losses (b,): at first a weighted sum over the inner steps, then the last one alone."""
         importances = self.importances()
-        if episodes.support_mask is not None or importances is None:
+        if importances is None:
             return super().train_episodes(episodes)
+        if episodes.support_mask is not None:
+            return self._each_without_padding(episodes, episodes.support_mask)
         x = self.standardise(episodes.support_x)
         present = self._present(episodes.support_y, episodes.way)
         outcomes = [
@@ -90,6 +93,15 @@ class MAMLPlusPlus(FastWeightLearner):
         ]
         losses = [value * outcome.losses for value, outcome in zip(importances, outcomes, strict=True)]
         return Outcome(torch.stack(losses).sum(dim=0), outcomes[-1].accuracies)
+
+    def _each_without_padding(self, episodes: EpisodeBatch, mask: Tensor) -> Outcome:
+        outcomes = []
+        for number, keep in enumerate(mask):
+            one = episodes[number : number + 1]
+            kept = {"support_x": one.support_x[:, keep], "support_y": one.support_y[:, keep]}
+            outcomes.append(self.train_episodes(replace(one, support_mask=None, **kept)))
+        losses, accuracies = ([getattr(one, name) for one in outcomes] for name in ("losses", "accuracies"))
+        return Outcome(torch.cat(losses), torch.cat(accuracies))
 
     def importances(self) -> list[float] | None:
         """Return v, the share of each step in the outer loss, which sum to one; None where the last one is all.

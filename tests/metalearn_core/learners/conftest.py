@@ -11,6 +11,7 @@ IMAGES = DatasetSpec(
 
 
 TWO_SHOT = {"snail": {"shot": 2}}
+SMALL = {"reptile": {"inner_batch": 3, "inner_lr": 0.01}, **TWO_SHOT}
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def make_double():
     """Return a function that makes a small learner in fp64 with random weights and running statistics everywhere."""
 
     def make(name, seed=0, way=4, randomise=True, **options):
-        options = {**TWO_SHOT.get(name, {}), **options}
+        options = {**SMALL.get(name, {}), **options}
         spec = LearnerSpec(learner=name, options=options, backbone_options={"width": 5, "blocks": 3})
         learner = make_learner(spec, IMAGES, way=way, seed=seed, dtype=torch.float64)
         if randomise:
