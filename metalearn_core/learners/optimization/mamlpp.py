@@ -98,8 +98,10 @@ class MAMLPlusPlus(FastWeightLearner):
         outcomes = []
         for number, keep in enumerate(mask):
             one = episodes[number : number + 1]
-            kept = {"support_x": one.support_x[:, keep], "support_y": one.support_y[:, keep]}
-            outcomes.append(self.train_episodes(replace(one, support_mask=None, **kept)))
+            support_x, support_y = one.support_x[:, keep], one.support_y[:, keep]
+            outcomes.append(
+                self.train_episodes(replace(one, support_x=support_x, support_y=support_y, support_mask=None))
+            )
         losses, accuracies = ([getattr(one, name) for one in outcomes] for name in ("losses", "accuracies"))
         return Outcome(torch.cat(losses), torch.cat(accuracies))
 
