@@ -16,6 +16,14 @@ Statistics = Mapping[str, Tensor]
 MOMENTUM = 0.1
 
 
+@torch.no_grad()
+def move_averages(averages: Mapping[str, Tensor], statistics: Statistics) -> None:
+    """Move running averages (channels,) towards the statistics of g groups (g, channels), each in turn, by MOMENTUM."""
+    for name, average in averages.items():
+        for value in statistics[name]:
+            average.lerp_(value.to(average.dtype), MOMENTUM)
+
+
 class BackboneConfig(BaseModel):
     """The options of a backbone; each one's own `Config` declares them, with defaults and descriptions."""
 
@@ -115,13 +123,6 @@ class Backbone(nn.Module, ABC):
     def running_statistics(self) -> Statistics:
         """Return the running statistics, each (1, channels)."""
         return {name: buffer.unsqueeze(0) for name, buffer in self.named_buffers()}
-
-    @torch.no_grad()
-    def update_running_statistics(self, statistics: Statistics) -> None:
-        """Move the running statistics towards those of g groups (g, channels), each in turn, by MOMENTUM."""
-        for name, buffer in self.named_buffers():
-            for value in statistics[name]:
-                buffer.lerp_(value.to(buffer.dtype), MOMENTUM)
 
     def _shared(self, weights: Weights) -> bool:
         return all(weights[name].dim() == parameter.dim() for name, parameter in self.named_parameters())

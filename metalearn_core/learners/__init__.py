@@ -13,7 +13,9 @@ from metalearn_core.errors import UsageError, unknown
 from metalearn_core.learners.contract import Learner
 from metalearn_core.learners.metric.protonet import ProtoNet
 from metalearn_core.learners.optimization.maml import MAML
+from metalearn_core.learners.transfer.centroid import Centroid
 from metalearn_core.learners.transfer.classifier import Transfer
+from metalearn_core.learners.transfer.finetune import FineTune
 
 LEARNERS: dict[str, type[Learner]] = {}
 LearnerType = TypeVar("LearnerType", bound=type[Learner])
@@ -40,7 +42,7 @@ def register(learner: LearnerType) -> LearnerType:
     return learner
 
 
-for _learner in (ProtoNet, MAML, Transfer):
+for _learner in (ProtoNet, MAML, Transfer, FineTune, Centroid):
     register(_learner)
 
 

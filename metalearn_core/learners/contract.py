@@ -56,8 +56,8 @@ class Outcome:
     Attributes:
         losses: (b,) outer losses, differentiable.
         accuracies: (b,) shares of the queries that were classified right; for regression minus the squared errors.
-        statistics: batch-norm statistics of each episode, each (b, channels), for the backbone's running averages;
-            empty where the learner has no use for those.
+        statistics: batch-norm statistics of each episode, each (b, channels), for the learner's running averages;
+            empty where it has no use for those.
     """
 
     losses: Tensor
@@ -180,6 +180,13 @@ class Learner(nn.Module, ABC):
         """
         return query_outcome(self(episodes), episodes)
 
+    def running_averages(self) -> dict[str, Tensor]:
+        """Return the buffers (channels,) that the statistics of training move, by their names in `Outcome.statistics`.
+
+        They are those of the backbone's batch norms; a learner that averages more adds its own.
+        """
+        return dict(self.backbone.named_buffers())
+
     def standardise(self, x: Tensor) -> Tensor:
         """Return examples (…, *x) as floats, by mean and std of the training split; uint8 is divided by 255 first."""
         values = x if x.is_floating_point() else x.to(self.mean.dtype) / 255
@@ -271,7 +278,7 @@ class EmbeddingLearner(Learner):
         return features[0].to(self.mean.dtype)
 
 
-class ExampleLearner(EmbeddingLearner):
+class ExampleLearner(Learner):
     """A learner that is trained on plain examples with the labels of the training classes."""
 
     @abstractmethod

@@ -197,7 +197,7 @@ class Engine:
         """Yield the results of all chunks, of these sizes, those of other processes among them."""
         shapes = [parameter.shape for parameter in learner.parameters()]
         lengths = [shape.numel() for shape in shapes]
-        buffers = sorted((name, buffer.numel()) for name, buffer in learner.backbone.named_buffers())
+        buffers = sorted((name, buffer.numel()) for name, buffer in learner.running_averages().items())
         own = [_flat(gradients, outcome, sizes[0]) for gradients, outcome in results]
         for size, vector in zip(sizes, self._world.gather(own, len(sizes)), strict=True):
             *gradients, rest = torch.split(vector, [*lengths, len(vector) - sum(lengths)])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metalearn_core import events
+from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.prefetch import Prefetch
@@ -279,7 +280,7 @@ class _Run:
         gradients = gradient.gradients if scale == 1 else [value * scale for value in gradient.gradients]
         self.optimiser.step(gradients, rate)
         if gradient.statistics:
-            self.learner.backbone.update_running_statistics(gradient.statistics)
+            move_averages(self.learner.running_averages(), gradient.statistics)
         self._update(episodes=self.progress.episodes + episodes, step=self.progress.step + 1)
         if self.reporter:
             self.reporter.step(gradient.loss, gradient.accuracy, rate, episodes)

@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from metalearn_core.backbones import make_backbone
+from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 
@@ -93,7 +94,7 @@ def test_running_statistics_follow_the_episodes_in_order():
     backbone = make("conv4", IMAGES, {"width": 4, "pooling": "stride"})
     _, statistics = backbone.embed(dict(backbone.named_parameters()), examples(IMAGES, 2, 4))
     assert set(statistics) == {name for name, _ in backbone.named_buffers()}
-    backbone.update_running_statistics(statistics)
+    move_averages(dict(backbone.named_buffers()), statistics)
     mean = statistics["blocks.0.norm.mean"]
     torch.testing.assert_close(backbone.running_statistics()["blocks.0.norm.mean"][0], 0.09 * mean[0] + 0.1 * mean[1])
     first, second = statistics["blocks.0.norm.var"]
