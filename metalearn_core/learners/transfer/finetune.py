@@ -53,7 +53,8 @@ class FineTune(PretrainedLearner):
 
         Works under `torch.no_grad` and `torch.inference_mode` too; keeps no graph.
         """
-        with torch.inference_mode(False), torch.autocast(support_x.device.type, enabled=False):
+        device = support_x.device.type
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             x = self.standardise(support_x.clone() if support_x.is_inference() else support_x)
             members = membership(support_y.clone(), way, support_mask, x.dtype)
             present = members.sum(dim=1) > 0
@@ -72,11 +73,10 @@ class FineTune(PretrainedLearner):
         del query_mask
         return self._logits(state, self.standardise(query_x))
 
-    @torch.no_grad()
     def _start(self, x: Tensor, members: Tensor) -> dict[str, Tensor]:
         """Return the weights (b, …) that fine-tuning sets out from, for x (b, s, *x) and members (b, s, way)."""
         weights = {
-            _BACKBONE + name: channels_last(parameter).expand(len(x), *parameter.shape)
+            _BACKBONE + name: channels_last(parameter.detach()).expand(len(x), *parameter.shape)
             for name, parameter in self.backbone.named_parameters()
         }
         head = x.new_zeros(len(x), members.shape[2], self.backbone.feature_size)
