@@ -25,7 +25,9 @@ from metalearn_core.learners.optimization.metasgd import MetaSGD
 from metalearn_core.learners.optimization.protomaml import ProtoMAML
 from metalearn_core.learners.optimization.r2d2 import R2D2
 from metalearn_core.learners.optimization.reptile import Reptile
+from metalearn_core.learners.transfer.centroid import Centroid
 from metalearn_core.learners.transfer.classifier import Transfer
+from metalearn_core.learners.transfer.finetune import FineTune
 
 LEARNERS: dict[str, type[Learner]] = {}
 LearnerType = TypeVar("LearnerType", bound=type[Learner])
@@ -68,6 +70,8 @@ for _learner in (
     Snail,
     MANN,
     Transfer,
+    FineTune,
+    Centroid,
 ):
     register(_learner)
 

@@ -32,6 +32,8 @@ class LearnerInfo:
         paper: authors, year, title: where its equations come from.
         fixed_way: it is built for one number of classes; otherwise it takes any.
         order_invariant: its logits do not depend on the order of the support set (but for rounding).
+        label_equivariant: renumbering the classes of an episode renumbers its logits, and nothing else; where it is not
+            said, so for learners of any way. A head of fixed way that was meta-learned prefers some columns.
         modalities: of the examples that it takes.
         targets: that it learns: classes, and real numbers (regression) where it can.
         variable_shape: it takes episodes whose way and shot vary, by masks.
@@ -49,6 +51,11 @@ class LearnerInfo:
     variable_shape: bool = True
     stream: Literal["episodes", "examples"] = "episodes"
     transductive: bool = False
+    label_equivariant: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.label_equivariant is None:
+            object.__setattr__(self, "label_equivariant", not self.fixed_way)
 
 
 @dataclass(frozen=True)
@@ -332,7 +339,7 @@ class EmbeddingLearner(Learner):
         return features[0].to(self.mean.dtype)
 
 
-class ExampleLearner(EmbeddingLearner):
+class ExampleLearner(Learner):
     """A learner that is trained on plain examples with the labels of the training classes."""
 
     @abstractmethod

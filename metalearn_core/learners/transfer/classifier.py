@@ -4,31 +4,27 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn_core.backbones.contract import Backbone
-from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import ExampleLearner, LearnerConfig, LearnerInfo, Outcome, State, membership
+from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
 from metalearn_core.learners.transfer.logistic import fit_logistic
+from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
 
 
-class TransferConfig(LearnerConfig):
+class TransferConfig(PretrainingConfig):
     """The options of transfer."""
 
-    learning_rate: float = Field(3e-3, gt=0, description="of the outer optimiser at the start")
-    batch_size: int = Field(128, ge=2, description="examples a training step; a step counts as one episode")
-    label_smoothing: float = Field(0.1, ge=0, lt=1, description="share of the target spread over all training classes")
     inverse_penalty: float = Field(
         10.0, gt=0, description="C of the logistic regression on a support set, as in scikit-learn: larger fits closer"
     )
 
 
-class Transfer(ExampleLearner):
+class Transfer(PretrainedLearner, EmbeddingLearner):
     """Classify the training classes; then logistic regression on frozen features of unit length.
 
     The recipe of Chen et al. 2019 (Baseline) with the head of Tian et al. 2020: L2-normalised features, logistic
-    regression with an L2 penalty. Always inductive: batch norm uses its running statistics on support sets and queries.
+    regression with an L2 penalty.
     """
 
     info = LearnerInfo(
@@ -40,19 +36,6 @@ class Transfer(ExampleLearner):
     )
     Config: ClassVar[type[LearnerConfig]] = TransferConfig
     config: TransferConfig
-
-    def __init__(self, spec: DatasetSpec, backbone: Backbone, config: TransferConfig, way: int | None = None) -> None:
-        super().__init__(spec, backbone, config, way)
-        self.classifier = nn.Linear(backbone.feature_size, spec.train_classes)
-
-    def train_examples(self, x: Tensor, y: Tensor) -> Outcome:
-        """Return loss and accuracy of examples x (n, *x) among the training classes y (n,)."""
-        features, statistics = self.embed_by_episode(x.unsqueeze(0))
-        with torch.autocast(x.device.type, enabled=False):
-            logits = self.classifier(features[0])
-        loss = F.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
-        accuracy = (logits.detach().argmax(dim=-1) == y).to(loss.dtype).mean()
-        return Outcome(loss[None], accuracy[None], {name: value.detach() for name, value in statistics.items()})
 
     def compared_features(self, state: State, x: Tensor) -> Tensor:
         """Return features (b, n, d) of unit length: the head sees no others."""

@@ -1,22 +1,6 @@
-import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
-
-from metalearn_core.errors import UsageError
-
-
-def test_training_loss_is_smoothed_cross_entropy_over_the_training_classes(make_double, images):
-    learner = make_double("transfer", label_smoothing=0.2).train()
-    x, y = torch.rand(9, *images.example_shape).double(), torch.arange(9) % images.train_classes
-    outcome = learner.train_examples(x, y)
-    features, statistics = learner.embed_by_episode(x[None])
-    scores = torch.log_softmax(features[0] @ learner.classifier.weight.T + learner.classifier.bias, dim=1)
-    expected = -(0.8 * scores[range(9), y] + 0.2 * scores.mean(dim=1)).mean()
-    torch.testing.assert_close(outcome.losses, expected[None])
-    assert set(outcome.statistics) == set(statistics)
-    gradients = torch.autograd.grad(outcome.losses.sum(), list(learner.parameters()))
-    assert all(gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_predictions_are_scikit_learns_on_unit_features(make_double, make_episodes):
@@ -30,8 +14,3 @@ def test_predictions_are_scikit_learns_on_unit_features(make_double, make_episod
         torch.testing.assert_close(
             probabilities[number], torch.from_numpy(oracle.predict_proba(query)), atol=1e-5, rtol=0
         )
-
-
-def test_has_no_transductive_mode(make_double):
-    with pytest.raises(UsageError, match="transfer is always inductive"):
-        make_double("transfer", batch_norm="transductive")

@@ -1,0 +1,86 @@
+"""Nearest centroid: a plain classifier's features, transformed, and a class is the mean of its support set's."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from metalearn_core.backbones.contract import Backbone, Statistics
+from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
+
+CENTRE = "centre"
+
+
+class CentroidConfig(PretrainingConfig):
+    """The options of centroid; its transforms have the paper's names."""
+
+    transform: Literal["UN", "L2N", "CL2N"] = Field(
+        "CL2N", description="features as they are, of unit length, or minus the training examples' mean first"
+    )
+    distance: Literal["euclidean", "cosine"] = Field("euclidean", description="of a query to a class's centroid")
+    scale: float = Field(10.0, gt=0, description="of the logits: moves probabilities, never the predicted class")
+
+
+class Centroid(PretrainedLearner, EmbeddingLearner):
+    """SimpleShot (Wang, Chao, Weinberger, van der Maaten 2019): frozen features, and the nearest class centroid.
+
+    x̂ = (f(x) − m) / ‖f(x) − m‖, with m the mean of f over the training examples (section 3.2, CL2N); a class is the
+    mean of its x̂ over the support set; a query belongs to the nearest one. Logits are minus the squared Euclidean
+    distance, or the cosine.
+
+    m is a running average over the batches of pretraining, as batch norm's statistics are: the paper goes over the
+    training examples once more, which comes to the same as the learning rate goes to zero.
+    """
+
+    info = LearnerInfo(
+        name="centroid",
+        family="transfer",
+        paper="Wang, Chao, Weinberger, van der Maaten 2019, SimpleShot: Nearest-Neighbor Classification for Few-Shot",
+        fixed_way=False,
+        stream="examples",
+    )
+    Config: ClassVar[type[LearnerConfig]] = CentroidConfig
+    config: CentroidConfig
+    centre: Tensor
+
+    def __init__(self, spec: DatasetSpec, backbone: Backbone, config: CentroidConfig, way: int | None = None) -> None:
+        super().__init__(spec, backbone, config, way)
+        self.register_buffer(CENTRE, torch.zeros(backbone.feature_size))
+
+    def running_averages(self) -> dict[str, Tensor]:
+        """Return the backbone's, and m."""
+        return {**super().running_averages(), CENTRE: self.centre}
+
+    def feature_statistics(self, features: Tensor) -> Statistics:
+        """Return the mean (1, d) of the features of one batch."""
+        return {CENTRE: features.mean(dim=0, keepdim=True)}
+
+    def adapt_features(
+        self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None
+    ) -> State:
+        """Return the centroids (b, way, d), and which classes are present (b, way), from support features (b, s, d)."""
+        members = membership(support_y, way, support_mask, support.dtype)
+        count = members.sum(dim=1)
+        with torch.autocast(support.device.type, enabled=False):
+            centroids = members.mT @ self._transformed(support) / count.clamp_min(1).unsqueeze(-1)
+        return {"centroids": centroids, "present": count > 0}
+
+    def predict_features(self, state: State, query: Tensor) -> Tensor:
+        """Return the scaled logits (b, q, way) of query features (b, q, d)."""
+        query, centroids = self._transformed(query), state["centroids"]
+        with torch.autocast(query.device.type, enabled=False):
+            if self.config.distance == "cosine":
+                logits = F.normalize(query, dim=-1) @ F.normalize(centroids, dim=-1).mT
+            else:
+                squares = query.square().sum(-1, keepdim=True) + centroids.square().sum(-1).unsqueeze(1)
+                logits = 2 * query @ centroids.mT - squares
+        return torch.where(state["present"].unsqueeze(1), self.config.scale * logits, -torch.inf)
+
+    def _transformed(self, features: Tensor) -> Tensor:
+        if self.config.transform == "CL2N":
+            features = features - self.centre
+        return features if self.config.transform == "UN" else F.normalize(features, dim=-1)

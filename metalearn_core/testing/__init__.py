@@ -1,0 +1,56 @@
+"""The conformance kit: a learner of one's own goes through the same tests as those of this package.
+
+    import pytest
+    from metalearn_core.testing import conformance_checks
+
+    @pytest.mark.parametrize("check", conformance_checks(MyLearner), ids=str)
+    def test_my_learner(check):
+        check()
+
+No test runner is needed: a check is a function without arguments that raises an `AssertionError` with what was promised
+and what was found, or `unittest.SkipTest`, which pytest understands, with what it lacks on this machine.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from metalearn_core.learners.contract import Learner
+from metalearn_core.testing import declarations, keeping, learning, predictions
+from metalearn_core.testing.promises import Check, Promise
+from metalearn_core.testing.subject import Subject
+
+__all__ = ["Check", "conformance_checks"]
+
+
+def conformance_checks(
+    learner: type[Learner],
+    *,
+    options: Mapping[str, Any] | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
+    overfit_steps: int | None = None,
+) -> list[Check]:
+    """Return the checks of everything that a learner promises by its contract and by what its `info` declares.
+
+    They run in float64 on random episodes of at most 4 classes, 2 examples and 3 queries a class (or as many real
+    targets), of vectors with six features, and of pictures of 16×16 pixels on a conv4 of width 8. A learner that is not
+    registered is so for the time of a check.
+
+    Args:
+        learner: the class.
+        options: of the learner, where its defaults do not fit such episodes.
+        backbone_options: likewise of conv4.
+        overfit_steps: outer steps in which it learns one episode by heart; None: as many as its family may take.
+    """
+    modalities = [name for name in ("image", "vector") if name in learner.info.modalities]
+    found: list[Check] = []
+    for target in learner.info.targets:
+        for modality in modalities:
+            first = modality == modalities[0]
+            subject = Subject(
+                learner, modality, target, dict(options or {}), dict(backbone_options or {}), overfit_steps
+            )
+            promises: list[Promise] = [*predictions.PROMISES]
+            promises += [*learning.PROMISES, *keeping.PROMISES] if first else []
+            promises += declarations.PROMISES if first and target == learner.info.targets[0] else []
+            found += [Check(promise, subject) for promise in promises if promise.applies(subject)]
+    return found
