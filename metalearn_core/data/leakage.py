@@ -1,7 +1,7 @@
 """Whether a model is tested on what it was trained on: classes and images, found again by their content."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ def check_leakage(dataset: EpisodeDataset, split: Split, digests: Collection[str
     """
     entries = dataset.manifest.of_split(split)
     whole = np.array([entry.digest in digests for entry in entries], dtype=bool)
-    turns = np.concatenate([_turns(dataset, entry, known) for entry in entries]) if entries else np.empty(0, np.int64)
+    turns = _turns(dataset, entries, known)
     holder = np.repeat(np.arange(len(entries)), [entry.count for entry in entries])
     found = np.flatnonzero(turns >= 0)
     seen = whole.copy()
@@ -90,17 +90,24 @@ def check_leakage(dataset: EpisodeDataset, split: Split, digests: Collection[str
     )
 
 
-def _turns(dataset: EpisodeDataset, entry: ClassEntry, known: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return for each example of a class the least number of quarter turns that make it a known one; −1: none does."""
-    found = np.full(entry.count, -1, np.int64)
-    if not len(known):
+def _turns(dataset: EpisodeDataset, entries: Sequence[ClassEntry], known: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return for each example the least number of quarter turns that make it a known one; −1: none does."""
+    found = np.full(sum(entry.count for entry in entries), -1, np.int64)
+    if not len(known) or not len(found):
         return found
-    values = dataset.examples[_rows(dataset, entry)].numpy()
-    for turn in reversed(range(QUARTER_TURNS if dataset.spec.modality == "image" else 1)):
-        turned = np.ascontiguousarray(np.rot90(values, turn, axes=(-2, -1)) if turn else values)
-        hashes = fingerprints(hashlib.sha256(example.tobytes()).digest() for example in turned)
-        found[np.isin(hashes, known)] = turn
+    turns = range(QUARTER_TURNS if dataset.spec.modality == "image" else 1)
+    hashes = np.concatenate([_hashes(dataset, entry, turns) for entry in entries], axis=1)
+    for turn in reversed(turns):
+        found[np.isin(hashes[turn], known)] = turn
     return found
+
+
+def _hashes(dataset: EpisodeDataset, entry: ClassEntry, turns: range) -> NDArray[np.int64]:
+    """Return the fingerprints (turns, count) of a class's examples in each turn."""
+    first = int(dataset.class_offset[entry.id])
+    values = dataset.examples[first : first + entry.count].numpy()
+    turned = (np.ascontiguousarray(np.rot90(values, turn, axes=(-2, -1)) if turn else values) for turn in turns)
+    return np.stack([fingerprints(hashlib.sha256(example).digest() for example in one) for one in turned])
 
 
 def _rows(dataset: EpisodeDataset, entry: ClassEntry) -> NDArray[np.int64]:
