@@ -26,7 +26,9 @@ from metalearn_core.training.plan import TrainingPlan
 from metalearn_core.training.world import joined
 
 name, episodes, out, checkpoints = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-options = {{"protonet": {{"meta_batch": 1}}, "maml": {{"meta_batch": 4}}}}[name]
+options = {{
+    "protonet": {{"meta_batch": 1}}, "maml": {{"meta_batch": 4}}, "relationnet": {{"meta_batch": 4, "pretrain": 0.3}}
+}}[name]
 spec = LearnerSpec(learner=name, options=options, backbone_options={{"width": 8, "blocks": 3}})
 plan = TrainingPlan(
     way=4, shot=1, query=3, episodes=episodes, validations=2, validation_episodes=20, precision="fp32",
@@ -55,7 +57,7 @@ def finished(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize(("name", "numbers"), [("maml", (1, 2, 3)), ("protonet", (1, 2))])
+@pytest.mark.parametrize(("name", "numbers"), [("maml", (1, 2, 3)), ("protonet", (1, 2)), ("relationnet", (1, 2))])
 def test_the_weights_do_not_depend_on_the_number_of_processes(tmp_path, name, numbers):
     for processes in numbers:
         finished(start(tmp_path, processes, name, 21, f"{processes}"))  # the last step has one episode
