@@ -55,7 +55,7 @@ class Figures:
     accuracy: float
     ci95: float
     ece: float
-    way: int
+    chance: float
     by_domain: Mapping[str, float | None]
 
 
@@ -109,7 +109,7 @@ def decide(
 
 
 def _absolute(rules: GateRules, candidate: Figures) -> list[tuple[bool, str]]:
-    chance = 1 / candidate.way
+    chance = candidate.chance
     low = candidate.accuracy - candidate.ci95
     figure = f"accuracy {candidate.accuracy:.4f} ± {candidate.ci95:.4f}"
     verdicts = [

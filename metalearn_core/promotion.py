@@ -266,7 +266,7 @@ def _measured(
         accuracy=evaluation.accuracy,
         ci95=evaluation.ci95,
         ece=evaluation.ece,
-        way=protocol.way,
+        chance=scores.chance,
         by_domain={name: result.accuracy if result else None for name, result in evaluation.by_domain.items()},
     )
     if champion is None:

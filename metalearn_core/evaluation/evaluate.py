@@ -12,10 +12,11 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import ClassEntry, Record, Split
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler
+from metalearn_core.data.shape import TaskSpan
 from metalearn_core.errors import UsageError, invalid
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
 from metalearn_core.evaluation.statistics import calibration_error, new_class_interval, t_interval
-from metalearn_core.learners.contract import Learner
+from metalearn_core.learners.contract import Learner, require_shape
 from metalearn_core.memory import kept_memory
 
 SHOWN_CONFUSIONS = 20
@@ -28,7 +29,7 @@ class Protocol(Record):
 
     Attributes:
         split: whose classes are drawn.
-        way, shot, query: shape of the episodes.
+        way, shot, query: shape of the episodes; way and shot may be ranges, as "5-20".
         episodes: how many.
         seed: of the stream of episodes.
         batch_norm: inductive: a query's answer does not depend on the other queries; transductive: it does.
@@ -37,8 +38,8 @@ class Protocol(Record):
     """
 
     split: Split = "test"
-    way: int = Field(5, ge=2)
-    shot: int = Field(1, ge=1)
+    way: TaskSpan = 5
+    shot: TaskSpan = 1
     query: int = Field(15, ge=1)
     episodes: int = Field(1000, ge=1)
     seed: int = 0
@@ -48,7 +49,7 @@ class Protocol(Record):
     @property
     def shape(self) -> EpisodeShape:
         """The shape of the episodes."""
-        return EpisodeShape(self.way, self.shot, self.query)
+        return EpisodeShape.of(self.way, self.shot, self.query)
 
     def episodes_by_domain(self, domains: int) -> int:
         """Return how many within-domain episodes each of the domains gets."""
@@ -179,7 +180,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
         scores.correct,
         np.repeat(np.arange(len(entries)), QUARTER_TURNS),
         np.repeat(np.unique([entry.domain for entry in entries], return_inverse=True)[1], QUARTER_TURNS),
-        query=protocol.query,
+        query=scores.queries,
     )
     evaluation = Evaluation(
         learner=learner.info.name,
@@ -192,8 +193,8 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
         ece=calibration_error(*scores.calibration),
         by_domain={**dict.fromkeys(reasons), **by_domain},
         by_domain_reason=reasons,
-        by_class=_by_class(scores, entries, protocol.query),
-        confusions=_confusions(scores, entries, protocol.query),
+        by_class=_by_class(scores, entries),
+        confusions=_confusions(scores, entries),
         adaptation_steps=getattr(learner.config, "eval_steps", None),
         adaptation_ms=adaptation_ms,
         seconds=time.perf_counter() - started,
@@ -211,6 +212,7 @@ def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> 
             f"dataset {dataset.digest}: has {found.modality} examples of shape {found.example_shape}, "
             f"{learner.info.name} was trained on {wanted.modality} examples of shape {wanted.example_shape}"
         )
+    require_shape(learner.info, protocol.shape)
     if learner.info.fixed_way and learner.way != protocol.way:
         raise UsageError(
             f"way {protocol.way}: {learner.info.name} was trained for exactly {learner.way} classes: "
@@ -245,23 +247,24 @@ def _domain_result(scores: EpisodeScores) -> DomainResult:
     return DomainResult(accuracy=interval.mean, ci95=interval.half_width, episodes=len(scores.accuracy))
 
 
-def _by_class(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: int) -> tuple[ClassAccuracy, ...]:
-    numbers, columns, seen = np.unique(scores.classes, return_inverse=True, return_counts=True)
-    correct = np.bincount(columns.ravel(), scores.correct.ravel())
+def _by_class(scores: EpisodeScores, entries: tuple[ClassEntry, ...]) -> tuple[ClassAccuracy, ...]:
+    present = scores.classes >= 0
+    numbers, columns = np.unique(scores.classes[present], return_inverse=True)
+    correct, queries = (np.bincount(columns, counts[present]) for counts in (scores.correct, scores.queries))
     return tuple(
         ClassAccuracy(
             class_id=int(number) // QUARTER_TURNS,
             rotation=int(number) % QUARTER_TURNS,
             name=entries[int(number) // QUARTER_TURNS].name,
             domain=entries[int(number) // QUARTER_TURNS].domain,
-            accuracy=float(right / (times * query)),
-            queries=int(times) * query,
+            accuracy=float(right / asked),
+            queries=int(asked),
         )
-        for number, right, times in zip(numbers, correct, seen, strict=True)
+        for number, right, asked in zip(numbers, correct, queries, strict=True)
     )
 
 
-def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: int) -> tuple[Confusion, ...]:
+def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...]) -> tuple[Confusion, ...]:
     """Return the most frequent confusions, of equals the one that comes first in the manifest."""
     if not len(scores.confused):
         return ()
@@ -271,7 +274,7 @@ def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: i
     found = []
     for pair, count in zip(pairs[most].tolist(), counts[most].tolist(), strict=True):
         true, predicted = divmod(pair, numbers)
-        together = (scores.classes == true).any(axis=1) & (scores.classes == predicted).any(axis=1)
+        met = (scores.classes == predicted).any(axis=1, keepdims=True)
         class_id, rotation = divmod(true, QUARTER_TURNS)
         predicted_id, predicted_rotation = divmod(predicted, QUARTER_TURNS)
         found.append(
@@ -283,7 +286,7 @@ def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: i
                 predicted_rotation=predicted_rotation,
                 predicted_name=entries[predicted_id].name,
                 count=count,
-                queries=int(together.sum()) * query,
+                queries=int(scores.queries[(scores.classes == true) & met].sum()),
             )
         )
     return tuple(found)
@@ -296,7 +299,7 @@ def _adaptation_ms(learner: Learner, sampler: EpisodeSampler) -> float:
         episode = sampler.batch(number, 1).to(learner.mean.device)
         started = time.perf_counter()
         with torch.no_grad():
-            learner.adapt(episode.support_x, episode.support_y, way=episode.way)
+            learner.adapt(episode.support_x, episode.support_y, way=episode.way, support_mask=episode.support_mask)
         if learner.mean.device.type == "cuda":
             torch.cuda.synchronize(learner.mean.device)
         times.append(1000 * (time.perf_counter() - started))

@@ -22,6 +22,7 @@ from metalearn_core.side_by_side import SideBySide
 CALIBRATION_BINS = 15
 EMBEDDED_AT_ONCE = {"cpu": 64, "cuda": 2048}
 INDICES_AT_ONCE = 2000
+NUMBERS_AT_ONCE = 2**22
 FEATURES_AT_ONCE = 250
 FEATURE_BYTES_AT_ONCE = 2**25
 EPISODES_AT_ONCE = {"cpu": 8, "cuda": 64}
@@ -35,8 +36,9 @@ class EpisodeScores:
     Attributes:
         accuracy: (n,) float64, share of the queries that were classified right.
         loss: (n,) float64, mean cross-entropy of the queries.
-        classes: (n, way) int64, the class of each column.
-        correct: (n, way) int64, right answers among the queries of each class.
+        classes: (n, way) int64, the class of each column; −1 where an episode has fewer.
+        queries: (n, way) int64, queries of each class.
+        correct: (n, way) int64, right answers among them.
         confused: (k, 2) int64, true and predicted class of every wrong answer.
         calibration: (3, bins) float64: queries, their confidences and right answers, summed by confidence.
     """
@@ -44,9 +46,15 @@ class EpisodeScores:
     accuracy: NDArray[np.float64]
     loss: NDArray[np.float64]
     classes: NDArray[np.int64]
+    queries: NDArray[np.int64]
     correct: NDArray[np.int64]
     confused: NDArray[np.int64]
     calibration: NDArray[np.float64]
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing: one by the number of classes, averaged over episodes."""
+        return float((1 / (self.classes >= 0).sum(axis=1)).mean())
 
 
 class Progress:
@@ -130,26 +138,30 @@ class Scorer:
         if self._table is None:
             self._table = FeatureTable(learner, sampler, self._side_by_side, lambda: self._progress(0))
         table = self._table
-        query_y = torch.arange(shape.way, device=learner.mean.device).repeat_interleave(shape.query)
-        bytes_an_episode = 4 * shape.way * (shape.shot + shape.query) * learner.backbone.feature_size
+        device = learner.mean.device
+        examples = shape.support_size + shape.way * shape.query
+        bytes_an_episode = 4 * examples * learner.backbone.feature_size
         at_once = max(1, min(FEATURES_AT_ONCE, FEATURE_BYTES_AT_ONCE // bytes_an_episode))
+        indices_at_once = max(
+            at_once, min(INDICES_AT_ONCE, NUMBERS_AT_ONCE // (shape.way * (shape.shot + shape.query)))
+        )
 
         def scored(start: int) -> EpisodeScores:
-            part = slice(start, start + at_once)
-            support_y = (index.support_order[part] // shape.shot).to(query_y.device)
+            episodes = index[start : start + at_once]
+            rows = slice(start, start + at_once)
+            mask = episodes.support_mask
             with torch.no_grad():
-                state = learner.adapt_features(table.features[support[part]], support_y, way=shape.way)
-                logits = learner.predict_features(state, table.features[query[part]])
-            return _scored(
-                logits,
-                query_y.expand(len(logits), -1),
-                _classes(index[part]).to(query_y.device),
-                first + start,
-                learner,
-            )
+                state = learner.adapt_features(
+                    table.features[support[rows]],
+                    episodes.support_y.to(device),
+                    way=shape.way,
+                    support_mask=None if mask is None else mask.to(device),
+                )
+                logits = learner.predict_features(state, table.features[query[rows]])
+            return _scored(logits, episodes, first + start, learner)
 
-        for first in range(0, episodes, INDICES_AT_ONCE):
-            index = sampler.index(first, min(INDICES_AT_ONCE, episodes - first))
+        for first in range(0, episodes, indices_at_once):
+            index = sampler.index(first, min(indices_at_once, episodes - first))
             support, query = table.places(index)
             yield from self._side_by_side.map(scored, range(0, len(index), at_once))
 
@@ -162,7 +174,7 @@ class Scorer:
             batch = sampler.gather(index).to(device)
             with torch.no_grad():
                 logits = self._learner(batch)
-            return _scored(logits, batch.query_y, _classes(index).to(device), first, self._learner)
+            return _scored(logits, index, first, self._learner)
 
         yield from self._side_by_side.map(scored, range(0, episodes, at_once))
 
@@ -222,32 +234,34 @@ def evaluate_episodes(
         return scorer.score(sampler, episodes)
 
 
-def _classes(index: EpisodeIndex) -> Tensor:
-    return index.class_id * QUARTER_TURNS + index.rotation
-
-
-def _scored(logits: Tensor, labels: Tensor, classes: Tensor, first: int, learner: Learner) -> EpisodeScores:
-    """Count the answers of b episodes: logits (b, q, way), labels (b, q), the classes of the columns (b, way)."""
+def _scored(logits: Tensor, index: EpisodeIndex, first: int, learner: Learner) -> EpisodeScores:
+    """Count the answers (b, q, way) to the queries of b episodes, of which `first` is the number of the first."""
+    device = logits.device
+    labels, queries = index.query_y.to(device), index.queries.to(device)
+    classes = (index.class_id * QUARTER_TURNS + index.rotation).masked_fill(index.class_id < 0, -1).to(device)
+    asked = torch.ones_like(labels, dtype=torch.bool) if index.query_mask is None else index.query_mask.to(device)
     likelihood = logits.double().log_softmax(dim=-1)
-    if bool(likelihood.isnan().any()):
-        episode = first + int(likelihood.isnan().flatten(1).any(dim=1).nonzero()[0])
+    if bool((likelihood.isnan() & asked.unsqueeze(-1)).any()):
+        unanswered = (likelihood.isnan().any(dim=-1) & asked).any(dim=1)
         raise MetalearnError(
-            f"{learner.info.name}: its answers in episode {episode} are no numbers: its training diverged, "
-            "lower its learning rates"
+            f"{learner.info.name}: its answers in episode {first + int(unanswered.nonzero()[0])} are no numbers: its "
+            "training diverged, lower its learning rates"
         )
     confidence, predicted = likelihood.exp().max(dim=-1)
-    right = predicted == labels
-    wrong = ~right
-    loss = F.nll_loss(likelihood.flatten(0, 1), labels.flatten(), reduction="none").view_as(right)
+    right = (predicted == labels) & asked
+    wrong = (predicted != labels) & asked
+    loss = F.nll_loss(likelihood.flatten(0, 1), labels.flatten(), reduction="none").view_as(confidence)
+    count = queries.sum(dim=1)
     by_class = torch.zeros_like(classes).scatter_add_(1, labels, right.long())
     confused = torch.stack([classes.gather(1, labels)[wrong], classes.gather(1, predicted)[wrong]], dim=1)
-    bins = (confidence * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1).flatten()
+    bins = (confidence[asked] * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
     weights = torch.ones_like(confidence), confidence, right.double()
-    calibration = [torch.bincount(bins, weight.flatten(), minlength=CALIBRATION_BINS) for weight in weights]
+    calibration = [torch.bincount(bins, weight[asked], minlength=CALIBRATION_BINS) for weight in weights]
     return EpisodeScores(
-        accuracy=right.double().mean(dim=1).cpu().numpy(),
-        loss=loss.mean(dim=1).cpu().numpy(),
+        accuracy=(right.double().sum(dim=1) / count).cpu().numpy(),
+        loss=(loss.where(asked, 0.0).sum(dim=1) / count).cpu().numpy(),
         classes=classes.cpu().numpy(),
+        queries=queries.cpu().numpy(),
         correct=by_class.cpu().numpy(),
         confused=confused.cpu().numpy(),
         calibration=torch.stack(calibration).cpu().numpy(),

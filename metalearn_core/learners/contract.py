@@ -82,6 +82,20 @@ class LearnerConfig(BaseModel):
     )
 
 
+def require_shape(info: LearnerInfo, shape: EpisodeShape) -> None:
+    """Raise a UsageError where a learner cannot take episodes whose way or shot varies as in this shape."""
+    if shape.min_way is not None and info.fixed_way:
+        raise UsageError(
+            f"way {shape.spans['way']}: {info.name} is built for one number of classes: give a single way, or take a "
+            "learner of any way, such as protonet"
+        )
+    if shape.varied and not info.variable_shape:
+        raise UsageError(
+            f"{shape}: {info.name} takes no episodes whose way or shot varies: give single numbers, or take a learner "
+            "that does, such as protonet"
+        )
+
+
 class Learner(nn.Module, ABC):
     """A meta-learning algorithm around a backbone.
 

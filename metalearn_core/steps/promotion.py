@@ -93,7 +93,7 @@ def promote(
 
 
 def promote_model(
-    model: str, dataset: str | None, shape: Mapping[str, int], episodes: int, seed: int, gate: Mapping[str, Any]
+    model: str, dataset: str | None, shape: Mapping[str, int | str], episodes: int, seed: int, gate: Mapping[str, Any]
 ) -> "Promotion":
     """Let the gate decide on a registered model outside a pipeline, also on one that was rolled back.
 

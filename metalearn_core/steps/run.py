@@ -23,6 +23,7 @@ from metalearn_core.storage.objects import is_address
 from metalearn_core.storage.place import Place
 from metalearn_core.webhook import announce
 
+TRAIN_SHAPE = ("train_way", "train_shot", "train_query", "train_within_domain")
 _CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"  # every pod has it
 
 
@@ -50,7 +51,7 @@ def open_run(
     """
     items = learner_items(learners)
     shape = {name: settings[name] for name in ("way", "shot", "query")}
-    train_shape = {name: settings[name] for name in ("train_way", "train_shot", "train_query")}
+    train_shape = {name: value for name, value in settings.items() if name in TRAIN_SHAPE}
     budget = {"episodes": settings["train_episodes"], "seconds": settings["train_seconds"]}
     training = {name: settings[name] for name in ("seed", "patience", "precision")}
     training_request(**shape, **train_shape, **budget, **training)

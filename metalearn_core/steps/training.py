@@ -138,7 +138,6 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     """
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
-    from metalearn_core.data.episodes import EpisodeShape
     from metalearn_core.data.subset import split_hashes
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.training.loop import fit
@@ -163,7 +162,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         order.bundle,
         result.learner,
         spec,
-        episode=EpisodeShape(request.way, request.shot, request.query),
+        episode=request.shape,
         lineage={
             "dataset_digest": dataset.digest,
             "dataset_uri": Place.at(order.dataset).location,
@@ -213,6 +212,7 @@ def _plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPl
         train_way=request.train_way or None,
         train_shot=request.train_shot or None,
         train_query=request.train_query or None,
+        train_within_domain=request.train_within_domain,
         episodes=request.episodes or None,
         seconds=request.seconds or None,
         seed=request.seed,

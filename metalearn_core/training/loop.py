@@ -123,7 +123,7 @@ class _Run:
         world: World,
     ) -> None:
         self.spec, self.dataset, self.plan, self.world = spec, dataset, plan, world
-        self.learner = make_learner(spec, dataset.spec, way=plan.way, seed=plan.seed)
+        self.learner = make_learner(spec, dataset.spec, way=plan.shape.way, seed=plan.seed)
         self.device = torch.device("cpu")
         self.config = self.learner.config
         self.train_shape = training_shape(spec, plan, dataset)
@@ -236,11 +236,19 @@ class _Run:
 
     def _choices(self) -> EngineChoices:
         at_once = 1 if self.train_shape is None else self.learner.episodes_at_once(self.train_shape)
-        return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size)
+        varied = self.train_shape is not None and self.train_shape.varied
+        return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size, varied=varied)
 
     def _stream(self) -> EpisodeSampler | ExampleSampler:
         if self.train_shape is not None:
-            return EpisodeSampler(self.dataset, "train", self.train_shape, seed=self.plan.seed, device=self.data_device)
+            return EpisodeSampler(
+                self.dataset,
+                "train",
+                self.train_shape,
+                seed=self.plan.seed,
+                within_domain=self.plan.train_within_domain,
+                device=self.data_device,
+            )
         batch_size = self.spec.options["batch_size"]
         return ExampleSampler(
             self.dataset, "train", seed=self.plan.seed, batch_size=batch_size, device=self.data_device

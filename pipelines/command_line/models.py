@@ -27,6 +27,7 @@ from pipelines.command_line.options import (
     TrainQueryOption,
     TrainShotOption,
     TrainWayOption,
+    TrainWithinDomainOption,
     WayOption,
     WorkdirOption,
     answers,
@@ -112,6 +113,7 @@ def train(
     train_way: TrainWayOption = None,
     train_shot: TrainShotOption = None,
     train_query: TrainQueryOption = None,
+    train_within_domain: TrainWithinDomainOption = None,
     episodes: Annotated[
         int | None, typer.Option("--episodes", min=1, help="Training episodes (tasks).", show_default=False)
     ] = None,
@@ -157,6 +159,7 @@ def train(
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
+            train_within_domain=train_within_domain,
             train_episodes=episodes,
             train_seconds=seconds,
             seed=seed,
@@ -251,7 +254,7 @@ def evaluate(
         answers.print()
         print_table(["within domain ", "accuracy, %"], rows)
         if None in result.by_domain.values():
-            answers.print(f"–: fewer than {protocol.way} classes, or too few examples")
+            answers.print(f"–: fewer than {protocol.shape.least_way} classes, or too few examples")
 
 
 def predict(

@@ -5,7 +5,7 @@ from metalearn_core.gate import Decision, Figures, GateRules, PairedFigures, dec
 
 
 def figures(accuracy: float = 0.9, **changes: object) -> Figures:
-    values = {"ci95": 0.01, "ece": 0.05, "way": 5, "by_domain": {"latin": 0.9, "greek": 0.8, "tiny": None}}
+    values = {"ci95": 0.01, "ece": 0.05, "chance": 0.2, "by_domain": {"latin": 0.9, "greek": 0.8, "tiny": None}}
     return Figures(accuracy=accuracy, **{**values, **changes})  # type: ignore[arg-type]
 
 

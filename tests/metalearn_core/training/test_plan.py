@@ -37,15 +37,19 @@ def test_a_fixed_way_is_the_one_of_evaluation(dataset):
     [
         ({"seconds": 3}, "episodes or seconds, exactly one"),
         ({"episodes": None}, "episodes or seconds, exactly one"),
-        ({"way": 1}, "way must be at least 2, got 1"),
         ({"shot": 0}, "shot must be at least 1, got 0"),
         ({"query": -3}, "query must be at least 1, got -3"),
-        ({"train_way": 1}, "way must be at least 2, got 1"),
     ],
 )
 def test_bad_plans_are_refused(values, message):
     with pytest.raises(UsageError, match=message):
         plan(**values)
+
+
+@pytest.mark.parametrize("values", [{"way": 1}, {"train_way": 1}])
+def test_a_single_class_leaves_nothing_to_learn(values, dataset):
+    with pytest.raises(UsageError, match="way must be at least 2, got 1"):
+        training_shape(PROTONET, plan(**values), dataset)
 
 
 def test_the_fingerprint_tells_runs_apart_but_not_how_often_they_are_saved():
