@@ -21,10 +21,10 @@ DOMAINS = ["a"] * 7 + ["b"] * 10 + ["c"] * 3
 shapes = st.builds(
     lambda way, shot, query: EpisodeShape(way[1], shot, query, way[0], 1),
     st.tuples(st.integers(2, 6), st.integers(6, 30)),
-    st.integers(2, 120),
+    st.integers(2, 40),
     st.integers(1, 15),
 )
-often = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+often = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=12)
 
 
 @pytest.fixture(scope="module")
@@ -132,16 +132,18 @@ def meta_dataset(counts: np.ndarray, shape: EpisodeShape, generator: np.random.G
 
 
 def test_ways_and_shots_are_distributed_as_in_meta_dataset(uneven: EpisodeDataset) -> None:
-    shape, episodes = EpisodeShape(50, 100, 10, min_way=5, min_shot=1), 4000
-    index = EpisodeSampler(uneven, "train", shape, seed=4).index(0, episodes)
-    assert index.support_count is not None and index.query_count is not None
-    present, shots = (index.class_id >= 0).numpy(), index.support_count.numpy()
+    shape, episodes = EpisodeShape(30, 40, 10, min_way=5, min_shot=1), 800
+    stream = EpisodeSampler(uneven, "train", shape, seed=4)
+    parts = [stream.index(first, 32) for first in range(0, episodes, 32)]
+    class_id = torch.cat([part.class_id for part in parts]).numpy()
+    shots = torch.cat([part.support_count for part in parts if part.support_count is not None]).numpy()
+    present = class_id >= 0
     ways = present.sum(axis=1)
     generator = np.random.default_rng(0)
     expected_ways, expected_shots, expected_sizes = [], np.zeros(len(COUNTS)), []
     seen = np.zeros(len(COUNTS))
     for _ in range(episodes):
-        way = generator.integers(5, min(50, len(COUNTS)) + 1)
+        way = generator.integers(5, min(30, len(COUNTS)) + 1)
         classes = generator.permutation(len(COUNTS))[:way]
         found, _ = meta_dataset(np.array(COUNTS)[classes], shape, generator)
         expected_ways.append(way)
@@ -155,9 +157,9 @@ def test_ways_and_shots_are_distributed_as_in_meta_dataset(uneven: EpisodeDatase
         error = np.hypot(np.std(values), np.std(others)) / episodes**0.5
         assert abs(np.mean(values) - np.mean(others)) < 4 * error
     own = np.zeros(len(COUNTS))
-    np.add.at(own, index.class_id.numpy()[present], shots[present])
-    drawn = np.bincount(index.class_id.numpy()[present], minlength=len(COUNTS))
-    np.testing.assert_allclose(own / drawn, expected_shots / seen, rtol=0.08)
+    np.add.at(own, class_id[present], shots[present])
+    drawn = np.bincount(class_id[present], minlength=len(COUNTS))
+    np.testing.assert_allclose(own / drawn, expected_shots / seen, rtol=0.12)
 
 
 @settings(deadline=None, max_examples=40)
