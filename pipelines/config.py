@@ -119,6 +119,9 @@ def read_config(
     settings = _options_by_owner(values, "settings")
     gate = dict(_mapping(values, "gate"))
     for text in assignments:
+        if text.startswith(f"{BACKBONE}="):
+            values[BACKBONE] = text.removeprefix(f"{BACKBONE}=").strip()
+            continue
         owner, option, value = _assignment(text, "--set")
         if owner == "gate":
             gate[option] = value

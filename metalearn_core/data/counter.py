@@ -28,16 +28,17 @@ def words(key: Tensor | int, numbers: Tensor) -> Tensor:
 
 def below(word: Tensor, bound: Tensor | int) -> Tensor:
     """Return integers in 0 … bound − 1 (bound < 2³¹) from the upper half of each word; its bias is below bound/2³²."""
-    return (_shift(word, 32) * bound) >> 32
+    return (shift_right(word, 32) * bound) >> 32
 
 
 def _mix(word: Tensor) -> Tensor:
-    word = (word ^ _shift(word, 30)) * _FIRST
-    word = (word ^ _shift(word, 27)) * _SECOND
-    return word ^ _shift(word, 31)
+    word = (word ^ shift_right(word, 30)) * _FIRST
+    word = (word ^ shift_right(word, 27)) * _SECOND
+    return word ^ shift_right(word, 31)
 
 
-def _shift(word: Tensor, bits: int) -> Tensor:
+def shift_right(word: Tensor, bits: int) -> Tensor:
+    """Return words shifted to the right by so many bits, zeros coming in."""
     return (word >> bits) & ((1 << (64 - bits)) - 1)
 
 

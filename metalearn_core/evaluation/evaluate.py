@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -13,11 +13,16 @@ from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import ClassEntry, Record, Split
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler
 from metalearn_core.data.shape import TaskSpan
+from metalearn_core.data.sinusoid import SinusoidTasks
 from metalearn_core.errors import UsageError, invalid
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
 from metalearn_core.evaluation.statistics import calibration_error, new_class_interval, t_interval
 from metalearn_core.learners.contract import Learner, require_shape
 from metalearn_core.memory import kept_memory
+
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Stream, Tasks
+    from metalearn_core.evaluation.regression import RegressionEvaluation
 
 SHOWN_CONFUSIONS = 20
 FEWEST_DOMAIN_EPISODES = 50
@@ -144,12 +149,21 @@ def make_protocol(**values: Any) -> Protocol:
         raise invalid("protocol", error, Protocol) from None
 
 
-def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> Evaluation:
+@overload
+def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> Evaluation: ...
+
+
+@overload
+def evaluate(learner: Learner, dataset: SinusoidTasks, protocol: Protocol) -> "RegressionEvaluation": ...
+
+
+def evaluate(learner: Learner, dataset: "Tasks", protocol: Protocol) -> "Evaluation | RegressionEvaluation":
     """Evaluate a learner; the same protocol always means the same episodes.
 
     Args:
         learner: on the device where it is to work; its mode and batch-norm mode are put back at the end.
-        dataset: whose examples are those the learner was made for.
+        dataset: whose examples are those the learner was made for; of a distribution of regressions the error is
+            measured (`RegressionEvaluation`).
         protocol: what to measure.
 
     Raises:
@@ -157,6 +171,10 @@ def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> E
             too few classes or examples for the shape.
         MetalearnError: the learner's answers are no numbers.
     """
+    if isinstance(dataset, SinusoidTasks):
+        from metalearn_core.evaluation.regression import evaluate_regression
+
+        return evaluate_regression(learner, dataset, protocol)
     return evaluate_scored(learner, dataset, protocol)[0]
 
 
@@ -171,7 +189,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
     with kept_memory(), Scorer(learner, protocol.batch_norm, progress) as scorer:
         scores = scorer.score(sampler, protocol.episodes)
         by_domain = {name: _domain_result(scorer.score(one, each)) for name, one in domains.items()}
-        adaptation_ms = _adaptation_ms(learner, sampler)
+        adaptation_ms = adaptation_time(learner, sampler)
     entries = dataset.manifest.classes
     episode_interval = t_interval(scores.accuracy)
     class_interval = new_class_interval(
@@ -204,7 +222,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
     return evaluation, scores
 
 
-def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> None:
+def check_fit(learner: Learner, dataset: "Tasks", protocol: Protocol) -> None:
     """Raise a UsageError where a learner cannot take the episodes of a protocol at all."""
     found, wanted = dataset.spec, learner.spec
     if (found.modality, found.example_shape) != (wanted.modality, wanted.example_shape):
@@ -212,6 +230,12 @@ def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> 
             f"dataset {dataset.digest}: has {found.modality} examples of shape {found.example_shape}, "
             f"{learner.info.name} was trained on {wanted.modality} examples of shape {wanted.example_shape}"
         )
+    if found.target_size != wanted.target_size:
+        kinds = [
+            "classes" if size is None else f"targets of {size} real numbers"
+            for size in (found.target_size, wanted.target_size)
+        ]
+        raise UsageError(f"dataset {dataset.digest}: has {kinds[0]}, {learner.info.name} was trained on {kinds[1]}")
     require_shape(learner.info, protocol.shape)
     if learner.info.fixed_way and learner.way != protocol.way:
         raise UsageError(
@@ -292,11 +316,11 @@ def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...]) -> tuple
     return tuple(found)
 
 
-def _adaptation_ms(learner: Learner, sampler: EpisodeSampler) -> float:
-    """Return the median time to adapt to one support set, after one that warms up."""
+def adaptation_time(learner: Learner, stream: "Stream") -> float:
+    """Return the median time to adapt to one support set, in milliseconds, after one that warms up."""
     times = []
     for number in range(TIMED_ADAPTATIONS + 1):
-        episode = sampler.batch(number, 1).to(learner.mean.device)
+        episode = stream.batch(number, 1).to(learner.mean.device)
         started = time.perf_counter()
         with torch.no_grad():
             learner.adapt(episode.support_x, episode.support_y, way=episode.way, support_mask=episode.support_mask)

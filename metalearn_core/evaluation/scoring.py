@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner, Le
 from metalearn_core.memory import kept_memory
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
+
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Stream
 
 CALIBRATION_BINS = 15
 EMBEDDED_AT_ONCE = {"cpu": 64, "cuda": 2048}
@@ -132,6 +136,30 @@ class Scorer:
             self._progress(len(part.accuracy))
         return _joined(parts)
 
+    def squared_errors(self, stream: "Stream", episodes: int) -> NDArray[np.float64]:
+        """Return the squared errors (n,) of the first `episodes` regressions of a stream, each averaged over queries.
+
+        Raises:
+            MetalearnError: an answer is no number.
+        """
+        device = self._learner.mean.device
+        at_once = EPISODES_AT_ONCE[device.type]
+
+        def errors(first: int) -> NDArray[np.float64]:
+            batch = stream.batch(first, min(at_once, episodes - first)).to(device)
+            with torch.no_grad():
+                squares = (self._learner(batch).double() - batch.query_y.double()).square().flatten(1).mean(dim=1)
+            if not bool(squares.isfinite().all()):
+                raise _no_numbers(self._learner, first + int((~squares.isfinite()).nonzero()[0]))
+            found: NDArray[np.float64] = squares.cpu().numpy()
+            return found
+
+        parts = []
+        for part in self._side_by_side.map(errors, range(0, episodes, at_once)):
+            parts.append(part)
+            self._progress(len(part))
+        return np.concatenate(parts)
+
     def _by_feature(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
         learner, shape = self._learner, sampler.shape
         assert isinstance(learner, EmbeddingLearner)
@@ -243,10 +271,7 @@ def _scored(logits: Tensor, index: EpisodeIndex, first: int, learner: Learner) -
     likelihood = logits.double().log_softmax(dim=-1)
     if bool((likelihood.isnan() & asked.unsqueeze(-1)).any()):
         unanswered = (likelihood.isnan().any(dim=-1) & asked).any(dim=1)
-        raise MetalearnError(
-            f"{learner.info.name}: its answers in episode {first + int(unanswered.nonzero()[0])} are no numbers: its "
-            "training diverged, lower its learning rates"
-        )
+        raise _no_numbers(learner, first + int(unanswered.nonzero()[0]))
     confidence, predicted = likelihood.exp().max(dim=-1)
     right = (predicted == labels) & asked
     wrong = (predicted != labels) & asked
@@ -265,6 +290,13 @@ def _scored(logits: Tensor, index: EpisodeIndex, first: int, learner: Learner) -
         correct=by_class.cpu().numpy(),
         confused=confused.cpu().numpy(),
         calibration=torch.stack(calibration).cpu().numpy(),
+    )
+
+
+def _no_numbers(learner: Learner, episode: int) -> MetalearnError:
+    return MetalearnError(
+        f"{learner.info.name}: its answers in episode {episode} are no numbers: its training diverged, "
+        "lower its learning rates"
     )
 
 

@@ -5,7 +5,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metalearn_core.data.manifest import Split, read_manifest
+from metalearn_core.data.manifest import Split
+from metalearn_core.data.tasks import SINUSOID, tasks_digest
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.reuse import kept, result_digest, result_place
 from metalearn_core.steps.data import read_dataset
@@ -15,6 +16,7 @@ from metalearn_core.storage.place import Place
 from metalearn_core.version import git_commit, package_version
 
 if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Tasks
     from metalearn_core.training.plan import TrainingPlan
     from metalearn_core.training.report import OnMetrics
     from metalearn_core.training.world import World
@@ -106,7 +108,7 @@ def train_bundle(
 
     place = Place.at(bundle)
     check_place(place.folder)
-    key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
+    key = {"dataset": tasks_digest(dataset), "learner": dict(item), "request": request.model_dump()}
     order = TrainingOrder(
         dataset=dataset,
         item=dict(item),
@@ -137,15 +139,15 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         the record of the training; empty in any but the first process.
     """
     from metalearn_core.bundle import save_bundle
-    from metalearn_core.data.dataset import EpisodeDataset
-    from metalearn_core.data.subset import split_hashes
+    from metalearn_core.data.tasks import open_tasks
+    from metalearn_core.evaluation.metric import metric_of
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.training.loop import fit
     from metalearn_core.training.world import ALONE
 
     world, request = world or ALONE, order.request
     spec = LearnerSpec.model_validate(order.item)
-    dataset = EpisodeDataset.open(order.dataset)
+    dataset = open_tasks(order.dataset)
     with _metrics_of(order.run_id if world.leads else None) as on_metrics:
         result = fit(
             spec,
@@ -158,6 +160,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         )
     if not world.leads:
         return {}
+    trained_on, images = _seen(dataset)
     digest = save_bundle(
         order.bundle,
         result.learner,
@@ -165,14 +168,14 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         episode=request.shape,
         lineage={
             "dataset_digest": dataset.digest,
-            "dataset_uri": Place.at(order.dataset).location,
+            "dataset_uri": order.dataset if order.dataset == SINUSOID else Place.at(order.dataset).location,
             "seed": request.seed,
             "episodes": result.episodes,
             "code_version": f"{package_version()}+{git_commit()}",
-            "training_class_digests": [entry.digest for entry in dataset.manifest.of_split("train")],
+            "training_class_digests": trained_on,
             "mlflow_run_id": order.run_id,
         },
-        training_images=split_hashes(dataset, "train"),
+        training_images=images,
     )
     return {
         "learner": spec.learner,
@@ -184,10 +187,21 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         "train_seconds": result.seconds,
         "train_episodes": result.episodes,
         "train_shape": str(result.train_shape) if result.train_shape else "plain examples",
+        "metric": metric_of(dataset.spec).name,
         "best_validation": result.best_validation,
         "parameters": sum(parameter.numel() for parameter in result.learner.parameters()),
         "history": result.history,
     }
+
+
+def _seen(dataset: "Tasks") -> tuple[list[str], list[bytes] | None]:
+    """Return the content hashes of the training classes and of their examples: what a model has seen."""
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.subset import split_hashes
+
+    if not isinstance(dataset, EpisodeDataset):
+        return [], None
+    return [entry.digest for entry in dataset.manifest.of_split("train")], split_hashes(dataset, "train")
 
 
 @contextmanager
@@ -279,8 +293,12 @@ def evaluation_result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one evaluation, with their protocol, as the command line's JSON has them.
 
     Args:
-        evaluation: the JSON form of an `Evaluation`.
+        evaluation: the JSON form of an `Evaluation`, or of a `RegressionEvaluation`.
     """
+    if "mse" in evaluation:
+        errors = ("learner", "mse", "ci95", "points", "adaptation_steps", "dataset_digest")
+        asked = ("episodes", "shot", "query", "split", "seed", "batch_norm")
+        return {name: evaluation[name] for name in errors} | {name: evaluation["protocol"][name] for name in asked}
     figures = ("learner", "accuracy", "ci95", "ci95_classes", "ece", "by_domain", "by_domain_reason", "dataset_digest")
     protocol = ("episodes", "way", "shot", "query", "split", "seed", "batch_norm")
     return {

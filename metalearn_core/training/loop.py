@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,7 +17,10 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.prefetch import Prefetch
 from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
+from metalearn_core.data.tasks import stream_of
 from metalearn_core.errors import MetalearnError, StorageError
+from metalearn_core.evaluation.metric import metric_of
+from metalearn_core.evaluation.regression import error_interval
 from metalearn_core.evaluation.scoring import Scorer
 from metalearn_core.evaluation.statistics import t_interval
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
@@ -33,6 +37,9 @@ from metalearn_core.training.state import pack, unpack
 from metalearn_core.training.step_graph import HeldTensors
 from metalearn_core.training.termination import StopRequested, sigterm_flag
 from metalearn_core.training.world import ALONE, World
+
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Stream, Tasks
 
 VALIDATION_SEED = 1_000_003
 VALIDATION_SHARE = 0.15
@@ -55,7 +62,7 @@ class FitResult:
         history: a record a validation: episodes, seconds, and the metrics.
         seconds: time spent, over all attempts.
         episodes: training episodes done.
-        best_validation: the best validation accuracy; NaN where there was no validation.
+        best_validation: the best validation accuracy, in regression error; NaN where there was no validation.
         train_shape: of training episodes; None where the learner trains on plain examples.
     """
 
@@ -69,7 +76,7 @@ class FitResult:
 
 def fit(
     spec: LearnerSpec,
-    dataset: EpisodeDataset,
+    dataset: "Tasks",
     plan: TrainingPlan,
     *,
     checkpoint_dir: str | Path | None = None,
@@ -84,7 +91,8 @@ def fit(
 
     Args:
         spec: the learner.
-        dataset: whose training split is learned from, and whose validation split chooses the weights.
+        dataset: whose training split is learned from, and whose validation split chooses the weights; or a distribution
+            of regressions.
         plan: budget, shapes, seed.
         checkpoint_dir: a folder or an `s3://` address, for this run alone; of two runs with the same one the second
             waits. None: no checkpoints.
@@ -117,7 +125,7 @@ class _Run:
     def __init__(
         self,
         spec: LearnerSpec,
-        dataset: EpisodeDataset,
+        dataset: "Tasks",
         plan: TrainingPlan,
         on_metrics: OnMetrics | None,
         world: World,
@@ -126,6 +134,7 @@ class _Run:
         self.learner = make_learner(spec, dataset.spec, way=plan.shape.way, seed=plan.seed)
         self.device = torch.device("cpu")
         self.config = self.learner.config
+        self.metric = metric_of(dataset.spec)
         self.train_shape = training_shape(spec, plan, dataset)
         choices = self._choices()
         self.device = torch.device(choices.device)
@@ -136,7 +145,7 @@ class _Run:
         self.held = HeldTensors()
         self.validation = None
         if plan.validations:
-            self.validation = EpisodeSampler(
+            self.validation = stream_of(
                 dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.data_device
             )
         self.optimiser = AdamW(self.learner.parameters(), self.config.weight_decay)
@@ -144,7 +153,7 @@ class _Run:
         self.best = self._weights()
         self.clock = _Clock(0.0)
         self.now = 0.0
-        self.reporter = Reporter(spec.learner, on_metrics) if world.leads else None
+        self.reporter = Reporter(spec.learner, on_metrics, self.metric) if world.leads else None
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Take up the newest checkpoint, where there is one."""
@@ -239,9 +248,9 @@ class _Run:
         varied = self.train_shape is not None and self.train_shape.varied
         return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size, varied=varied)
 
-    def _stream(self) -> EpisodeSampler | ExampleSampler:
+    def _stream(self) -> "Stream | ExampleSampler":
         if self.train_shape is not None:
-            return EpisodeSampler(
+            return stream_of(
                 self.dataset,
                 "train",
                 self.train_shape,
@@ -249,13 +258,14 @@ class _Run:
                 within_domain=self.plan.train_within_domain,
                 device=self.data_device,
             )
+        assert isinstance(self.dataset, EpisodeDataset)
         batch_size = self.spec.options["batch_size"]
         return ExampleSampler(
             self.dataset, "train", seed=self.plan.seed, batch_size=batch_size, device=self.data_device
         )
 
     def _draw(self, first: int, count: int) -> EpisodeBatch:
-        assert isinstance(self.stream, EpisodeSampler)
+        assert not isinstance(self.stream, ExampleSampler)
         return self.stream.batch(first, count)
 
     def _gradient(self, engine: Engine) -> tuple[Gradient, int]:
@@ -314,10 +324,10 @@ class _Run:
         if math.isnan(mean):
             raise StopRequested
         spent, self.now = self.world.agree(time.monotonic() - started, self.clock.seconds())
-        better = before.best is None or mean > before.best
+        better = before.best is None or self.metric.better(mean, before.best)
         if better or mean == before.best:
             self.best = self._weights()
-        metrics = {"validation/accuracy": mean, "validation/ci95": half_width}
+        metrics = {f"validation/{self.metric.name}": mean, "validation/ci95": half_width}
         recent = self.reporter.recent() if self.reporter else {}
         record = {"episodes": float(before.episodes), "seconds": self.now, **recent, **metrics}
         self._update(
@@ -339,6 +349,10 @@ class _Run:
             return math.nan, math.nan
         try:
             with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer:
+                if not isinstance(self.validation, EpisodeSampler):
+                    errors = scorer.squared_errors(self.validation, self.plan.validation_episodes)
+                    mean, half_width, _ = error_interval(errors)
+                    return mean, half_width or 0.0
                 scores = scorer.score(self.validation, self.plan.validation_episodes)
         except StopRequested:
             return math.nan, math.nan

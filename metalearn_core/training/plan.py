@@ -3,19 +3,23 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, Protocol, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from metalearn_core.backbones.options import parse_options
 from metalearn_core.data.episodes import EpisodeShape
-from metalearn_core.data.manifest import LARGEST_SEED, ClassEntry, Manifest, Record
+from metalearn_core.data.manifest import LARGEST_SEED, ClassEntry, Record
 from metalearn_core.data.shape import Span
+from metalearn_core.data.sinusoid import SinusoidTasks
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LearnerSpec, learner_class
 from metalearn_core.learners.contract import require_shape
 from metalearn_core.storage import text_digest
 from metalearn_core.version import library_versions
+
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Tasks
 
 Precision = Literal["auto", "fp32", "bf16"]
 RESOURCES = {"checkpoint_seconds", "device", "threads", "chunk"}
@@ -76,12 +80,7 @@ class TrainingPlan(Record):
         return EpisodeShape.of(self.way, self.shot, self.query)
 
 
-class _HasManifest(Protocol):
-    @property
-    def manifest(self) -> Manifest: ...
-
-
-def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest) -> EpisodeShape | None:
+def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: "Tasks") -> EpisodeShape | None:
     """Return the shape of training episodes; None for a learner that trains on plain examples.
 
     What the recipe wants shrinks to the classes and examples of the training split (a fixed way and the shot do not);
@@ -93,6 +92,12 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
             is another.
     """
     kind, shape = learner_class(spec.learner), plan.shape
+    config = parse_options(kind.Config, spec.options, spec.learner)
+    if isinstance(dataset, SinusoidTasks):
+        recipe = kind.train_shape(shape, config)
+        return EpisodeShape.of(
+            plan.train_way or shape.way, plan.train_shot or recipe.shot, plan.train_query or recipe.query
+        )
     shape.require_classes()
     require_shape(kind.info, shape)
     if kind.info.stream == "examples":
@@ -102,7 +107,7 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
             f"{spec.learner} is trained for the way that it is evaluated at: got train way {plan.train_way}, "
             f"way {plan.way}: leave out the train way, or make them equal"
         )
-    recipe = kind.train_shape(shape, parse_options(kind.Config, spec.options, spec.learner))
+    recipe = kind.train_shape(shape, config)
     if recipe.way == shape.way:
         recipe = replace(recipe, min_way=shape.min_way)
     if recipe.shot == shape.shot:

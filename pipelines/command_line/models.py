@@ -41,6 +41,9 @@ from pipelines.command_line.options import (
 
 ModelArgument = Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")]
 DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
+TasksArgument = Annotated[
+    str, typer.Argument(help="An episode dataset: a folder or an s3:// address; or `sinusoid`, for regression.")
+]
 SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")]
 _SHOWN_PROBABILITIES = 3
@@ -103,7 +106,7 @@ def _description(learner: Any) -> dict[str, Any]:
 
 
 def train(
-    dataset: DatasetArgument,
+    dataset: TasksArgument,
     learner: Annotated[str, typer.Option("--learner", help="One that `metalearn learners` lists.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder for the bundle, or s3:// address.")],
     backbone: BackboneOption = None,
@@ -142,7 +145,9 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Meta-train one learner; a training that was cut off goes on from its checkpoint."""
+    from metalearn_core.data.tasks import SINUSOID
     from metalearn_core.errors import UsageError
+    from metalearn_core.evaluation.metric import ACCURACY, SQUARED_ERROR
     from metalearn_core.steps.requests import TrainingResources
     from metalearn_core.steps.training import train_bundle
     from pipelines.command_line.watch import watching
@@ -175,11 +180,16 @@ def train(
     if config.gate:
         raise UsageError("--set: training has no gate: give its rules to run or promote")
     [item] = learner_items(config)
+    request = train_request(config)
+    if dataset == SINUSOID:
+        if way is not None or train_way is not None:
+            raise UsageError(f"--way, --train-way: {SINUSOID} is regression, it has no classes: leave them out")
+        request = request.model_copy(update={"way": 1})
     with watching(notices):
         record = train_bundle(
             dataset,
             jsonlib.loads(item),
-            train_request(config),
+            request,
             output,
             checkpoints=checkpoint_dir or str(workdir_at(workdir).path / "checkpoints"),
             restart=restart,
@@ -193,10 +203,11 @@ def train(
     if json:
         print_json(record)
         return
+    metric = SQUARED_ERROR if dataset == SINUSOID else ACCURACY
     answers.print(
         f"{learner}: {record['train_episodes']:,} episodes of {record['train_shape']} "
         f"in {record['train_seconds']:.0f} s, "
-        f"validation accuracy {percent(record['best_validation'])} %",
+        f"validation {metric.shown(record['best_validation'])}",
         soft_wrap=True,
     )
     answers.print(f"bundle: {output}", soft_wrap=True, markup=False)
@@ -204,7 +215,7 @@ def train(
 
 def evaluate(
     model: ModelArgument,
-    dataset: DatasetArgument,
+    dataset: TasksArgument,
     split: SplitOption = "test",
     way: OwnWayOption = None,
     shot: OwnShotOption = None,
@@ -215,10 +226,11 @@ def evaluate(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Evaluate a model on seeded episodes: accuracy with intervals, overall and by domain."""
+    """Evaluate a model on seeded episodes: accuracy with intervals, overall and by domain; in regression, its error."""
     from metalearn_core.bundle import load_bundle, resolve_model
-    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.tasks import open_tasks
     from metalearn_core.evaluation import evaluate as evaluation
+    from metalearn_core.evaluation.regression import RegressionEvaluation
     from metalearn_core.steps.training import evaluation_result
     from pipelines.command_line.watch import watching
 
@@ -234,9 +246,20 @@ def evaluate(
         batch_norm=batch_norm,
     )
     with watching(notices):
-        result = evaluation.evaluate(learner, EpisodeDataset.open(dataset), protocol)
+        result = evaluation.evaluate(learner, open_tasks(dataset), protocol)
     if json:
         print_json({**evaluation_result(result.model_dump(mode="json")), "bundle": str(path)})
+        return
+    if isinstance(result, RegressionEvaluation):
+        after = f"{result.points} points"
+        if result.adaptation_steps is not None:
+            after += f" and {result.adaptation_steps} steps"
+        spread = "" if result.ci95 is None else f" ± {result.ci95:.4f}"
+        answers.print(
+            f"{description.learner}: {protocol.episodes:,} {protocol.split} episodes, {protocol.query} queries each, "
+            f"seed {protocol.seed}\nmean squared error {result.mse:.4f}{spread} after {after}",
+            soft_wrap=True,
+        )
         return
     answers.print(
         f"{description.learner}: {protocol.way}-way {protocol.shot}-shot, {protocol.query} queries a class, "
