@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from metalearn_core.data.sinusoid import SinusoidSampler, SinusoidTasks
 
 SINUSOID = "sinusoid"
+SINUSOID_POINTS = 10
+"""To adapt to, and to predict, where no other number is asked for (Finn, Abbeel, Levine 2017, section 5.1)."""
 Tasks: TypeAlias = "EpisodeDataset | SinusoidTasks"
 Stream: TypeAlias = "EpisodeSampler | SinusoidSampler"
 

@@ -23,7 +23,7 @@ class Metric:
 
     def shown(self, value: float) -> str:
         """Return a value as people read it."""
-        return f"{self.name} {100 * value:.2f} %" if self.sign > 0 else f"{self.name} {value:.4g}"
+        return f"{self.name} {value:.1%}" if self.sign > 0 else f"{self.name} {value:.4g}"
 
 
 ACCURACY = Metric("accuracy", 1)

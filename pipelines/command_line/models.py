@@ -145,7 +145,7 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Meta-train one learner; a training that was cut off goes on from its checkpoint."""
-    from metalearn_core.data.tasks import SINUSOID
+    from metalearn_core.data.tasks import SINUSOID, SINUSOID_POINTS
     from metalearn_core.errors import UsageError
     from metalearn_core.evaluation.metric import ACCURACY, SQUARED_ERROR
     from metalearn_core.steps.requests import TrainingResources
@@ -153,14 +153,15 @@ def train(
     from pipelines.command_line.watch import watching
     from pipelines.config import learner_items, read_config, train_request
 
+    points = SINUSOID_POINTS if dataset == SINUSOID else None
     config = read_config(
         None,
         given(
             learners=[learner],
             backbone=backbone,
             way=way,
-            shot=shot,
-            query=query,
+            shot=points if shot is None else shot,
+            query=points if query is None else query,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
