@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -11,18 +11,15 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
 from metalearn_core.backbones.functional import linear
+from metalearn_core.backbones.options import split_numbers
 from metalearn_core.data.manifest import DatasetSpec
-
-
-def _split_sizes(value: Any) -> Any:
-    return [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class MLPConfig(BackboneConfig):
     """The options of mlp."""
 
     hidden: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(_split_sizes), Field(min_length=1)
+        tuple[Annotated[int, Field(ge=1, le=65536)], ...], BeforeValidator(split_numbers), Field(min_length=1)
     ] = Field((64, 64), description="sizes of the layers, for example 64,64; the last is the feature vector's")
 
 

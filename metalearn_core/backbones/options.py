@@ -10,6 +10,11 @@ from metalearn_core.errors import UsageError, unknown
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
 
 
+def split_numbers(value: Any) -> Any:
+    """Return the parts of a text as `64,64`, and anything else as it is."""
+    return [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
+
+
 def parse_options(config: type[ConfigType], options: Mapping[str, Any], owner: str) -> ConfigType:
     """Return `config` made from `options`; strings, as a command line gives them, are read as the option's type.
 

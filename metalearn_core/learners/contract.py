@@ -139,7 +139,7 @@ class Learner(nn.Module, ABC):
             raise UsageError(f"{self.info.name}.batch_norm: got 'transductive', {self.info.name} is always inductive")
         self.spec, self.backbone, self.config, self.way = spec, backbone, config, way
         self.batch_norm: BatchNormMode = config.batch_norm
-        dtype = next(backbone.parameters()).dtype
+        dtype = next((parameter.dtype for parameter in backbone.parameters()), torch.get_default_dtype())
         broadcast = (-1,) + (1,) * (len(spec.example_shape) - 1)
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=dtype).reshape(broadcast), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, dtype=dtype).reshape(broadcast), persistent=False)

@@ -196,7 +196,8 @@ class _Run:
         if not self.plan.validations:
             self.best = self._weights()
         self._update(finished=True, seconds=self.clock.seconds())
-        if self.plan.seconds is not None and self.progress.step < FEW_STEPS and self.world.leads:
+        few = self.progress.step < FEW_STEPS and bool(self.optimiser.first)
+        if self.plan.seconds is not None and few and self.world.leads:
             trained = f"only {self.progress.episodes} training episodes in {self.progress.seconds:.0f} s"
             events.emit("warning", self.spec.learner, text=f"{self.spec.learner}: {trained}: give it more time")
         if checkpoints is not None:
@@ -220,6 +221,8 @@ class _Run:
     # The budget.
 
     def _spent(self) -> bool:
+        if not self.optimiser.first:  # a learner without weights has nothing to learn
+            return True
         if self.plan.patience is not None and self.progress.since_best >= self.plan.patience:
             return True
         return self._share() >= 1

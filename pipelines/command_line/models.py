@@ -1,6 +1,7 @@
 """The verbs around one model: `learners`, `train`, `evaluate`, `predict`, `compare`."""
 
 import json as jsonlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -283,26 +284,41 @@ def evaluate(
 
 def predict(
     model: ModelArgument,
-    support: Annotated[Path, typer.Option("--support", help="A folder of labelled images: a folder a class.")],
-    query: Annotated[Path, typer.Option("--query", help="An image, or a folder of images at any depth.")],
+    support: Annotated[
+        Path, typer.Option("--support", help="Labelled images, a folder a class; for vectors, a Parquet file.")
+    ],
+    query: Annotated[
+        Path, typer.Option("--query", help="An image, or a folder of images at any depth; for vectors, a Parquet file.")
+    ],
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Predict the class of each query image from a few labelled ones."""
-    from metalearn_core.model import load_model
+    """Predict the class of each query from a few labelled examples."""
+    from metalearn_core.errors import UsageError
+    from metalearn_core.model import RegressionModel, load_model
     from pipelines.folders import image_files, labelled_images
+    from pipelines.vectors import labelled_vectors, named_vectors
 
-    files, labels = labelled_images(support)
-    queries = image_files(query)
     workdir_at(workdir).open_for(model)
-    prediction = load_model(model).predict(files, labels, queries)
+    loaded = load_model(model)
+    if isinstance(loaded, RegressionModel):
+        raise UsageError(f"model {model}: predicts numbers, not classes: use it in Python, load_model(…).adapt(x, y)")
+    examples: Sequence[Any]
+    queried: Sequence[Any]
+    names: Sequence[Any]
+    if loaded.description.input.modality == "vector":
+        (examples, labels), (queried, names) = labelled_vectors(support), named_vectors(query)
+    else:
+        (examples, labels), queried = labelled_images(support), image_files(query)
+        names = queried
+    prediction = loaded.predict(examples, labels, queried)
     predictions: list[dict[str, Any]] = [
         {
             "file": str(file),
             "label": label,
             "probabilities": {name: float(p) for name, p in zip(prediction.classes, row, strict=True)},
         }
-        for file, label, row in zip(queries, prediction.labels, prediction.probabilities, strict=True)
+        for file, label, row in zip(names, prediction.labels, prediction.probabilities, strict=True)
     ]
     if json:
         print_json({"predictions": predictions})
