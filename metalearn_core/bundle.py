@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, ValidationError
 
 from metalearn_core.data.manifest import DatasetSpec, Record
+from metalearn_core.data.shape import TaskSpan
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.storage import file_digest, new_folder, read_json, write_bytes, write_json
 from metalearn_core.storage.objects import is_address
@@ -37,10 +38,10 @@ _REGISTERED = re.compile(
 
 
 class EpisodeDefaults(Record):
-    """The shape of the episodes that the learner was selected for."""
+    """The shape of the episodes that the learner was selected for; way and shot may be ranges, as "5-20"."""
 
-    way: int
-    shot: int
+    way: TaskSpan
+    shot: TaskSpan
     query: int
 
 
@@ -123,7 +124,7 @@ def save_bundle(
         way=learner.way,
         input=learner.spec,
         preprocessing=_preprocessing(learner.spec),
-        episode=EpisodeDefaults(way=episode.way, shot=episode.shot, query=episode.query),
+        episode=EpisodeDefaults.model_validate(episode.spans),
         batch_norm=learner.batch_norm,
         lineage=_lineage(lineage),
     )

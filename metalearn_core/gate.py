@@ -61,7 +61,7 @@ class Figures:
     ci95: float
     ece: float
     adaptation_ms: float
-    way: int
+    chance: float
     by_domain: Mapping[str, float | None]
 
 
@@ -115,7 +115,7 @@ def decide(
 
 
 def _absolute(rules: GateRules, candidate: Figures) -> list[tuple[bool, str]]:
-    chance = 1 / candidate.way
+    chance = candidate.chance
     low = candidate.accuracy - candidate.ci95
     figure = f"accuracy {candidate.accuracy:.4f} ± {candidate.ci95:.4f}"
     verdicts = [

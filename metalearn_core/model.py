@@ -19,6 +19,8 @@ from metalearn_core.learners.contract import Learner, State
 QUERIES_AT_ONCE = 1024
 NEIGHBOURS = 3
 
+Numbers = npt.NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -118,9 +120,7 @@ class Classifier:
         )
 
     def _predict(self, x: torch.Tensor) -> Prediction:
-        learner = self._model.learner
-        chunks = [learner.predict(self._state, part.unsqueeze(0))[0] for part in torch.split(x, QUERIES_AT_ONCE)]
-        probabilities = torch.cat(chunks).double().softmax(dim=-1).cpu().numpy()
+        probabilities = self._model.answers(self._state, x).softmax(dim=-1).cpu().numpy()
         return Prediction(
             [self.classes[column] for column in probabilities.argmax(axis=1)], probabilities, self.classes
         )
@@ -172,6 +172,11 @@ class Model:
             examples = examples.to(self.learner.mean.dtype)
         return examples.to(self.learner.mean.device)
 
+    def answers(self, state: State, x: torch.Tensor) -> torch.Tensor:
+        """Return the learner's answers to queries x (q, *x) in fp64: logits (q, way), or in regression (q, d)."""
+        parts = [self.learner.predict(state, part.unsqueeze(0))[0] for part in torch.split(x, QUERIES_AT_ONCE)]
+        return torch.cat(parts).double()
+
     def _check_way(self, way: int) -> None:
         fixed = self.description.way
         if fixed is not None and way != fixed:
@@ -183,13 +188,77 @@ class Model:
             raise UsageError(f"support_y: expected at least 2 classes, got {way}")
 
 
+class Regressor:
+    """A learner that has seen the points of a regression; made by `RegressionModel.adapt`."""
+
+    def __init__(self, model: "RegressionModel", state: State, flat: bool) -> None:
+        self._model, self._state, self._flat = model, state, flat
+
+    @torch.no_grad()
+    def predict(self, query_x: Any) -> Numbers:
+        """Return the predictions (q, d) for q queries; (q,) where the targets were given as (s,).
+
+        Args:
+            query_x: q examples, in any form that `Model.adapt` takes.
+
+        Raises:
+            UsageError: what `examples.to_examples` raises.
+        """
+        values: Numbers = self._model.answers(self._state, self._model.tensor(query_x, "query_x")).cpu().numpy()
+        return values[:, 0] if self._flat else values
+
+
+class RegressionModel(Model):
+    """A trained learner of regressions: it answers with numbers where a `Model` answers with labels."""
+
+    @torch.no_grad()
+    def adapt(self, support_x: Any, support_y: Any) -> Regressor:  # type: ignore[override]
+        """Use the points of a regression; the regressor can then be asked as often as needed.
+
+        Args:
+            support_x: s examples, in any form that `Model.adapt` takes.
+            support_y: their targets, numbers (s, d); or (s,) where d is 1.
+
+        Raises:
+            UsageError: targets of another shape, or not finite; or what `examples.to_examples` raises.
+        """
+        x = self.tensor(support_x, "support_x")
+        targets, flat = self._targets(support_y, len(x))
+        y = torch.from_numpy(targets).to(x.device, self.learner.mean.dtype)
+        return Regressor(self, self.learner.adapt(x.unsqueeze(0), y.unsqueeze(0), way=1), flat)
+
+    def predict(self, support_x: Any, support_y: Any, query_x: Any) -> Numbers:  # type: ignore[override]
+        """Use the points of a regression and predict queries: `adapt`, then `Regressor.predict`."""
+        self.tensor(query_x, "query_x")  # before the work of adapting
+        return self.adapt(support_x, support_y).predict(query_x)
+
+    def _targets(self, values: Any, examples: int) -> tuple[Numbers, bool]:
+        """Return targets (s, d), and whether they were given as (s,)."""
+        size = self.description.input.target_size
+        try:
+            targets = np.asarray(values, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise UsageError("support_y: expected numbers, the targets of a regression") from None
+        flat = targets.ndim == 1 and size == 1
+        targets = targets.reshape(-1, 1) if flat else targets
+        if targets.shape != (examples, size):
+            raise UsageError(f"support_y: expected targets ({examples}, {size}), got {targets.shape}")
+        if not np.isfinite(targets).all():
+            raise UsageError("support_y: expected finite numbers, got NaN or infinity")
+        return targets, flat
+
+
 def load_model(address: str | Path) -> Model:
     """Load a model: a bundle's folder, `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    A learner of regressions is a `RegressionModel`.
 
     Raises:
         MetalearnError: it does not exist, is damaged, or was written by a newer version.
     """
-    return Model(*load_bundle(resolve_model(address)))
+    learner, description = load_bundle(resolve_model(address))
+    kind = Model if description.input.target_size is None else RegressionModel
+    return kind(learner, description)
 
 
 def _listed(labels: Any) -> list[Any]:

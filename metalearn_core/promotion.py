@@ -278,7 +278,7 @@ def _measured(
         ci95=evaluation.ci95,
         ece=evaluation.ece,
         adaptation_ms=evaluation.adaptation_ms,
-        way=protocol.way,
+        chance=scores.chance,
         by_domain={name: result.accuracy if result else None for name, result in evaluation.by_domain.items()},
     )
     if champion is None:

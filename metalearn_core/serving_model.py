@@ -20,9 +20,13 @@ class FewShotModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load the bundle, which is checked by its digests first."""
-        from metalearn_core.model import load_model
+        from metalearn_core.model import RegressionModel, load_model
 
         self._model = load_model(context.artifacts["bundle"])
+        if isinstance(self._model, RegressionModel):
+            raise MlflowException(
+                "this model predicts real numbers: only classifiers are served", INVALID_PARAMETER_VALUE
+            )
 
     def predict(self, context: Any, model_input: list[Episode]) -> list[EpisodePrediction]:
         """Adapt to each episode's support set and label its queries; an episode that makes no sense is a status 400."""

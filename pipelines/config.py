@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metalearn_core.data.manifest import LARGEST_SEED, BuildOptions
+from metalearn_core.data.shape import ClassSpan, TaskSpan
 from metalearn_core.data.sources import GLYPHS
 from metalearn_core.errors import UsageError, invalid, unknown
 from metalearn_core.storage import read_file
@@ -43,7 +44,9 @@ class RunConfig(BaseModel):
         settings: options by learner, or for every backbone: `{"maml": {"inner_steps": 5}, "backbone": {"width": 32}}`.
         sweep: values to try by learner and option: `{"maml": {"inner_lr": [0.1, 0.4]}}`.
         sweep_samples: how many points of each learner's grid are drawn; None: all.
-        way, shot, query: of evaluation episodes; `train_…`: of training episodes, None: as the recipe wants.
+        way, shot, query: of evaluation episodes; `train_…`: of training episodes, None: as the recipe wants. Ways and
+            shots may be ranges, as 5-20.
+        train_within_domain: the classes of a training episode come from one domain.
         train_episodes, train_seconds: the training budget of each learner, one of the two.
         eval_episodes, eval_seed: evaluation episodes of each split, and the seed of their stream.
         seed: of the initial weights and the stream of training episodes; of a sweep's drawing too.
@@ -64,12 +67,13 @@ class RunConfig(BaseModel):
     settings: dict[str, dict[str, Any]] = {}
     sweep: dict[str, dict[str, Annotated[list[Any], Field(min_length=1)]]] = {}
     sweep_samples: int | None = Field(None, ge=1)
-    way: int = Field(5, ge=2)
-    shot: int = Field(1, ge=1)
+    way: ClassSpan = 5
+    shot: TaskSpan = 1
     query: int = Field(15, ge=1)
-    train_way: int | None = Field(None, ge=2)
-    train_shot: int | None = Field(None, ge=1)
+    train_way: ClassSpan | None = None
+    train_shot: TaskSpan | None = None
     train_query: int | None = Field(None, ge=1)
+    train_within_domain: bool = False
     train_episodes: int | None = Field(None, ge=1)
     train_seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     eval_episodes: int = Field(1000, ge=2)
@@ -119,6 +123,9 @@ def read_config(
     settings = _options_by_owner(values, "settings")
     gate = dict(_mapping(values, "gate"))
     for text in assignments:
+        if text.startswith(f"{BACKBONE}="):
+            values[BACKBONE] = text.removeprefix(f"{BACKBONE}=").strip()
+            continue
         owner, option, value = _assignment(text, "--set")
         if owner == "gate":
             gate[option] = value
@@ -252,6 +259,7 @@ def train_request(config: RunConfig) -> "TrainingRequest":
         train_way=config.train_way or 0,
         train_shot=config.train_shot or 0,
         train_query=config.train_query or 0,
+        train_within_domain=config.train_within_domain,
         episodes=config.train_episodes or 0,
         seconds=config.train_seconds or 0,
         seed=config.seed,
@@ -289,12 +297,14 @@ def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: str, co
         command: that reproduces the run.
     """
     values = config.model_dump(mode="json", exclude=OUTSIDE)
-    optional = {name: value or 0 for name, value in values.items() if name.startswith("train_")}
+    optional = {name: values[name] or 0 for name in ("train_query", *BUDGETS)}
     optional["train_seconds"] = float(optional["train_seconds"])
+    spans = {name: str(values[name] or 0) for name in ("way", "shot", "train_way", "train_shot")}
     locations = {name: _location(values[name]) for name in ("source", "split_file", "split_from")}
     return {
         **values,
         **optional,
+        **spans,
         **locations,
         "learners": list(items),
         "storage": _location(storage),

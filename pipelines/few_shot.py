@@ -126,12 +126,13 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
         source: str = "glyphs",
         storage: str = "",
         learners: list[str] = DEFAULT_LEARNERS,
-        way: int = 5,
-        shot: int = 1,
+        way: str = "5",
+        shot: str = "1",
         query: int = 15,
-        train_way: int = 0,
-        train_shot: int = 0,
+        train_way: str = "0",
+        train_shot: str = "0",
         train_query: int = 0,
+        train_within_domain: bool = False,
         train_episodes: int = 0,
         train_seconds: float = 25.0,
         eval_episodes: int = 1000,
@@ -171,12 +172,13 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
             source: `glyphs`, a folder of images, or a Parquet file or folder.
             storage: where datasets, results and checkpoints are kept; on a cluster, an `s3://` address.
             learners: JSON of each learner: learner, options, backbone, backbone_options; `seed` where not the run's.
-            way: classes an evaluation episode.
-            shot: support examples a class.
+            way: classes an evaluation episode, or a range, as 5-20.
+            shot: support examples a class, or a range.
             query: query examples a class.
-            train_way: classes a training episode; 0: as each learner's recipe wants.
+            train_way: classes a training episode, or a range; 0: as each learner's recipe wants.
             train_shot: likewise, support examples a class.
             train_query: likewise, query examples a class.
+            train_within_domain: the classes of a training episode come from one domain.
             train_episodes: the training budget of each learner in episodes; 0: train_seconds decides.
             train_seconds: the training budget of each learner in seconds; 0: train_episodes decides.
             eval_episodes: evaluation episodes on each of validation and test.
@@ -212,6 +214,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
         """
         shape = {"way": way, "shot": shot, "query": query}
         train_shape = {"train_way": train_way, "train_shot": train_shot, "train_query": train_query}
+        within = {"train_within_domain": train_within_domain}
         episodes = {**shape, "eval_episodes": eval_episodes, "eval_seed": eval_seed}
         build = {
             "source": source,
@@ -248,6 +251,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
                 learners=learners,
                 **episodes,
                 **train_shape,
+                **within,
                 **budget,
                 **build,
                 model_name=model_name,
@@ -272,6 +276,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
                     learner=learner,
                     **shape,
                     **train_shape,
+                    **within,
                     **budget,
                     device=device,
                     processes=processes,

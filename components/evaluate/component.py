@@ -10,8 +10,8 @@ from components.image import IMAGE
 def evaluate(
     dataset: Input[Dataset],
     trained: Input[Model],
-    way: int,
-    shot: int,
+    way: str,
+    shot: str,
     query: int,
     eval_episodes: int,
     eval_seed: int,
@@ -24,8 +24,8 @@ def evaluate(
     Args:
         dataset: the pointer that `build_episodes` wrote.
         trained: what `meta_train` made.
-        way: classes an episode.
-        shot: support examples a class.
+        way: classes an episode, or a range, as 5-20.
+        shot: support examples a class, or a range.
         query: query examples a class.
         eval_episodes: how many episodes.
         eval_seed: of the stream of episodes.

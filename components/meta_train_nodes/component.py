@@ -19,12 +19,13 @@ from components.image import IMAGE
 def meta_train_nodes(
     dataset: Input[Dataset],
     learner: str,
-    way: int,
-    shot: int,
+    way: str,
+    shot: str,
     query: int,
-    train_way: int,
-    train_shot: int,
+    train_way: str,
+    train_shot: str,
     train_query: int,
+    train_within_domain: bool,
     train_episodes: int,
     train_seconds: float,
     seed: int,
@@ -51,12 +52,13 @@ def meta_train_nodes(
     Args:
         dataset: the pointer that `build_episodes` wrote.
         learner: JSON with learner, options, backbone and backbone_options.
-        way: classes an evaluation episode.
-        shot: support examples a class.
+        way: classes an evaluation episode, or a range, as 5-20.
+        shot: support examples a class, or a range.
         query: query examples a class.
-        train_way: classes a training episode; 0: as the learner's recipe wants.
+        train_way: classes a training episode, or a range; 0: as the learner's recipe wants.
         train_shot: likewise, support examples a class.
         train_query: likewise, query examples a class.
+        train_within_domain: the classes of a training episode come from one domain.
         train_episodes: the training budget in episodes; 0: `train_seconds` decides.
         train_seconds: the training budget in seconds; 0: `train_episodes` decides.
         seed: of the initial weights and the stream of training episodes.
@@ -97,6 +99,7 @@ def meta_train_nodes(
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
+            train_within_domain=train_within_domain,
             episodes=train_episodes,
             seconds=train_seconds,
             seed=seed,

@@ -13,12 +13,13 @@ def open_run(
     storage: str,
     source: str,
     learners: list[str],
-    way: int,
-    shot: int,
+    way: str,
+    shot: str,
     query: int,
-    train_way: int,
-    train_shot: int,
+    train_way: str,
+    train_shot: str,
     train_query: int,
+    train_within_domain: bool,
     train_episodes: int,
     train_seconds: float,
     eval_episodes: int,
@@ -56,12 +57,13 @@ def open_run(
         storage: where datasets, results and checkpoints are kept; on a cluster, an `s3://` address.
         source: of the labelled examples.
         learners: JSON of each learner.
-        way: classes an evaluation episode.
-        shot: support examples a class.
+        way: classes an evaluation episode, or a range, as 5-20.
+        shot: support examples a class, or a range.
         query: query examples a class.
-        train_way: classes a training episode; 0: as the learner's recipe wants.
+        train_way: classes a training episode, or a range; 0: as the learner's recipe wants.
         train_shot: likewise, support examples a class.
         train_query: likewise, query examples a class.
+        train_within_domain: the classes of a training episode come from one domain.
         train_episodes: the training budget in episodes; 0: `train_seconds` decides.
         train_seconds: the training budget in seconds; 0: `train_episodes` decides.
         eval_episodes: evaluation episodes of each split.
@@ -105,6 +107,7 @@ def open_run(
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
+            train_within_domain=train_within_domain,
             train_episodes=train_episodes,
             train_seconds=train_seconds,
             eval_episodes=eval_episodes,

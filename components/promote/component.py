@@ -13,8 +13,8 @@ def promote(
     dataset: Input[Dataset],
     model_name: str,
     version: str,
-    way: int,
-    shot: int,
+    way: str,
+    shot: str,
     query: int,
     eval_episodes: int,
     eval_seed: int,
@@ -27,8 +27,8 @@ def promote(
         dataset: the pointer that `build_episodes` wrote.
         model_name: the registered model's name.
         version: the candidate.
-        way: classes an episode.
-        shot: support examples a class.
+        way: classes an episode, or a range, as 5-20.
+        shot: support examples a class, or a range.
         query: query examples a class.
         eval_episodes: how many episodes.
         eval_seed: of the stream of episodes.

@@ -9,11 +9,11 @@ from components.image import IMAGE
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def validate_episodes(
     dataset: Input[Dataset],
-    way: int,
-    shot: int,
+    way: str,
+    shot: str,
     query: int,
-    train_way: int,
-    train_shot: int,
+    train_way: str,
+    train_shot: str,
     train_query: int,
     verdict: Output[Artifact],
     page: Output[HTML],
@@ -22,10 +22,10 @@ def validate_episodes(
 
     Args:
         dataset: the pointer that `build_episodes` wrote.
-        way: classes an evaluation episode.
-        shot: support examples a class.
+        way: classes an evaluation episode, or a range, as 5-20.
+        shot: support examples a class, or a range.
         query: query examples a class.
-        train_way: classes a training episode; 0: as the learner's recipe wants.
+        train_way: classes a training episode, or a range; 0: as the learner's recipe wants.
         train_shot: likewise, support examples a class.
         train_query: likewise, query examples a class.
         verdict: `quality.json` and the suite `suite.json`.

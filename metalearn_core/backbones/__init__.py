@@ -5,12 +5,14 @@ from typing import Any
 
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.backbones.conv4 import Conv4
+from metalearn_core.backbones.identity import Identity
 from metalearn_core.backbones.mlp import MLP
 from metalearn_core.backbones.options import parse_options
+from metalearn_core.backbones.resnet12 import ResNet12
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError, unknown
 
-BACKBONES: dict[str, type[Backbone]] = {"conv4": Conv4, "mlp": MLP}
+BACKBONES: dict[str, type[Backbone]] = {"conv4": Conv4, "resnet12": ResNet12, "mlp": MLP, "identity": Identity}
 
 
 def backbone_class(name: str) -> type[Backbone]:

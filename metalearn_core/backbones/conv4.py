@@ -9,14 +9,8 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
 from metalearn_core.backbones.conv4_tape import Conv4Tape
-from metalearn_core.backbones.functional import (
-    convolve,
-    convolve_normalised,
-    fold_groups,
-    fold_norm,
-    normalise,
-    unfold_groups,
-)
+from metalearn_core.backbones.functional import convolve_and_normalise, fold_groups, unfold_groups
+from metalearn_core.backbones.layers import NormalisedConvolution
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 
@@ -35,41 +29,6 @@ class Conv4Config(BackboneConfig):
     gain: float = Field(
         2**0.5, gt=0, description="initial weights have a standard deviation of gain / √fan-in (√2: He et al. 2015)"
     )
-
-
-class _Convolution(nn.Module):
-    """The weight of a 3×3 convolution, without a bias: the batch norm that follows has one.
-
-    Before a batch norm only the direction of the weights counts: an outer optimiser turns small ones faster.
-    """
-
-    def __init__(self, inputs: int, outputs: int, gain: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
-        nn.init.normal_(self.weight, std=gain / (9 * inputs) ** 0.5)
-
-
-class _Norm(nn.Module):
-    """Scale and shift of a batch norm, and its running statistics."""
-
-    mean: Tensor
-    var: Tensor
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("var", torch.ones(channels))
-
-
-class ConvolutionBlock(nn.Module):
-    """The weights of a convolution and of the batch norm that follows."""
-
-    def __init__(self, inputs: int, outputs: int, gain: float) -> None:
-        super().__init__()
-        self.conv = _Convolution(inputs, outputs, gain)
-        self.norm = _Norm(outputs)
 
 
 class Conv4(Backbone):
@@ -99,7 +58,7 @@ class Conv4(Backbone):
                 f"conv4.blocks: {self.halvings} halvings leave nothing of an image of {spec.example_shape[1]}×"
                 f"{spec.example_shape[2]} pixels: use fewer blocks or halvings, larger images, or pooling=stride"
             )
-        self.blocks = nn.ModuleList(ConvolutionBlock(size, config.width, config.gain) for size in inputs)
+        self.blocks = nn.ModuleList(NormalisedConvolution(size, config.width, config.gain) for size in inputs)
         self.map_shape = (config.width, height, width)
         self.feature_size = config.width * height * width
 
@@ -112,18 +71,9 @@ class Conv4(Backbone):
             name = f"blocks.{number}"
             pooled = self.config.pooling == "max" and number < self.halvings
             stride = 2 if self.config.pooling == "stride" and number < self.halvings else 1
-            weight = weights[f"{name}.conv.weight"]
-            scale, shift = weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"]
-            mean, var = f"{name}.norm.mean", f"{name}.norm.var"
-            if statistics is None and number == 0 and not x.requires_grad:
-                hidden, used[mean], used[var] = convolve_normalised(hidden, weight, scale, shift, groups, stride)
-            elif statistics is None:
-                hidden = convolve(hidden, weight, groups, stride)
-                hidden, used[mean], used[var] = normalise(hidden, scale, shift, groups)
-            else:
-                used[mean], used[var] = (statistics[which].expand(groups, -1) for which in (mean, var))
-                weight, bias = fold_norm(weight, scale, shift, statistics[mean], statistics[var])
-                hidden = convolve(hidden, weight, groups, stride, bias)
+            examples = number == 0 and not x.requires_grad
+            hidden, found = convolve_and_normalise(hidden, weights, name, statistics, groups, stride, examples=examples)
+            used |= found
             # ReLU and max-pool commute, and a quarter of the map is quicker to rectify; nobody else needs the map.
             hidden = F.relu(F.max_pool2d(hidden, 2) if pooled else hidden, inplace=True)
         return unfold_groups(hidden, groups), used

@@ -4,6 +4,7 @@ A group is what a batch norm takes its statistics over: an episode. Activations 
 is the ordinary layout, and the ordinary kernels run, in channels-last.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -126,6 +127,44 @@ def convolve_normalised(
         variance = (rows @ covariance * rows).sum(-1)
         folded, bias = fold_norm(weight, scale, shift, mean, variance)
     return convolve(x, folded, groups, stride, bias), mean, variance
+
+
+def convolve_and_normalise(
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    name: str,
+    statistics: Mapping[str, Tensor] | None,
+    groups: int,
+    stride: int = 1,
+    *,
+    examples: bool = False,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Convolve and batch-normalise x (n, g·c, h, w), in the quickest of the ways above.
+
+    Args:
+        x: activations.
+        weights: of the network; `<name>.conv.weight`, `<name>.norm.weight` and `<name>.norm.bias` are used.
+        name: of the layer.
+        statistics: to use, `<name>.norm.mean` and `<name>.norm.var`; None: those of each group itself.
+        groups: g.
+        stride: of the convolution.
+        examples: x are the network's inputs, and want no gradient.
+
+    Returns:
+        the activations (n, g·o, h / stride, w / stride), and the statistics that were used by name, each (g, o).
+    """
+    weight = weights[f"{name}.conv.weight"]
+    scale, shift = weights[f"{name}.norm.weight"], weights[f"{name}.norm.bias"]
+    names = f"{name}.norm.mean", f"{name}.norm.var"
+    if statistics is not None:
+        mean, var = (statistics[which] for which in names)
+        weight, bias = fold_norm(weight, scale, shift, mean, var)
+        x, mean, var = convolve(x, weight, groups, stride, bias), mean.expand(groups, -1), var.expand(groups, -1)
+    elif examples:
+        x, mean, var = convolve_normalised(x, weight, scale, shift, groups, stride)
+    else:
+        x, mean, var = normalise(convolve(x, weight, groups, stride), scale, shift, groups)
+    return x, dict(zip(names, (mean, var), strict=True))
 
 
 @torch.no_grad()

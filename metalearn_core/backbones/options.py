@@ -10,6 +10,11 @@ from metalearn_core.errors import UsageError, unknown
 ConfigType = TypeVar("ConfigType", bound=BaseModel)
 
 
+def split_numbers(value: Any) -> Any:
+    """Return the parts of a text as `64,64`, and anything else as it is."""
+    return [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value
+
+
 def parse_options(config: type[ConfigType], options: Mapping[str, Any], owner: str) -> ConfigType:
     """Return `config` made from `options`; strings, as a command line gives them, are read as the option's type.
 
@@ -32,8 +37,3 @@ def parse_options(config: type[ConfigType], options: Mapping[str, Any], owner: s
         option = str(first["loc"][0]) if first["loc"] else "options"
         wanted = first["msg"][:1].lower() + first["msg"][1:]
         raise UsageError(f"{owner}.{option}: got {options.get(option)!r}, {wanted}") from None
-
-
-def split_numbers(value: Any) -> Any:
-    """Return the parts of a string like 64,64, which pydantic then reads as numbers; other values as they are."""
-    return [part for part in value.strip("()[] ").split(",") if part.strip()] if isinstance(value, str) else value

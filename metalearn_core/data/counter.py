@@ -28,28 +28,31 @@ def words(key: Tensor | int, numbers: Tensor) -> Tensor:
 
 def below(word: Tensor, bound: Tensor | int) -> Tensor:
     """Return integers in 0 … bound − 1 (bound < 2³¹) from the upper half of each word; its bias is below bound/2³²."""
-    return (_shift(word, 32) * bound) >> 32
+    return (shift_right(word, 32) * bound) >> 32
 
 
 def _mix(word: Tensor) -> Tensor:
-    word = (word ^ _shift(word, 30)) * _FIRST
-    word = (word ^ _shift(word, 27)) * _SECOND
-    return word ^ _shift(word, 31)
+    word = (word ^ shift_right(word, 30)) * _FIRST
+    word = (word ^ shift_right(word, 27)) * _SECOND
+    return word ^ shift_right(word, 31)
 
 
-def _shift(word: Tensor, bits: int) -> Tensor:
+def shift_right(word: Tensor, bits: int) -> Tensor:
+    """Return words shifted to the right by so many bits, zeros coming in."""
     return (word >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def subsets(word: Tensor, population: Tensor) -> Tensor:
+def subsets(word: Tensor, population: Tensor, wanted: Tensor | None = None) -> Tensor:
     """Return n distinct integers in 0 … population − 1 for each row of words (…, n), in no order (Floyd's algorithm).
 
     Args:
         word: (…, n) int64 random words.
-        population: (…) int64, each at least n.
+        population: (…) int64, each at least n, or what is wanted of its row.
+        wanted: (…) int64: of each row only the first so many are wanted; what follows them means nothing.
     """
     size = word.shape[-1]
-    last = population.unsqueeze(-1) - size + torch.arange(size, device=word.device)
+    each: Tensor | int = size if wanted is None else wanted.unsqueeze(-1)
+    last = population.unsqueeze(-1) - each + torch.arange(size, device=word.device)
     draw = below(word, last + 1)
     for position in range(1, size):
         drawn_before = (draw[..., :position] == draw[..., position : position + 1]).any(-1)
@@ -57,6 +60,19 @@ def subsets(word: Tensor, population: Tensor) -> Tensor:
     return draw
 
 
-def shuffled(values: Tensor, word: Tensor) -> Tensor:
-    """Return values (…, n) in the order of their words (…, n); equal words keep their order."""
-    return values.gather(-1, word.argsort(dim=-1, stable=True))
+def shuffled(values: Tensor, word: Tensor, wanted: Tensor | None = None) -> Tensor:
+    """Return values (…, n) in the order of their words (…, n); equal words keep their order.
+
+    Where only the first `wanted` (…) of each row are, those stay in front.
+    """
+    return values.gather(-1, order(word, None if wanted is None else leading(wanted, word.shape[-1])))
+
+
+def order(word: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Return the positions of words (…, n) in the order of the words; those that are not chosen (…, n) come last."""
+    return (word if chosen is None else word.masked_fill(~chosen, 2**63 - 1)).argsort(dim=-1, stable=True)
+
+
+def leading(counts: Tensor, size: int) -> Tensor:
+    """Return (…, size) bool: True at the first `counts` (…) positions of each row."""
+    return torch.arange(size, device=counts.device) < counts.unsqueeze(-1)

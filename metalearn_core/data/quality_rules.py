@@ -49,8 +49,8 @@ class Rule:
 
 def rules_for(manifest: Manifest, shapes: Mapping[Split, EpisodeShape]) -> tuple[Rule, ...]:
     """Return the rules for a dataset and the episodes that are asked of its splits."""
-    ways = ", ".join(f"{split} {shape.way}" for split, shape in shapes.items()) or "no episodes are asked for"
-    counts = ", ".join(f"{split} {shape.shot + shape.query}" for split, shape in shapes.items()) or "at least one"
+    ways = ", ".join(f"{split} {shape.least_way}" for split, shape in shapes.items()) or "no episodes are asked for"
+    counts = ", ".join(f"{split} {shape.least_examples}" for split, shape in shapes.items()) or "at least one"
     return (
         Rule("enough classes", "splits", "classes", f"as many classes as the way: {ways}", least="wanted"),
         Rule("enough examples", "classes", "count", f"shot + query in each class: {counts}", least="wanted"),

@@ -1,15 +1,17 @@
 """Draws episodes: number i of a stream is always the same one, on every device and for every number of workers."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from metalearn_core.data.counter import shuffled, stream_key, subsets, words
+from metalearn_core.data.counter import below, leading, order, shuffled, stream_key, subsets, words
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeIndex, EpisodeShape
 from metalearn_core.data.manifest import Split
 from metalearn_core.data.rotations import QUARTER_TURNS as QUARTER_TURNS  # noqa: PLC0414  (public here too)
+from metalearn_core.data.varied import draw_counts, draw_ways
 from metalearn_core.errors import UsageError, unknown
 
 DRAWN_AT_ONCE = 32
@@ -56,10 +58,16 @@ class EpisodeSampler:
         shape: of the episodes.
         seed: of the stream.
         domain: draw only classes of this domain.
+        within_domain: draw the classes of an episode from one domain, which is drawn first, each as often as another;
+            a domain with fewer classes than the (least) way is left out.
         device: where indices are computed and pixels gathered.
 
+    Attributes:
+        left_out: domains that are left out.
+
     Raises:
-        UsageError: the split (or domain) has fewer classes than way, or a class fewer examples than shot + query.
+        UsageError: the split (or domain) has fewer classes than way, or a class fewer examples than shot + query; where
+            these vary, than the least of them.
     """
 
     def __init__(
@@ -70,53 +78,104 @@ class EpisodeSampler:
         *,
         seed: int,
         domain: str | None = None,
+        within_domain: bool = False,
         device: str | torch.device = "cpu",
     ) -> None:
+        shape.require_classes()
         self.dataset, self.split, self.shape, self.domain = dataset, split, shape, domain
         self.device = torch.device(device)
         class_id, rotation = class_table(dataset, split, domain)
+        self.left_out: tuple[str, ...] = ()
+        group_size = torch.tensor([len(class_id)])
+        if within_domain:
+            class_id, rotation, group_size, self.left_out = _by_domain(dataset, split, shape, class_id, rotation)
         _check(dataset, split, shape, domain, class_id)
         self.class_id, self.rotation = class_id.to(self.device), rotation.to(self.device)
         self.turning = bool(rotation.any())
         self.offset = dataset.class_offset[class_id].to(self.device)
         self.count = dataset.class_count[class_id].to(self.device)
-        self.key = stream_key("episodes", dataset.digest, split, [shape.way, shape.shot, shape.query], seed, domain)
+        self.group_size = group_size.to(self.device)
+        self.group_start = self.group_size.cumsum(0) - self.group_size
+        self.shot = shape.shot if shape.min_shot is None else min(shape.shot, int(self.count.max()) - 1)
+        spans = [shape.way, shape.shot, shape.query]
+        if shape.varied:
+            spans += [shape.least_way, shape.shot if shape.min_shot is None else shape.min_shot]
+        parts = ["episodes", dataset.digest, split, spans, seed, domain]
+        self.key = stream_key(*parts, *(["within domain"] if within_domain else []))
         self._drawn: tuple[int, EpisodeIndex] | None = None
 
     def index(self, first: int, count: int) -> EpisodeIndex:
         """Return which examples the episodes number first … first + count − 1 consist of."""
-        way, shot, query = self.shape.way, self.shape.shot, self.shape.query
+        way, shot, query = self.shape.way, self.shot, self.shape.query
         each = shot + query
-        sizes = [way, way, way * each, way * each, way * shot]
+        sizes = [way, way, way * each, way * each, way * shot, 3 + way]
         episode = words(self.key, torch.arange(first, first + count, device=self.device))
         word = words(episode.unsqueeze(1), torch.arange(sum(sizes), device=self.device))
-        pick_class, order_class, pick_example, order_example, order_support = torch.split(word, sizes, dim=1)
-        population = torch.full((count,), len(self.class_id), dtype=torch.int64, device=self.device)
-        chosen = shuffled(subsets(pick_class, population), order_class)
-        examples = subsets(pick_example.reshape(count, way, each), self.count[chosen])
-        examples = shuffled(examples, order_example.reshape(count, way, each)) + self.offset[chosen].unsqueeze(-1)
+        pick_class, order_class, pick_example, order_example, order_support, vary = torch.split(word, sizes, dim=1)
+        group = below(vary[:, 0], len(self.group_size))
+        population = self.group_size[group]
+        ways = None if self.shape.min_way is None else draw_ways(vary[:, 1], self.shape, population)
+        chosen = shuffled(subsets(pick_class, population, ways), order_class, ways)
+        present = None
+        if ways is not None:  # padding is the first class again
+            present = leading(ways, way)
+            chosen = torch.where(present, chosen, chosen[:, :1])
+        chosen = chosen + self.group_start[group].unsqueeze(1)
+        support_count, query_count = self._counts(vary[:, 2], vary[:, 3:], chosen, present)
+        wanted = None if support_count is None or query_count is None else (support_count + query_count).clamp(min=1)
+        examples = subsets(pick_example.reshape(count, way, each), self.count[chosen], wanted)
+        examples = shuffled(examples, order_example.reshape(count, way, each), wanted)
+        if support_count is None or query_count is None:
+            support, queries = examples[..., :shot], examples[..., shot:]
+        else:  # the queries behind the shots, however many these are; padding is the first example again
+            place = torch.arange(query, device=self.device) + support_count.unsqueeze(-1)
+            support = torch.where(leading(support_count, shot), examples[..., :shot], examples[..., :1])
+            queries = examples.gather(-1, place.clamp(max=each - 1))
+            queries = torch.where(leading(query_count, query), queries, examples[..., :1])
+        offset = self.offset[chosen].unsqueeze(-1)
         return EpisodeIndex(
-            class_id=self.class_id[chosen],
+            class_id=self.class_id[chosen] if present is None else self.class_id[chosen].masked_fill(~present, -1),
             rotation=self.rotation[chosen],
-            support_index=examples[..., :shot].contiguous(),
-            query_index=examples[..., shot:].contiguous(),
-            support_order=order_support.argsort(dim=-1, stable=True),
+            support_index=(support + offset).contiguous(),
+            query_index=(queries + offset).contiguous(),
+            support_order=self._support_order(order_support, support_count),
+            support_count=support_count,
+            query_count=query_count,
         )
 
+    def _counts(
+        self, size_word: Tensor, share_word: Tensor, chosen: Tensor, present: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the shots and the queries (b, way) of each class; None where they do not vary."""
+        if not self.shape.varied:
+            return None, None
+        examples = self.count[chosen] if present is None else torch.where(present, self.count[chosen], 0)
+        if self.shape.min_shot is None:
+            return (self.shape.shot * (examples > 0), self.shape.query * (examples > 0))
+        shots, queries = draw_counts(size_word, share_word, examples, self.shape)
+        return shots, queries.unsqueeze(1) * (examples > 0)
+
+    def _support_order(self, word: Tensor, support_count: Tensor | None) -> Tensor:
+        if support_count is None:
+            return order(word)
+        size = min(self.shape.support_size, word.shape[1])
+        return order(word, leading(support_count, self.shot).flatten(1))[:, :size].contiguous()
+
     def gather(self, index: EpisodeIndex) -> EpisodeBatch:
-        """Return the pixels of episodes: support (b, way·shot, *x) in its order, query (b, way·query, *x) by class."""
-        way, shot, query = self.shape.way, self.shape.shot, self.shape.query
-        order = index.support_order
-        turns = index.rotation if self.turning else None
-        support_class = order // shot
-        support_rows = index.support_index.flatten(1).gather(1, order)
-        query_class = torch.arange(way, device=self.device).repeat_interleave(query).expand(len(index), -1)
+        """Return the pixels of episodes: support (b, s, *x) in its order, query (b, way·query, *x) by class."""
+        support_place = index.support_order
+        support_turns = query_turns = None
+        if self.turning:
+            support_turns = index.rotation.gather(1, support_place // index.support_index.shape[2])
+            query_turns = index.rotation.repeat_interleave(index.query_index.shape[2], dim=1)
         return EpisodeBatch(
-            way=way,
-            support_x=self._pixels(support_rows, None if turns is None else turns.gather(1, support_class)),
-            support_y=support_class,
-            query_x=self._pixels(index.query_index.flatten(1), None if turns is None else turns.gather(1, query_class)),
-            query_y=query_class.contiguous(),
+            way=self.shape.way,
+            support_x=self._pixels(index.support_index.flatten(1).gather(1, support_place), support_turns),
+            support_y=index.support_y,
+            query_x=self._pixels(index.query_index.flatten(1), query_turns),
+            query_y=index.query_y,
+            support_mask=index.support_mask,
+            query_mask=index.query_mask,
         )
 
     def batch(self, first: int, count: int) -> EpisodeBatch:
@@ -211,16 +270,43 @@ class ExampleSampler:
 def _check(dataset: EpisodeDataset, split: Split, shape: EpisodeShape, domain: str | None, class_id: Tensor) -> None:
     """Compare what an episode needs with what there is."""
     where = f"the {split} split" if domain is None else f"domain {domain!r} of the {split} split"
-    if len(class_id) < shape.way:
+    way, shot, query = shape.spans.values()
+    if len(class_id) < shape.least_way:
         raise UsageError(
-            f"way {shape.way}: {where} has {len(class_id)} classes (rotations counted): lower way, "
+            f"way {way}: {where} has {len(class_id)} classes (rotations counted): lower way, "
             "or build the dataset with other ratios or more classes"
         )
-    needed = shape.shot + shape.query
+    needed = shape.least_examples
     counts = dataset.class_count[class_id]
     if int(counts.min()) < needed:
         entry = dataset.manifest.classes[int(class_id[counts.argmin()])]
+        queries = query if shape.min_shot is None else 1
         raise UsageError(
-            f"class {entry.name!r} in {where} has {entry.count} examples, shot {shape.shot} + query {shape.query} "
+            f"class {entry.name!r} in {where} has {entry.count} examples, shot {shot} + query {queries} "
             f"need {needed}: lower shot or query, or build the dataset with min_examples {needed}"
         )
+
+
+def _by_domain(
+    dataset: EpisodeDataset, split: Split, shape: EpisodeShape, class_id: Tensor, rotation: Tensor
+) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """Return the classes of a table domain by domain, how many each domain has, and the domains left out.
+
+    Raises:
+        UsageError: no domain has as many classes as the (least) way.
+    """
+    domains = [dataset.manifest.classes[number].domain for number in class_id.tolist()]
+    size = Counter(domains)
+    kept = sorted(name for name in size if size[name] >= shape.least_way)
+    if not kept:
+        raise UsageError(
+            f"way {shape.spans['way']}: no domain of the {split} split has so many classes, the largest has "
+            f"{max(size.values(), default=0)} (rotations counted): lower way, or draw episodes across domains"
+        )
+    rows = sorted((row for row, name in enumerate(domains) if name in set(kept)), key=lambda row: domains[row])
+    return (
+        class_id[rows],
+        rotation[rows],
+        torch.tensor([size[name] for name in kept]),
+        tuple(sorted(set(size) - set(kept))),
+    )

@@ -78,7 +78,7 @@ def dataset_tables(dataset: "EpisodeDataset", shapes: Mapping[Split, EpisodeShap
 
 
 def _examples_wanted(shape: EpisodeShape | None) -> int:
-    return shape.shot + shape.query if shape else 1
+    return shape.least_examples if shape else 1
 
 
 def _split_row(
@@ -89,7 +89,7 @@ def _split_row(
     return {
         "split": split,
         "classes": sum(len(entry.rotations) for entry in members),
-        "wanted": shapes[split].way if split in shapes else 0,
+        "wanted": shapes[split].least_way if split in shapes else 0,
         "domains": len({entry.domain for entry in members}),
         "examples": sum(counts),
         "smallest": min(counts),

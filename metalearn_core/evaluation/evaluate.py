@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -15,12 +15,18 @@ from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.leakage import Leakage, check_leakage
 from metalearn_core.data.manifest import ClassEntry, Record, Split
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler
+from metalearn_core.data.shape import TaskSpan
+from metalearn_core.data.sinusoid import SinusoidTasks
 from metalearn_core.data.subset import without_classes
 from metalearn_core.errors import UsageError, invalid
 from metalearn_core.evaluation.scoring import EpisodeScores, Progress, Scorer
 from metalearn_core.evaluation.statistics import calibration_error, new_class_interval, t_interval
-from metalearn_core.learners.contract import Learner
+from metalearn_core.learners.contract import Learner, require_shape
 from metalearn_core.memory import kept_memory
+
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Stream, Tasks
+    from metalearn_core.evaluation.regression import RegressionEvaluation
 
 SHOWN_CONFUSIONS = 20
 FEWEST_DOMAIN_EPISODES = 50
@@ -32,7 +38,7 @@ class Protocol(Record):
 
     Attributes:
         split: whose classes are drawn.
-        way, shot, query: shape of the episodes.
+        way, shot, query: shape of the episodes; way and shot may be ranges, as "5-20".
         episodes: how many.
         seed: of the stream of episodes.
         batch_norm: inductive: a query's answer does not depend on the other queries; transductive: it does.
@@ -41,8 +47,8 @@ class Protocol(Record):
     """
 
     split: Split = "test"
-    way: int = Field(5, ge=2)
-    shot: int = Field(1, ge=1)
+    way: TaskSpan = 5
+    shot: TaskSpan = 1
     query: int = Field(15, ge=1)
     episodes: int = Field(1000, ge=1)
     seed: int = 0
@@ -52,7 +58,7 @@ class Protocol(Record):
     @property
     def shape(self) -> EpisodeShape:
         """The shape of the episodes."""
-        return EpisodeShape(self.way, self.shot, self.query)
+        return EpisodeShape.of(self.way, self.shot, self.query)
 
     def episodes_by_domain(self, domains: int) -> int:
         """Return how many within-domain episodes each of the domains gets."""
@@ -159,12 +165,21 @@ def make_protocol(**values: Any) -> Protocol:
         raise invalid("protocol", error, Protocol) from None
 
 
-def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> Evaluation:
+@overload
+def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> Evaluation: ...
+
+
+@overload
+def evaluate(learner: Learner, dataset: SinusoidTasks, protocol: Protocol) -> "RegressionEvaluation": ...
+
+
+def evaluate(learner: Learner, dataset: "Tasks", protocol: Protocol) -> "Evaluation | RegressionEvaluation":
     """Evaluate a learner; the same protocol always means the same episodes.
 
     Args:
         learner: on the device where it is to work; its mode and batch-norm mode are put back at the end.
-        dataset: whose examples are those the learner was made for.
+        dataset: whose examples are those the learner was made for; of a distribution of regressions the error is
+            measured (`RegressionEvaluation`).
         protocol: what to measure.
 
     Raises:
@@ -172,6 +187,10 @@ def evaluate(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> E
             too few classes or examples for the shape.
         MetalearnError: the learner's answers are no numbers.
     """
+    if isinstance(dataset, SinusoidTasks):
+        from metalearn_core.evaluation.regression import evaluate_regression
+
+        return evaluate_regression(learner, dataset, protocol)
     return evaluate_scored(learner, dataset, protocol)[0]
 
 
@@ -186,7 +205,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
     with kept_memory(), Scorer(learner, protocol.batch_norm, progress) as scorer:
         scores = scorer.score(sampler, protocol.episodes)
         by_domain = {name: _domain_result(scorer.score(one, each)) for name, one in domains.items()}
-        adaptation_ms = _adaptation_ms(learner, sampler)
+        adaptation_ms = adaptation_time(learner, sampler)
     entries = dataset.manifest.classes
     episode_interval = t_interval(scores.accuracy)
     class_interval = new_class_interval(
@@ -195,7 +214,7 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
         scores.correct,
         np.repeat(np.arange(len(entries)), QUARTER_TURNS),
         np.repeat(np.unique([entry.domain for entry in entries], return_inverse=True)[1], QUARTER_TURNS),
-        query=protocol.query,
+        query=scores.queries,
     )
     evaluation = Evaluation(
         learner=learner.info.name,
@@ -209,8 +228,8 @@ def evaluate_scored(learner: Learner, dataset: EpisodeDataset, protocol: Protoco
         reliability=_reliability(scores),
         by_domain={**dict.fromkeys(reasons), **by_domain},
         by_domain_reason=reasons,
-        by_class=_by_class(scores, entries, protocol.query),
-        confusions=_confusions(scores, entries, protocol.query),
+        by_class=_by_class(scores, entries),
+        confusions=_confusions(scores, entries),
         adaptation_steps=getattr(learner.config, "eval_steps", None),
         adaptation_ms=adaptation_ms,
         seconds=time.perf_counter() - started,
@@ -245,7 +264,7 @@ def evaluate_bundle(bundle: Path, dataset: EpisodeDataset, protocol: Protocol) -
     return evaluation.model_copy(update={"leakage": leakage}), scores
 
 
-def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> None:
+def check_fit(learner: Learner, dataset: "Tasks", protocol: Protocol) -> None:
     """Raise a UsageError where a learner cannot take the episodes of a protocol at all."""
     found, wanted = dataset.spec, learner.spec
     if (found.modality, found.example_shape) != (wanted.modality, wanted.example_shape):
@@ -253,6 +272,13 @@ def check_fit(learner: Learner, dataset: EpisodeDataset, protocol: Protocol) -> 
             f"dataset {dataset.digest}: has {found.modality} examples of shape {found.example_shape}, "
             f"{learner.info.name} was trained on {wanted.modality} examples of shape {wanted.example_shape}"
         )
+    if found.target_size != wanted.target_size:
+        kinds = [
+            "classes" if size is None else f"targets of {size} real numbers"
+            for size in (found.target_size, wanted.target_size)
+        ]
+        raise UsageError(f"dataset {dataset.digest}: has {kinds[0]}, {learner.info.name} was trained on {kinds[1]}")
+    require_shape(learner.info, protocol.shape)
     if learner.info.fixed_way and learner.way != protocol.way:
         raise UsageError(
             f"way {protocol.way}: {learner.info.name} was trained for exactly {learner.way} classes: "
@@ -295,23 +321,24 @@ def _reliability(scores: EpisodeScores) -> tuple[ConfidenceBin, ...]:
     )
 
 
-def _by_class(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: int) -> tuple[ClassAccuracy, ...]:
-    numbers, columns, seen = np.unique(scores.classes, return_inverse=True, return_counts=True)
-    correct = np.bincount(columns.ravel(), scores.correct.ravel())
+def _by_class(scores: EpisodeScores, entries: tuple[ClassEntry, ...]) -> tuple[ClassAccuracy, ...]:
+    present = scores.classes >= 0
+    numbers, columns = np.unique(scores.classes[present], return_inverse=True)
+    correct, queries = (np.bincount(columns, counts[present]) for counts in (scores.correct, scores.queries))
     return tuple(
         ClassAccuracy(
             class_id=int(number) // QUARTER_TURNS,
             rotation=int(number) % QUARTER_TURNS,
             name=entries[int(number) // QUARTER_TURNS].name,
             domain=entries[int(number) // QUARTER_TURNS].domain,
-            accuracy=float(right / (times * query)),
-            queries=int(times) * query,
+            accuracy=float(right / asked),
+            queries=int(asked),
         )
-        for number, right, times in zip(numbers, correct, seen, strict=True)
+        for number, right, asked in zip(numbers, correct, queries, strict=True)
     )
 
 
-def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: int) -> tuple[Confusion, ...]:
+def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...]) -> tuple[Confusion, ...]:
     """Return the most frequent confusions, of equals the one that comes first in the manifest."""
     if not len(scores.confused):
         return ()
@@ -321,7 +348,7 @@ def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: i
     found = []
     for pair, count in zip(pairs[most].tolist(), counts[most].tolist(), strict=True):
         true, predicted = divmod(pair, numbers)
-        together = (scores.classes == true).any(axis=1) & (scores.classes == predicted).any(axis=1)
+        met = (scores.classes == predicted).any(axis=1, keepdims=True)
         class_id, rotation = divmod(true, QUARTER_TURNS)
         predicted_id, predicted_rotation = divmod(predicted, QUARTER_TURNS)
         found.append(
@@ -333,20 +360,20 @@ def _confusions(scores: EpisodeScores, entries: tuple[ClassEntry, ...], query: i
                 predicted_rotation=predicted_rotation,
                 predicted_name=entries[predicted_id].name,
                 count=count,
-                queries=int(together.sum()) * query,
+                queries=int(scores.queries[(scores.classes == true) & met].sum()),
             )
         )
     return tuple(found)
 
 
-def _adaptation_ms(learner: Learner, sampler: EpisodeSampler) -> float:
-    """Return the median time to adapt to one support set, after one that warms up."""
+def adaptation_time(learner: Learner, stream: "Stream") -> float:
+    """Return the median time to adapt to one support set, in milliseconds, after one that warms up."""
     times = []
     for number in range(TIMED_ADAPTATIONS + 1):
-        episode = sampler.batch(number, 1).to(learner.mean.device)
+        episode = stream.batch(number, 1).to(learner.mean.device)
         started = time.perf_counter()
         with torch.no_grad():
-            learner.adapt(episode.support_x, episode.support_y, way=episode.way)
+            learner.adapt(episode.support_x, episode.support_y, way=episode.way, support_mask=episode.support_mask)
         if learner.mean.device.type == "cuda":
             torch.cuda.synchronize(learner.mean.device)
         times.append(1000 * (time.perf_counter() - started))

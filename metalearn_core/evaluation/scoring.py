@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +20,13 @@ from metalearn_core.memory import kept_memory
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
 
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Stream
+
 CALIBRATION_BINS = 15
 EMBEDDED_AT_ONCE = {"cpu": 64, "cuda": 2048}
 INDICES_AT_ONCE = 2000
+NUMBERS_AT_ONCE = 2**22
 FEATURES_AT_ONCE = 250
 FEATURE_BYTES_AT_ONCE = 2**25
 EPISODES_AT_ONCE = {"cpu": 8, "cuda": 64}
@@ -35,8 +40,9 @@ class EpisodeScores:
     Attributes:
         accuracy: (n,) float64, share of the queries that were classified right.
         loss: (n,) float64, mean cross-entropy of the queries.
-        classes: (n, way) int64, the class of each column.
-        correct: (n, way) int64, right answers among the queries of each class.
+        classes: (n, way) int64, the class of each column; −1 where an episode has fewer.
+        queries: (n, way) int64, queries of each class.
+        correct: (n, way) int64, right answers among them.
         confused: (k, 2) int64, true and predicted class of every wrong answer.
         calibration: (3, bins) float64: queries, their confidences and right answers, summed by confidence.
     """
@@ -44,9 +50,15 @@ class EpisodeScores:
     accuracy: NDArray[np.float64]
     loss: NDArray[np.float64]
     classes: NDArray[np.int64]
+    queries: NDArray[np.int64]
     correct: NDArray[np.int64]
     confused: NDArray[np.int64]
     calibration: NDArray[np.float64]
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing: one by the number of classes, averaged over episodes."""
+        return float((1 / (self.classes >= 0).sum(axis=1)).mean())
 
 
 class Progress:
@@ -124,32 +136,60 @@ class Scorer:
             self._progress(len(part.accuracy))
         return _joined(parts)
 
+    def squared_errors(self, stream: "Stream", episodes: int) -> NDArray[np.float64]:
+        """Return the squared errors (n,) of the first `episodes` regressions of a stream, each averaged over queries.
+
+        Raises:
+            MetalearnError: an answer is no number.
+        """
+        device = self._learner.mean.device
+        at_once = EPISODES_AT_ONCE[device.type]
+
+        def errors(first: int) -> NDArray[np.float64]:
+            batch = stream.batch(first, min(at_once, episodes - first)).to(device)
+            with torch.no_grad():
+                squares = (self._learner(batch).double() - batch.query_y.double()).square().flatten(1).mean(dim=1)
+            if not bool(squares.isfinite().all()):
+                raise _no_numbers(self._learner, first + int((~squares.isfinite()).nonzero()[0]))
+            found: NDArray[np.float64] = squares.cpu().numpy()
+            return found
+
+        parts = []
+        for part in self._side_by_side.map(errors, range(0, episodes, at_once)):
+            parts.append(part)
+            self._progress(len(part))
+        return np.concatenate(parts)
+
     def _by_feature(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
         learner, shape = self._learner, sampler.shape
         assert isinstance(learner, EmbeddingLearner)
         if self._table is None:
             self._table = FeatureTable(learner, sampler, self._side_by_side, lambda: self._progress(0))
         table = self._table
-        query_y = torch.arange(shape.way, device=learner.mean.device).repeat_interleave(shape.query)
-        bytes_an_episode = 4 * shape.way * (shape.shot + shape.query) * learner.backbone.feature_size
+        device = learner.mean.device
+        examples = shape.support_size + shape.way * shape.query
+        bytes_an_episode = 4 * examples * learner.backbone.feature_size
         at_once = max(1, min(FEATURES_AT_ONCE, FEATURE_BYTES_AT_ONCE // bytes_an_episode))
+        indices_at_once = max(
+            at_once, min(INDICES_AT_ONCE, NUMBERS_AT_ONCE // (shape.way * (shape.shot + shape.query)))
+        )
 
         def scored(start: int) -> EpisodeScores:
-            part = slice(start, start + at_once)
-            support_y = (index.support_order[part] // shape.shot).to(query_y.device)
+            episodes = index[start : start + at_once]
+            rows = slice(start, start + at_once)
+            mask = episodes.support_mask
             with torch.no_grad():
-                state = learner.adapt_features(table.features[support[part]], support_y, way=shape.way)
-                logits = learner.predict_features(state, table.features[query[part]])
-            return _scored(
-                logits,
-                query_y.expand(len(logits), -1),
-                _classes(index[part]).to(query_y.device),
-                first + start,
-                learner,
-            )
+                state = learner.adapt_features(
+                    table.features[support[rows]],
+                    episodes.support_y.to(device),
+                    way=shape.way,
+                    support_mask=None if mask is None else mask.to(device),
+                )
+                logits = learner.predict_features(state, table.features[query[rows]])
+            return _scored(logits, episodes, first + start, learner)
 
-        for first in range(0, episodes, INDICES_AT_ONCE):
-            index = sampler.index(first, min(INDICES_AT_ONCE, episodes - first))
+        for first in range(0, episodes, indices_at_once):
+            index = sampler.index(first, min(indices_at_once, episodes - first))
             support, query = table.places(index)
             yield from self._side_by_side.map(scored, range(0, len(index), at_once))
 
@@ -162,7 +202,7 @@ class Scorer:
             batch = sampler.gather(index).to(device)
             with torch.no_grad():
                 logits = self._learner(batch)
-            return _scored(logits, batch.query_y, _classes(index).to(device), first, self._learner)
+            return _scored(logits, index, first, self._learner)
 
         yield from self._side_by_side.map(scored, range(0, episodes, at_once))
 
@@ -222,35 +262,41 @@ def evaluate_episodes(
         return scorer.score(sampler, episodes)
 
 
-def _classes(index: EpisodeIndex) -> Tensor:
-    return index.class_id * QUARTER_TURNS + index.rotation
-
-
-def _scored(logits: Tensor, labels: Tensor, classes: Tensor, first: int, learner: Learner) -> EpisodeScores:
-    """Count the answers of b episodes: logits (b, q, way), labels (b, q), the classes of the columns (b, way)."""
+def _scored(logits: Tensor, index: EpisodeIndex, first: int, learner: Learner) -> EpisodeScores:
+    """Count the answers (b, q, way) to the queries of b episodes, of which `first` is the number of the first."""
+    device = logits.device
+    labels, queries = index.query_y.to(device), index.queries.to(device)
+    classes = (index.class_id * QUARTER_TURNS + index.rotation).masked_fill(index.class_id < 0, -1).to(device)
+    asked = torch.ones_like(labels, dtype=torch.bool) if index.query_mask is None else index.query_mask.to(device)
     likelihood = logits.double().log_softmax(dim=-1)
-    if bool(likelihood.isnan().any()):
-        episode = first + int(likelihood.isnan().flatten(1).any(dim=1).nonzero()[0])
-        raise MetalearnError(
-            f"{learner.info.name}: its answers in episode {episode} are no numbers: its training diverged, "
-            "lower its learning rates"
-        )
+    if bool((likelihood.isnan() & asked.unsqueeze(-1)).any()):
+        unanswered = (likelihood.isnan().any(dim=-1) & asked).any(dim=1)
+        raise _no_numbers(learner, first + int(unanswered.nonzero()[0]))
     confidence, predicted = likelihood.exp().max(dim=-1)
-    right = predicted == labels
-    wrong = ~right
-    loss = F.nll_loss(likelihood.flatten(0, 1), labels.flatten(), reduction="none").view_as(right)
+    right = (predicted == labels) & asked
+    wrong = (predicted != labels) & asked
+    loss = F.nll_loss(likelihood.flatten(0, 1), labels.flatten(), reduction="none").view_as(confidence)
+    count = queries.sum(dim=1)
     by_class = torch.zeros_like(classes).scatter_add_(1, labels, right.long())
     confused = torch.stack([classes.gather(1, labels)[wrong], classes.gather(1, predicted)[wrong]], dim=1)
-    bins = (confidence * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1).flatten()
+    bins = (confidence[asked] * CALIBRATION_BINS).long().clamp_max(CALIBRATION_BINS - 1)
     weights = torch.ones_like(confidence), confidence, right.double()
-    calibration = [torch.bincount(bins, weight.flatten(), minlength=CALIBRATION_BINS) for weight in weights]
+    calibration = [torch.bincount(bins, weight[asked], minlength=CALIBRATION_BINS) for weight in weights]
     return EpisodeScores(
-        accuracy=right.double().mean(dim=1).cpu().numpy(),
-        loss=loss.mean(dim=1).cpu().numpy(),
+        accuracy=(right.double().sum(dim=1) / count).cpu().numpy(),
+        loss=(loss.where(asked, 0.0).sum(dim=1) / count).cpu().numpy(),
         classes=classes.cpu().numpy(),
+        queries=queries.cpu().numpy(),
         correct=by_class.cpu().numpy(),
         confused=confused.cpu().numpy(),
         calibration=torch.stack(calibration).cpu().numpy(),
+    )
+
+
+def _no_numbers(learner: Learner, episode: int) -> MetalearnError:
+    return MetalearnError(
+        f"{learner.info.name}: its answers in episode {episode} are no numbers: its training diverged, "
+        "lower its learning rates"
     )
 
 

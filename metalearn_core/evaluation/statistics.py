@@ -153,7 +153,13 @@ def holm(p_values: ArrayLike) -> Floats:
 
 
 def class_interval(
-    accuracy: ArrayLike, classes: ArrayLike, correct: ArrayLike, group: ArrayLike, *, query: int, alpha: float = 0.05
+    accuracy: ArrayLike,
+    classes: ArrayLike,
+    correct: ArrayLike,
+    group: ArrayLike,
+    *,
+    query: ArrayLike,
+    alpha: float = 0.05,
 ) -> Interval:
     """Return the interval of mean accuracy that a user may expect on new classes, like those tested but others.
 
@@ -172,20 +178,23 @@ def class_interval(
 
     Args:
         accuracy: (n,) of each episode.
-        classes: (n, way) which class stands in each column, any non-negative integers.
+        classes: (n, way) which class stands in each column, any non-negative integers; −1 where an episode has fewer.
         correct: (n, way) right answers among the `query` queries of that class.
         group: (classes,) the group that each class number belongs to: itself, or its domain.
-        query: queries a class.
+        query: queries a class: one number, or (n, way).
         alpha: one minus the confidence.
     """
     episodes = np.asarray(accuracy, dtype=np.float64)
-    names, columns = np.unique(np.asarray(classes), return_inverse=True)
-    columns = columns.reshape(np.shape(classes))
+    present = np.asarray(classes) >= 0
+    names, columns = np.unique(np.asarray(classes)[present], return_inverse=True)
     _, member = np.unique(np.asarray(group)[names], return_inverse=True)
     groups, count = int(member.max()) + 1, names.size
-    seen = np.bincount(columns.ravel(), minlength=count)
-    answers = np.bincount(columns.ravel(), np.asarray(correct, dtype=np.float64).ravel(), count)
-    own = np.bincount(member, answers) / (np.bincount(member, seen) * query)
+    seen = np.bincount(columns, minlength=count)
+    answers, asked = (
+        np.bincount(columns, np.broadcast_to(np.asarray(values, dtype=np.float64), present.shape)[present], count)
+        for values in (correct, query)
+    )
+    own = np.bincount(member, answers) / np.bincount(member, asked)
     half_width = t_interval(episodes, alpha=alpha).half_width
     method = f"t interval over the accuracies of {groups} groups"
     if groups > 1 and np.ptp(own) > 0:
@@ -193,7 +202,7 @@ def class_interval(
     mean, left_out = float(episodes.mean()), episodes.size - seen
     # A group whose classes are together in all episodes leaves nothing over; neither does a single group.
     if groups > 1 and left_out.min() > 0 and 0 < mean < 1:
-        total = np.bincount(columns.ravel(), np.repeat(episodes, columns.size // episodes.size), count)
+        total = np.bincount(columns, np.broadcast_to(episodes[:, np.newaxis], present.shape)[present], count)
         influence = (count - 1) * (mean - (episodes.sum() - total) / left_out)
         influence -= influence.mean()
         variance = groups / (groups - 1) * np.square(np.bincount(member, influence)).sum() / count**2
@@ -209,7 +218,7 @@ def new_class_interval(
     class_id: ArrayLike,
     domain: ArrayLike,
     *,
-    query: int,
+    query: ArrayLike,
     alpha: float = 0.05,
 ) -> Interval:
     """Return the wider of two `class_interval`s: leaving out classes, and leaving out domains where there are several.
@@ -221,10 +230,11 @@ def new_class_interval(
         class_id: (pairs,) the class that each pair belongs to, so that rotations of a class leave together.
         domain: (pairs,) the domain that each pair belongs to.
     """
-    present = np.unique(np.asarray(classes))
+    there = np.asarray(classes) >= 0
+    present = np.unique(np.asarray(classes)[there])
     n_classes, n_domains = (np.unique(np.asarray(names)[present]).size for names in (class_id, domain))
     level = f"{100 * (1 - alpha):.4g} %"
-    if np.ptp(np.asarray(correct)) == 0:
+    if np.ptp(np.asarray(correct)[there] / np.broadcast_to(np.asarray(query), there.shape)[there]) == 0:
         bound = t_interval(np.full(n_classes, np.mean(np.asarray(accuracy))), alpha=alpha, of="class")
         return Interval(bound.mean, bound.half_width, bound.method)
     interval = class_interval(accuracy, classes, correct, class_id, query=query, alpha=alpha)

@@ -93,6 +93,20 @@ class LearnerConfig(BaseModel):
     )
 
 
+def require_shape(info: LearnerInfo, shape: EpisodeShape) -> None:
+    """Raise a UsageError where a learner cannot take episodes whose way or shot varies as in this shape."""
+    if shape.min_way is not None and info.fixed_way:
+        raise UsageError(
+            f"way {shape.spans['way']}: {info.name} is built for one number of classes: give a single way, or take a "
+            "learner of any way, such as protonet"
+        )
+    if shape.varied and not info.variable_shape:
+        raise UsageError(
+            f"{shape}: {info.name} takes no episodes whose way or shot varies: give single numbers, or take a learner "
+            "that does, such as protonet"
+        )
+
+
 class Learner(nn.Module, ABC):
     """A meta-learning algorithm around a backbone.
 
@@ -129,7 +143,7 @@ class Learner(nn.Module, ABC):
             raise UsageError(f"{self.info.name}.batch_norm: got 'transductive', {self.info.name} is always inductive")
         self.spec, self.backbone, self.config, self.way = spec, backbone, config, way
         self.batch_norm: BatchNormMode = config.batch_norm
-        dtype = next(backbone.parameters()).dtype
+        dtype = next((parameter.dtype for parameter in backbone.parameters()), torch.get_default_dtype())
         broadcast = (-1,) + (1,) * (len(spec.example_shape) - 1)
         self.register_buffer("mean", torch.tensor(spec.mean, dtype=dtype).reshape(broadcast), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std, dtype=dtype).reshape(broadcast), persistent=False)

@@ -285,8 +285,10 @@ def wanted_shapes(request: TrainingRequest) -> "dict[Split, EpisodeShape]":
     """
     from metalearn_core.data.shape import EpisodeShape
 
-    evaluation = EpisodeShape(request.way, request.shot, request.query)
-    train = EpisodeShape(request.train_way or request.way, request.train_shot or request.shot, request.train_query or 1)
+    evaluation = request.shape
+    train = EpisodeShape.of(
+        request.train_way or request.way, request.train_shot or request.shot, request.train_query or 1
+    )
     return {"train": train, "validation": evaluation, "test": evaluation}
 
 

@@ -56,7 +56,7 @@ def cross_domain_matrix(
     request = request.model_copy(update={"validations": 0})
     protocol = Protocol(split="test", domain_episodes=0, **evaluation.model_dump())
     names = _domains(opened, domains)
-    rows, no_rows = _usable(opened, names, "train", EpisodeShape(request.way, request.shot, 1))
+    rows, no_rows = _usable(opened, names, "train", EpisodeShape.of(request.way, request.shot, 1))
     columns, no_columns = _usable(opened, names, "test", protocol.shape)
     if not rows or not columns:
         what = "trained" if not rows else "tested"

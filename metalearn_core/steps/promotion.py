@@ -129,7 +129,7 @@ def promote(
 def promote_model(
     model: str,
     dataset: str | None,
-    shape: Mapping[str, int],
+    shape: Mapping[str, int | str],
     episodes: int,
     seed: int,
     gate: Mapping[str, Any],

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from metalearn_core.data.manifest import LARGEST_SEED, Record
+from metalearn_core.data.shape import ClassSpan, EpisodeShape, OptionalSpan, TaskSpan
 from metalearn_core.errors import UsageError, invalid
 
 if TYPE_CHECKING:
@@ -21,8 +22,9 @@ class TrainingRequest(Record):
     """What a learner is trained for, and for how long.
 
     Attributes:
-        way, shot, query: the shape of evaluation episodes.
+        way, shot, query: the shape of evaluation episodes; way and shot may be ranges, as "5-20".
         train_way, train_shot, train_query: of training episodes; 0: as the learner's recipe wants.
+        train_within_domain: the classes of a training episode come from one domain.
         episodes, seconds: the budget, one of the two; 0: the other decides.
         seed: of the initial weights and the stream of training episodes.
         validations: how often over the budget; 0: never, and the last weights count.
@@ -30,18 +32,24 @@ class TrainingRequest(Record):
         precision: of convolutions; `auto` is bf16 where the processor computes it natively.
     """
 
-    way: int = Field(ge=2)
-    shot: int = Field(ge=1)
+    way: TaskSpan
+    shot: TaskSpan
     query: int = Field(ge=1)
-    train_way: int = Field(0, ge=0)
-    train_shot: int = Field(0, ge=0)
+    train_way: OptionalSpan = 0
+    train_shot: OptionalSpan = 0
     train_query: int = Field(0, ge=0)
+    train_within_domain: bool = False
     episodes: int = Field(0, ge=0)
     seconds: float = Field(0, ge=0, allow_inf_nan=False)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
     validations: int = Field(10, ge=0)
     patience: int = Field(0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    @property
+    def shape(self) -> EpisodeShape:
+        """The shape of evaluation episodes."""
+        return EpisodeShape.of(self.way, self.shot, self.query)
 
 
 class TrainingResources(Record):
@@ -89,8 +97,8 @@ class TrainingOrder(Record):
 class EvaluationRequest(Record):
     """The episodes that learners are measured on; `seed` is that of the episodes."""
 
-    way: int = Field(ge=2)
-    shot: int = Field(ge=1)
+    way: ClassSpan
+    shot: TaskSpan
     query: int = Field(ge=1)
     episodes: int = Field(1000, ge=2)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)

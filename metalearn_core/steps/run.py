@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from metalearn_core.evaluation.ranking import Ranking
 
 COSTS = ("train_seconds", "train_episodes", "parameters", "peak_memory_bytes", "peak_gpu_memory_bytes")
+TRAIN_SHAPE = ("train_way", "train_shot", "train_query", "train_within_domain")
 _CLUSTER_VARIABLE = "KUBERNETES_SERVICE_HOST"  # every pod has it
 
 
@@ -61,7 +62,7 @@ def open_run(
     """
     items = learner_items(learners)
     shape = {name: settings[name] for name in ("way", "shot", "query")}
-    train_shape = {name: settings[name] for name in ("train_way", "train_shot", "train_query")}
+    train_shape = {name: value for name, value in settings.items() if name in TRAIN_SHAPE}
     budget = {"episodes": settings["train_episodes"], "seconds": settings["train_seconds"]}
     training = {name: settings[name] for name in ("seed", "patience", "precision")}
     _check_items(items, training_request(**shape, **train_shape, **budget, **training))

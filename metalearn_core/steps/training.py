@@ -6,7 +6,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from metalearn_core.data.manifest import Split, read_manifest
+from metalearn_core.data.manifest import Split
+from metalearn_core.data.tasks import SINUSOID, tasks_digest
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest, result_place
@@ -24,6 +25,7 @@ from metalearn_core.version import git_commit, package_version
 
 if TYPE_CHECKING:
     from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.tasks import Tasks
     from metalearn_core.evaluation.evaluate import Protocol
     from metalearn_core.learners.contract import Learner
     from metalearn_core.training.plan import TrainingPlan
@@ -119,7 +121,7 @@ def train_bundle(
 
     place = Place.at(bundle)
     check_place(place)
-    key = {"dataset": read_manifest(dataset).digest, "learner": dict(item), "request": request.model_dump()}
+    key = {"dataset": tasks_digest(dataset), "learner": dict(item), "request": request.model_dump()}
     order = TrainingOrder(
         dataset=dataset,
         item=dict(item),
@@ -151,8 +153,9 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     """
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
-    from metalearn_core.data.episodes import EpisodeShape
-    from metalearn_core.data.subset import only_domain, split_hashes
+    from metalearn_core.data.subset import only_domain
+    from metalearn_core.data.tasks import open_tasks
+    from metalearn_core.evaluation.metric import metric_of
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.memory import PeakMemory
     from metalearn_core.training.loop import fit
@@ -160,8 +163,8 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
 
     world, request = world or ALONE, order.request
     spec = LearnerSpec.model_validate(order.item)
-    dataset = EpisodeDataset.open(order.dataset)
-    if order.domain is not None:
+    dataset = open_tasks(order.dataset)
+    if order.domain is not None and isinstance(dataset, EpisodeDataset):
         dataset = only_domain(dataset, order.domain)
     with PeakMemory() as peak, _metrics_of(order.run_id if world.leads else None) as on_metrics:
         result = fit(
@@ -175,21 +178,22 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         )
     if not world.leads:
         return {}
+    trained_on, images = _seen(dataset)
     digest = save_bundle(
         order.bundle,
         result.learner,
         spec,
-        episode=EpisodeShape(request.way, request.shot, request.query),
+        episode=request.shape,
         lineage={
             "dataset_digest": dataset.digest,
-            "dataset_uri": Place.at(order.dataset).location,
+            "dataset_uri": order.dataset if order.dataset == SINUSOID else Place.at(order.dataset).location,
             "seed": request.seed,
             "episodes": result.episodes,
             "code_version": f"{package_version()}+{git_commit()}",
-            "training_class_digests": [entry.digest for entry in dataset.manifest.of_split("train")],
+            "training_class_digests": trained_on,
             "mlflow_run_id": order.run_id,
         },
-        training_images=split_hashes(dataset, "train"),
+        training_images=images,
     )
     return {
         "learner": spec.learner,
@@ -201,12 +205,23 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         "train_seconds": result.seconds,
         "train_episodes": result.episodes,
         "train_shape": str(result.train_shape) if result.train_shape else "plain examples",
+        "metric": metric_of(dataset.spec).name,
         "best_validation": None if math.isnan(result.best_validation) else result.best_validation,
         "parameters": sum(parameter.numel() for parameter in result.learner.parameters()),
         "peak_memory_bytes": peak.resident_bytes,
         "peak_gpu_memory_bytes": peak.gpu_bytes,
         "history": result.history,
     }
+
+
+def _seen(dataset: "Tasks") -> tuple[list[str], list[bytes] | None]:
+    """Return the content hashes of the training classes and of their examples: what a model has seen."""
+    from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.subset import split_hashes
+
+    if not isinstance(dataset, EpisodeDataset):
+        return [], None
+    return [entry.digest for entry in dataset.manifest.of_split("train")], split_hashes(dataset, "train")
 
 
 @contextmanager
@@ -231,6 +246,7 @@ def _plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPl
         train_way=request.train_way or None,
         train_shot=request.train_shot or None,
         train_query=request.train_query or None,
+        train_within_domain=request.train_within_domain,
         episodes=request.episodes or None,
         seconds=request.seconds or None,
         seed=request.seed,
@@ -320,8 +336,12 @@ def evaluation_result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of one evaluation, with their protocol, as the command line's JSON has them.
 
     Args:
-        evaluation: the JSON form of an `Evaluation`.
+        evaluation: the JSON form of an `Evaluation`, or of a `RegressionEvaluation`.
     """
+    if "mse" in evaluation:
+        errors = ("learner", "mse", "ci95", "points", "adaptation_steps", "dataset_digest")
+        asked = ("episodes", "shot", "query", "split", "seed", "batch_norm")
+        return {name: evaluation[name] for name in errors} | {name: evaluation["protocol"][name] for name in asked}
     figures = ("learner", "accuracy", "ci95", "ci95_classes", "ece", "by_domain", "by_domain_reason", "dataset_digest")
     leakage = evaluation["leakage"]
     protocol = ("episodes", "way", "shot", "query", "split", "seed", "batch_norm")

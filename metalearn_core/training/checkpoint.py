@@ -44,7 +44,7 @@ class Progress(Record):
         validations: of the plan's validations, how many are behind.
         validated_at: the training episodes of the last validation; −1 before the first.
         since_best: validations since the best one.
-        best: the best validation accuracy; None before the first.
+        best: the best validation accuracy, in regression error; None before the first.
         finished: nothing is left to do.
         history: a record a validation.
         engine: the choices that the run goes on with.

@@ -43,7 +43,9 @@ class EngineChoices(Record):
     graph: bool = False
 
     @classmethod
-    def choose(cls, plan: TrainingPlan, tasks: int = 1, at_once: int = 1, processes: int = 1) -> "EngineChoices":
+    def choose(
+        cls, plan: TrainingPlan, tasks: int = 1, at_once: int = 1, processes: int = 1, *, varied: bool = False
+    ) -> "EngineChoices":
         """Return the choices for this machine.
 
         Args:
@@ -51,6 +53,7 @@ class EngineChoices(Record):
             tasks: of a step.
             at_once: how many of them a thread takes at once, at most.
             processes: that share the machine's cores; the chunks do not depend on their number.
+            varied: episodes have masks, by which the work depends on what they hold: no graph can be recorded.
 
         Raises:
             UsageError: a GPU is asked for, and there is none.
@@ -66,7 +69,7 @@ class EngineChoices(Record):
         if plan.chunk is not None:
             chunks = math.ceil(tasks / plan.chunk)
         chunks = min(tasks, chunks)
-        graph = device == "cuda" and chunks == 1
+        graph = device == "cuda" and chunks == 1 and not varied
         return cls(device=device, threads=threads, precision=precision, chunks=chunks, graph=graph)
 
 

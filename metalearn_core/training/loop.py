@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,7 +18,10 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.prefetch import Prefetch
 from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
+from metalearn_core.data.tasks import stream_of
 from metalearn_core.errors import MetalearnError, StorageError
+from metalearn_core.evaluation.metric import metric_of
+from metalearn_core.evaluation.regression import error_interval
 from metalearn_core.evaluation.scoring import Scorer
 from metalearn_core.evaluation.statistics import t_interval
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
@@ -35,6 +39,9 @@ from metalearn_core.training.state import pack, unpack
 from metalearn_core.training.step_graph import HeldTensors
 from metalearn_core.training.termination import StopRequested, sigterm_flag
 from metalearn_core.training.world import ALONE, World
+
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Stream, Tasks
 
 VALIDATION_SEED = 1_000_003
 VALIDATION_SHARE = 0.15
@@ -58,7 +65,7 @@ class FitResult:
         seconds: time spent, over all attempts.
         episodes: training episodes done; a batch of plain examples counts as one.
         pretrained: of these, the batches of pretraining.
-        best_validation: the best validation accuracy; NaN where there was no validation.
+        best_validation: the best validation accuracy, in regression error; NaN where there was no validation.
         train_shape: of training episodes; None where the learner trains on plain examples.
     """
 
@@ -73,7 +80,7 @@ class FitResult:
 
 def fit(
     spec: LearnerSpec,
-    dataset: EpisodeDataset,
+    dataset: "Tasks",
     plan: TrainingPlan,
     *,
     checkpoint_dir: str | Path | None = None,
@@ -88,7 +95,8 @@ def fit(
 
     Args:
         spec: the learner.
-        dataset: whose training split is learned from, and whose validation split chooses the weights.
+        dataset: whose training split is learned from, and whose validation split chooses the weights; or a distribution
+            of regressions.
         plan: budget, shapes, seed.
         checkpoint_dir: a folder or an `s3://` address, for this run alone; of two runs with the same one the second
             waits. None: no checkpoints.
@@ -121,15 +129,16 @@ class _Run:
     def __init__(
         self,
         spec: LearnerSpec,
-        dataset: EpisodeDataset,
+        dataset: "Tasks",
         plan: TrainingPlan,
         on_metrics: OnMetrics | None,
         world: World,
     ) -> None:
         self.spec, self.dataset, self.plan, self.world = spec, dataset, plan, world
-        self.learner = make_learner(spec, dataset.spec, way=plan.way, seed=plan.seed)
+        self.learner = make_learner(spec, dataset.spec, way=plan.shape.way, seed=plan.seed)
         self.phases = Phases(self.learner, plan.seed)
         self.config = self.learner.config
+        self.metric = metric_of(dataset.spec)
         self.train_shape = training_shape(spec, plan, dataset)
         choices = self._choices(self.phases.first)
         self.device = torch.device(choices.device)
@@ -143,7 +152,7 @@ class _Run:
         self.held = HeldTensors()
         self.validation = None
         if plan.validations:
-            self.validation = EpisodeSampler(
+            self.validation = stream_of(
                 dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.data_device
             )
         self.progress = Progress(
@@ -153,7 +162,7 @@ class _Run:
         self.best = self._weights()
         self.clock = _Clock(0.0)
         self.now = 0.0
-        self.reporter = Reporter(spec.learner, on_metrics) if world.leads else None
+        self.reporter = Reporter(spec.learner, on_metrics, self.metric) if world.leads else None
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Take up the newest checkpoint, where there is one."""
@@ -194,7 +203,8 @@ class _Run:
         if not self.plan.validations:
             self.best = self._weights()
         self._update(finished=True, seconds=self.clock.seconds())
-        if self.plan.seconds is not None and self.progress.step < FEW_STEPS and self.world.leads:
+        few = self.progress.step < FEW_STEPS and self._learns()
+        if self.plan.seconds is not None and few and self.world.leads:
             trained = f"only {self.progress.episodes} training episodes in {self.progress.seconds:.0f} s"
             events.emit("warning", self.spec.learner, text=f"{self.spec.learner}: {trained}: give it more time")
         if checkpoints is not None:
@@ -247,7 +257,12 @@ class _Run:
 
     # The budget.
 
+    def _learns(self) -> bool:
+        return next(self.learner.parameters(), None) is not None
+
     def _spent(self) -> bool:
+        if not self._learns():
+            return True
         patience = None if self.progress.phase == "pretrain" else self.plan.patience
         if patience is not None and self.progress.since_best >= patience:
             return True
@@ -276,20 +291,29 @@ class _Run:
         if phase == "pretrain":
             return EngineChoices.choose(self.plan, processes=self.world.size)
         at_once = 1 if self.train_shape is None else self.learner.episodes_at_once(self.train_shape)
-        return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size)
+        varied = self.train_shape is not None and self.train_shape.varied
+        return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size, varied=varied)
 
-    def _stream(self) -> EpisodeSampler | ExampleSampler:
+    def _stream(self) -> "Stream | ExampleSampler":
         if self.train_shape is not None:
-            return EpisodeSampler(self.dataset, "train", self.train_shape, seed=self.plan.seed, device=self.data_device)
+            return stream_of(
+                self.dataset,
+                "train",
+                self.train_shape,
+                seed=self.plan.seed,
+                within_domain=self.plan.train_within_domain,
+                device=self.data_device,
+            )
         return self._examples(self.spec.options["batch_size"])
 
     def _examples(self, batch_size: int) -> ExampleSampler:
+        assert isinstance(self.dataset, EpisodeDataset)
         return ExampleSampler(
             self.dataset, "train", seed=self.plan.seed, batch_size=batch_size, device=self.data_device
         )
 
     def _draw(self, first: int, count: int) -> EpisodeBatch:
-        assert isinstance(self.stream, EpisodeSampler)
+        assert not isinstance(self.stream, ExampleSampler)
         return self.stream.batch(first, count)
 
     def _gradient(self, engine: Engine) -> tuple[Gradient, int]:
@@ -352,10 +376,10 @@ class _Run:
         if math.isnan(mean):
             raise StopRequested
         spent, self.now = self.world.agree(time.monotonic() - started, self.clock.seconds())
-        better = before.best is None or mean > before.best
+        better = before.best is None or self.metric.better(mean, before.best)
         if better or mean == before.best:
             self.best = self._weights()
-        metrics = {"validation/accuracy": mean, "validation/ci95": half_width}
+        metrics = {f"validation/{self.metric.name}": mean, "validation/ci95": half_width}
         recent = self.reporter.recent() if self.reporter else {}
         record = {"episodes": float(before.episodes), "seconds": self.now, **recent, **metrics}
         self._update(
@@ -377,6 +401,10 @@ class _Run:
             return math.nan, math.nan
         try:
             with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer:
+                if not isinstance(self.validation, EpisodeSampler):
+                    errors = scorer.squared_errors(self.validation, self.plan.validation_episodes)
+                    mean, half_width, _ = error_interval(errors)
+                    return mean, half_width or 0.0
                 scores = scorer.score(self.validation, self.plan.validation_episodes)
         except StopRequested:
             return math.nan, math.nan

@@ -1,16 +1,25 @@
 """What is asked of a training run, and what that means for a given learner and dataset."""
 
-from typing import Literal, Protocol, Self
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from metalearn_core.backbones.options import parse_options
 from metalearn_core.data.episodes import EpisodeShape
-from metalearn_core.data.manifest import LARGEST_SEED, Manifest, Record
+from metalearn_core.data.manifest import LARGEST_SEED, ClassEntry, Record
+from metalearn_core.data.shape import Span
+from metalearn_core.data.sinusoid import SinusoidTasks
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LearnerSpec, learner_class
+from metalearn_core.learners.contract import require_shape
 from metalearn_core.storage import text_digest
 from metalearn_core.version import library_versions
+
+if TYPE_CHECKING:
+    from metalearn_core.data.tasks import Tasks
 
 Precision = Literal["auto", "fp32", "bf16"]
 RESOURCES = {"checkpoint_seconds", "device", "threads", "chunk"}
@@ -20,9 +29,11 @@ class TrainingPlan(Record):
     """A training run, apart from the learner and the data.
 
     Attributes:
-        way, shot, query: the shape of validation episodes, and of the evaluation to come.
+        way, shot, query: the shape of validation episodes, and of the evaluation to come; way and shot may be ranges,
+            as "5-20".
         train_way, train_shot, train_query: the shape of training episodes; each, where None: as the learner's recipe
             wants, shrunk to what the dataset has.
+        train_within_domain: the classes of a training episode come from one domain.
         episodes: training episodes in all (a batch of plain examples counts as one); or else
         seconds: wall-clock time of training and validation together, counted over all attempts.
         seed: of the initial weights and of the stream of training episodes.
@@ -36,12 +47,13 @@ class TrainingPlan(Record):
         chunk: training episodes that a thread takes at once; None: as many as are quickest.
     """
 
-    way: int
-    shot: int
+    way: Span
+    shot: Span
     query: int
-    train_way: int | None = None
-    train_shot: int | None = None
+    train_way: Span | None = None
+    train_shot: Span | None = None
     train_query: int | None = None
+    train_within_domain: bool = False
     episodes: int | None = Field(None, ge=1)
     seconds: float | None = Field(None, gt=0, allow_inf_nan=False)
     seed: int = Field(0, ge=0, le=LARGEST_SEED)
@@ -58,31 +70,36 @@ class TrainingPlan(Record):
     def _check(self) -> Self:
         if (self.episodes is None) == (self.seconds is None):
             raise UsageError("training budget: give episodes or seconds, exactly one of them")
-        EpisodeShape(self.way, self.shot, self.query)
-        EpisodeShape(self.train_way or self.way, self.train_shot or self.shot, self.train_query or self.query)
+        EpisodeShape.of(self.way, self.shot, self.query)
+        EpisodeShape.of(self.train_way or self.way, self.train_shot or self.shot, self.train_query or self.query)
         return self
 
     @property
     def shape(self) -> EpisodeShape:
         """The shape of validation episodes, and of the evaluation to come."""
-        return EpisodeShape(self.way, self.shot, self.query)
+        return EpisodeShape.of(self.way, self.shot, self.query)
 
 
-class _HasManifest(Protocol):
-    @property
-    def manifest(self) -> Manifest: ...
-
-
-def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest) -> EpisodeShape | None:
+def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: "Tasks") -> EpisodeShape | None:
     """Return the shape of training episodes; None for a learner that trains on plain examples.
 
     What the recipe wants shrinks to the classes and examples of the training split (a fixed way and the shot do not);
-    what was asked for does not, and the sampler refuses it where it does not fit.
+    what was asked for does not, and the sampler refuses it where it does not fit. Where the recipe takes over the way
+    or shot of evaluation, it varies in training as it does there.
 
     Raises:
-        UsageError: the learner's way is fixed, and `train_way` is another; or its shot; or it is built for another one.
+        UsageError: the learner cannot take episodes whose way or shot varies so, its way is fixed, and `train_way` is
+            another; or its shot; or it is built for another one.
     """
-    kind = learner_class(spec.learner)
+    kind, shape = learner_class(spec.learner), plan.shape
+    config = parse_options(kind.Config, spec.options, spec.learner)
+    if isinstance(dataset, SinusoidTasks):
+        recipe = kind.train_shape(shape, config)
+        return EpisodeShape.of(
+            plan.train_way or shape.way, plan.train_shot or recipe.shot, plan.train_query or recipe.query
+        )
+    shape.require_classes()
+    require_shape(kind.info, shape)
     if kind.info.stream == "examples":
         return None
     if kind.info.fixed_way and plan.train_way not in (None, plan.way):
@@ -95,16 +112,39 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
             f"{spec.learner} is trained for the shot that it is evaluated at: got train shot {plan.train_shot}, "
             f"shot {plan.shot}: leave out the train shot, or make them equal"
         )
-    recipe = kind.train_shape(plan.shape, parse_options(kind.Config, spec.options, spec.learner))
-    entries = dataset.manifest.of_split("train")
-    classes = sum(len(entry.rotations) for entry in entries)
-    examples = min((entry.count for entry in entries), default=0)
-    shot = plan.train_shot or recipe.shot
-    return EpisodeShape(
-        way=plan.train_way or (recipe.way if kind.info.fixed_way else max(2, min(recipe.way, classes))),
-        shot=shot,
-        query=plan.train_query or max(1, min(recipe.query, examples - shot)),
+    recipe = kind.train_shape(shape, config)
+    if recipe.way == shape.way:
+        recipe = replace(recipe, min_way=shape.min_way)
+    if recipe.shot == shape.shot:
+        recipe = replace(recipe, min_shot=shape.min_shot)
+    asked = EpisodeShape.of(
+        plan.train_way or recipe.spans["way"], plan.train_shot or recipe.spans["shot"], plan.train_query or recipe.query
     )
+    classes, examples = _room(dataset.manifest.of_split("train"), plan)
+    if plan.train_way is None and not kind.info.fixed_way:
+        most = max(2, min(asked.way, classes))
+        asked = replace(asked, way=most, min_way=asked.min_way and min(asked.min_way, most))
+    if plan.train_shot is None and shape.shot < asked.shot:  # a recipe that wants more than is evaluated
+        asked = replace(asked, shot=max(shape.shot, min(asked.shot, examples - 1)))
+    if plan.train_query is None and asked.min_shot is None:
+        asked = replace(asked, query=max(1, min(asked.query, examples - asked.shot)))
+    asked.require_classes()
+    require_shape(kind.info, asked)
+    return asked
+
+
+def _room(entries: Sequence[ClassEntry], plan: TrainingPlan) -> tuple[int, int]:
+    """Return the classes that a training episode may have, rotations counted, and the examples of the smallest class.
+
+    Within a domain it may have those of the smallest domain that has enough for the (least) way of evaluation.
+    """
+    examples = min((entry.count for entry in entries), default=0)
+    if not plan.train_within_domain:
+        return sum(len(entry.rotations) for entry in entries), examples
+    sizes: Counter[str] = Counter()
+    for entry in entries:
+        sizes[entry.domain] += len(entry.rotations)
+    return min((size for size in sizes.values() if size >= plan.shape.least_way), default=0), examples
 
 
 def fingerprint(spec: LearnerSpec, plan: TrainingPlan, dataset_digest: str) -> str:

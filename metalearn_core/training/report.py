@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from metalearn_core import events
+from metalearn_core.evaluation.metric import ACCURACY, Metric
 
 Phase = Literal["pretrain", "train"]
 OnMetrics = Callable[[dict[str, float], int], None]
@@ -20,10 +21,11 @@ class Reporter:
     Args:
         learner: as events name it.
         on_metrics: called with metrics by name, and the training episodes so far.
+        metric: what validation measures.
     """
 
-    def __init__(self, learner: str, on_metrics: OnMetrics | None) -> None:
-        self._learner, self._on_metrics = learner, on_metrics
+    def __init__(self, learner: str, on_metrics: OnMetrics | None, metric: Metric = ACCURACY) -> None:
+        self._learner, self._on_metrics, self._metric = learner, on_metrics, metric
         self._phase: Phase = "train"
         self._sums = [0.0, 0.0]
         self._steps = 0
@@ -38,16 +40,16 @@ class Reporter:
         self._phase, self._sums, self._steps, self._last_metrics = phase, [0.0, 0.0], 0, {}
 
     def step(self, loss: float, accuracy: float, rate: float, episodes: int) -> None:
-        """Count one outer step."""
-        self._sums = [self._sums[0] + loss, self._sums[1] + accuracy]
+        """Count one outer step; in regression the accuracy is minus the error."""
+        self._sums = [self._sums[0] + loss, self._sums[1] + self._metric.sign * accuracy]
         self._steps += 1
         self._episodes += episodes
         self._rate = rate
 
     def recent(self) -> dict[str, float]:
-        """Return the mean loss and accuracy of the phase since the last report."""
+        """Return the mean loss and metric of the phase since the last report."""
         if self._steps:
-            names = (f"{self._phase}/loss", f"{self._phase}/accuracy")
+            names = (f"{self._phase}/loss", f"{self._phase}/{self._metric.name}")
             self._last_metrics = {name: total / self._steps for name, total in zip(names, self._sums, strict=True)}
         return self._last_metrics
 
@@ -70,7 +72,7 @@ class Reporter:
         counted = "episode" if self._phase == "train" else "pretraining, batch"
         text = f"{counted} {episodes:,}, loss {metrics.get(f'{self._phase}/loss', math.nan):.2f}"
         if validation is not None:
-            text = f"validation {validation['validation/accuracy']:.1%}, {text}"
+            text = f"validation {self._metric.shown(validation[f'validation/{self._metric.name}'])}, {text}"
         events.emit("progress", self._learner, done=min(share, 1.0), total=1.0, text=text)
         due = math.floor(share * REPORTS) > self._last_share
         if self._on_metrics is not None and (due or validation is not None):

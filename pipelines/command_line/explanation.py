@@ -1,7 +1,6 @@
 """How `predict --explain` says what a prediction may go by."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.command_line.options import answers, print_table
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
 SHOWN_PROTOTYPES = 3
 
 
-def reasons_of(explanation: "Explanation", files: Sequence[Path], labels: Sequence[str]) -> list[dict[str, Any]]:
+def reasons_of(explanation: "Explanation", files: Sequence[object], labels: Sequence[str]) -> list[dict[str, Any]]:
     """Return what `predict --explain --json` adds to each prediction.
 
     Args:

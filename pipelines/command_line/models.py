@@ -1,6 +1,7 @@
 """The verbs around one model: `learners`, `train`, `evaluate`, `predict`, `compare`."""
 
 import json as jsonlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,7 @@ from pipelines.command_line.options import (
     TrainQueryOption,
     TrainShotOption,
     TrainWayOption,
+    TrainWithinDomainOption,
     WayOption,
     WorkdirOption,
     answers,
@@ -41,6 +43,9 @@ from pipelines.command_line.options import (
 
 ModelArgument = Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")]
 DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
+TasksArgument = Annotated[
+    str, typer.Argument(help="An episode dataset: a folder or an s3:// address; or `sinusoid`, for regression.")
+]
 SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")]
 _SHOWN_PROBABILITIES = 3
@@ -103,7 +108,7 @@ def _description(learner: Any) -> dict[str, Any]:
 
 
 def train(
-    dataset: DatasetArgument,
+    dataset: TasksArgument,
     learner: Annotated[str, typer.Option("--learner", help="One that `metalearn learners` lists.")],
     output: Annotated[str, typer.Option("--output", "-o", help="Folder for the bundle, or s3:// address.")],
     backbone: BackboneOption = None,
@@ -113,6 +118,7 @@ def train(
     train_way: TrainWayOption = None,
     train_shot: TrainShotOption = None,
     train_query: TrainQueryOption = None,
+    train_within_domain: TrainWithinDomainOption = None,
     episodes: Annotated[
         int | None, typer.Option("--episodes", min=1, help="Training episodes (tasks).", show_default=False)
     ] = None,
@@ -141,23 +147,27 @@ def train(
     json: JsonOption = False,
 ) -> None:
     """Meta-train one learner; a training that was cut off goes on from its checkpoint."""
+    from metalearn_core.data.tasks import SINUSOID, SINUSOID_POINTS
     from metalearn_core.errors import UsageError
+    from metalearn_core.evaluation.metric import ACCURACY, SQUARED_ERROR
     from metalearn_core.steps.requests import TrainingResources
     from metalearn_core.steps.training import train_bundle
     from pipelines.command_line.watch import watching
     from pipelines.config import learner_items, read_config, train_request
 
+    points = SINUSOID_POINTS if dataset == SINUSOID else None
     config = read_config(
         None,
         given(
             learners=[learner],
             backbone=backbone,
             way=way,
-            shot=shot,
-            query=query,
+            shot=points if shot is None else shot,
+            query=points if query is None else query,
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
+            train_within_domain=train_within_domain,
             train_episodes=episodes,
             train_seconds=seconds,
             seed=seed,
@@ -173,11 +183,16 @@ def train(
     if config.gate:
         raise UsageError("--set: training has no gate: give its rules to run or promote")
     [item] = learner_items(config)
+    request = train_request(config)
+    if dataset == SINUSOID:
+        if way is not None or train_way is not None:
+            raise UsageError(f"--way, --train-way: {SINUSOID} is regression, it has no classes: leave them out")
+        request = request.model_copy(update={"way": 1})
     with watching(notices):
         record = train_bundle(
             dataset,
             jsonlib.loads(item),
-            train_request(config),
+            request,
             output,
             checkpoints=checkpoint_dir or str(workdir_at(workdir).path / "checkpoints"),
             restart=restart,
@@ -191,10 +206,11 @@ def train(
     if json:
         print_json(record)
         return
+    metric = SQUARED_ERROR if dataset == SINUSOID else ACCURACY
     answers.print(
         f"{learner}: {record['train_episodes']:,} episodes of {record['train_shape']} "
         f"in {record['train_seconds']:.0f} s, "
-        f"validation accuracy {percent(record['best_validation'])} %",
+        f"validation {metric.shown(record['best_validation'])}",
         soft_wrap=True,
     )
     answers.print(f"bundle: {output}", soft_wrap=True, markup=False)
@@ -202,7 +218,7 @@ def train(
 
 def evaluate(
     model: ModelArgument,
-    dataset: DatasetArgument,
+    dataset: TasksArgument,
     split: SplitOption = "test",
     way: OwnWayOption = None,
     shot: OwnShotOption = None,
@@ -213,10 +229,12 @@ def evaluate(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Evaluate a model on seeded episodes: accuracy with intervals, overall and by domain."""
-    from metalearn_core.bundle import read_bundle, resolve_model
+    """Evaluate a model on seeded episodes: accuracy with intervals, overall and by domain; in regression, its error."""
+    from metalearn_core.bundle import load_bundle, read_bundle, resolve_model
     from metalearn_core.data.dataset import EpisodeDataset
+    from metalearn_core.data.tasks import open_tasks
     from metalearn_core.evaluation import evaluate as evaluation
+    from metalearn_core.evaluation.regression import RegressionEvaluation
     from metalearn_core.steps.training import evaluation_result
     from pipelines.command_line.watch import watching
 
@@ -232,9 +250,25 @@ def evaluate(
         batch_norm=batch_norm,
     )
     with watching(notices):
-        result, _ = evaluation.evaluate_bundle(path, EpisodeDataset.open(dataset), protocol)
+        tasks = open_tasks(dataset)
+        result: Any
+        if isinstance(tasks, EpisodeDataset):
+            result, _ = evaluation.evaluate_bundle(path, tasks, protocol)
+        else:
+            result = evaluation.evaluate(load_bundle(path)[0], tasks, protocol)
     if json:
         print_json({**evaluation_result(result.model_dump(mode="json")), "bundle": str(path)})
+        return
+    if isinstance(result, RegressionEvaluation):
+        after = f"{result.points} points"
+        if result.adaptation_steps is not None:
+            after += f" and {result.adaptation_steps} steps"
+        spread = "" if result.ci95 is None else f" ± {result.ci95:.4f}"
+        answers.print(
+            f"{description.learner}: {protocol.episodes:,} {protocol.split} episodes, {protocol.query} queries each, "
+            f"seed {protocol.seed}\nmean squared error {result.mse:.4f}{spread} after {after}",
+            soft_wrap=True,
+        )
         return
     answers.print(
         f"{description.learner}: {protocol.way}-way {protocol.shot}-shot, {protocol.query} queries a class, "
@@ -255,40 +289,55 @@ def evaluate(
         answers.print()
         print_table(["within domain ", "accuracy, %"], rows)
         if None in result.by_domain.values():
-            answers.print(f"–: fewer than {protocol.way} classes, or too few examples")
+            answers.print(f"–: fewer than {protocol.shape.least_way} classes, or too few examples")
 
 
 def predict(
     model: ModelArgument,
-    support: Annotated[Path, typer.Option("--support", help="A folder of labelled images: a folder a class.")],
-    query: Annotated[Path, typer.Option("--query", help="An image, or a folder of images at any depth.")],
+    support: Annotated[
+        Path, typer.Option("--support", help="Labelled images, a folder a class; for vectors, a Parquet file.")
+    ],
+    query: Annotated[
+        Path, typer.Option("--query", help="An image, or a folder of images at any depth; for vectors, a Parquet file.")
+    ],
     explain: Annotated[
         bool, typer.Option("--explain", help="Name the nearest support files, distances, and what adapting moved.")
     ] = False,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Predict the class of each query image from a few labelled ones."""
-    from metalearn_core.model import load_model
+    """Predict the class of each query from a few labelled examples."""
+    from metalearn_core.errors import UsageError
+    from metalearn_core.model import RegressionModel, load_model
     from pipelines.folders import image_files, labelled_images
+    from pipelines.vectors import labelled_vectors, named_vectors
 
-    files, labels = labelled_images(support)
-    queries = image_files(query)
     workdir_at(workdir).open_for(model)
     loaded = load_model(model)
-    explanation = loaded.adapt(files, labels).explain(queries) if explain else None
-    prediction = explanation.prediction if explanation else loaded.predict(files, labels, queries)
+    if isinstance(loaded, RegressionModel):
+        raise UsageError(f"model {model}: predicts numbers, not classes: use it in Python, load_model(…).adapt(x, y)")
+    examples: Sequence[Any]
+    queried: Sequence[Any]
+    names: Sequence[Any]
+    if loaded.description.input.modality == "vector":
+        (examples, labels), (queried, names) = labelled_vectors(support), named_vectors(query)
+        sources: Sequence[object] = [f"{support} row {number}" for number in range(len(labels))]
+    else:
+        (examples, labels), queried = labelled_images(support), image_files(query)
+        names, sources = queried, examples
+    explanation = loaded.adapt(examples, labels).explain(queried) if explain else None
+    prediction = explanation.prediction if explanation else loaded.predict(examples, labels, queried)
     predictions: list[dict[str, Any]] = [
         {
             "file": str(file),
             "label": label,
             "probabilities": {name: float(p) for name, p in zip(prediction.classes, row, strict=True)},
         }
-        for file, label, row in zip(queries, prediction.labels, prediction.probabilities, strict=True)
+        for file, label, row in zip(names, prediction.labels, prediction.probabilities, strict=True)
     ]
     answer: dict[str, Any] = {"predictions": predictions}
     if explanation:
-        for entry, reasons in zip(predictions, reasons_of(explanation, files, labels), strict=True):
+        for entry, reasons in zip(predictions, reasons_of(explanation, sources, labels), strict=True):
             entry.update(reasons)
         answer["adaptation"] = adaptation_of(explanation)
     if json:

@@ -21,26 +21,49 @@ WorkdirOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to standard error.")]
-WayOption = Annotated[int | None, typer.Option("--way", help="Classes an episode.", show_default="5")]
-ShotOption = Annotated[int | None, typer.Option("--shot", help="Support examples a class.", show_default="1")]
-QueryOption = Annotated[int | None, typer.Option("--query", help="Query examples a class.", show_default="15")]
-OwnWayOption = Annotated[int | None, typer.Option("--way", help="Classes an episode.", show_default="the model's")]
+WayOption = Annotated[
+    str | None, typer.Option("--way", help="Classes an episode, or a range, as 5-20.", show_default="5")
+]
+ShotOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shot", help="Support examples a class, or a range, as 1-10: classes then differ.", show_default="1"
+    ),
+]
+QueryOption = Annotated[
+    int | None,
+    typer.Option("--query", help="Query examples a class; for a range of shots, at most.", show_default="15"),
+]
+OwnWayOption = Annotated[
+    str | None, typer.Option("--way", help="Classes an episode, or a range, as 5-20.", show_default="the model's")
+]
 OwnShotOption = Annotated[
-    int | None, typer.Option("--shot", help="Support examples a class.", show_default="the model's")
+    str | None, typer.Option("--shot", help="Support examples a class, or a range.", show_default="the model's")
 ]
 OwnQueryOption = Annotated[
     int | None, typer.Option("--query", help="Query examples a class.", show_default="the model's")
 ]
 TrainWayOption = Annotated[
-    int | None, typer.Option("--train-way", help="Classes a training episode.", show_default="the recipe's")
+    str | None,
+    typer.Option("--train-way", help="Classes a training episode, or a range.", show_default="the recipe's"),
 ]
 TrainShotOption = Annotated[
-    int | None,
-    typer.Option("--train-shot", help="Support examples a class of a training episode.", show_default="the recipe's"),
+    str | None,
+    typer.Option(
+        "--train-shot", help="Support examples a class of a training episode, or a range.", show_default="the recipe's"
+    ),
 ]
 TrainQueryOption = Annotated[
     int | None,
     typer.Option("--train-query", help="Query examples a class of a training episode.", show_default="the recipe's"),
+]
+TrainWithinDomainOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--train-within-domain",
+        help="The classes of a training episode come from one domain.",
+        show_default="from any",
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

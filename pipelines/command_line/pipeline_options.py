@@ -34,6 +34,7 @@ from pipelines.command_line.options import (
     TrainQueryOption,
     TrainShotOption,
     TrainWayOption,
+    TrainWithinDomainOption,
     WayOption,
     given,
     parse_ratios,
@@ -59,6 +60,7 @@ def _configured(
     train_way: TrainWayOption = None,
     train_shot: TrainShotOption = None,
     train_query: TrainQueryOption = None,
+    train_within_domain: TrainWithinDomainOption = None,
     train_episodes: Annotated[
         int | None, typer.Option("--train-episodes", help="Training budget of each learner.", show_default=False)
     ] = None,
@@ -121,6 +123,7 @@ def _configured(
             train_way=train_way,
             train_shot=train_shot,
             train_query=train_query,
+            train_within_domain=train_within_domain,
             train_episodes=train_episodes,
             train_seconds=train_seconds,
             eval_episodes=eval_episodes,

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from metalearn_core.data.sources.contract import Source
+from metalearn_core.data.tasks import SINUSOID
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.storage.objects import is_address
 
@@ -21,6 +22,11 @@ def open_source(location: str) -> Source:
         from metalearn_core.data.sources.glyphs import GlyphSource
 
         return GlyphSource()
+    if location == SINUSOID:
+        raise UsageError(
+            f"source {SINUSOID}: is a distribution of regressions, from which no dataset of classes can be built: give "
+            f"it to `metalearn train {SINUSOID}` and `metalearn evaluate MODEL {SINUSOID}`"
+        )
     if is_address(location):
         return _open_address(location)
     if "://" in location:

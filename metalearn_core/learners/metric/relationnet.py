@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, Statistics, Weights
-from metalearn_core.backbones.conv4 import ConvolutionBlock
 from metalearn_core.backbones.functional import convolve, fold_norm, normalise
+from metalearn_core.backbones.layers import NormalisedConvolution
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
@@ -163,7 +163,9 @@ class RelationModule(nn.Module):
         super().__init__()
         channels, height, width = map_shape
         gain = 2**0.5
-        self.blocks = nn.ModuleList(ConvolutionBlock(inputs, channels, gain) for inputs in (2 * channels, channels))
+        self.blocks = nn.ModuleList(
+            NormalisedConvolution(inputs, channels, gain) for inputs in (2 * channels, channels)
+        )
         self.pooled = []
         for _ in self.blocks:
             self.pooled.append(min(height, width) > 1)

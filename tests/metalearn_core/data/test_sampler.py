@@ -20,7 +20,8 @@ def sampler(
 
 
 def same(one: EpisodeIndex, other: EpisodeIndex) -> bool:
-    return all(torch.equal(value, vars(other)[name]) for name, value in vars(one).items())
+    present = {name: value for name, value in vars(one).items() if value is not None}
+    return all(torch.equal(value, vars(other)[name]) for name, value in present.items())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
@@ -146,10 +147,15 @@ def test_an_unknown_domain_is_said(dataset: EpisodeDataset) -> None:
         EpisodeSampler(dataset, "train", SHAPE, seed=0, domain="nowhere")
 
 
-@pytest.mark.parametrize(("way", "shot", "query"), [(1, 1, 1), (5, 0, 1), (5, 1, -3)])
+@pytest.mark.parametrize(("way", "shot", "query"), [(0, 1, 1), (5, 0, 1), (5, 1, -3)])
 def test_shapes_that_are_none_are_refused(way: int, shot: int, query: int) -> None:
     with pytest.raises(UsageError, match="must be at least"):
         EpisodeShape(way, shot, query)
+
+
+def test_a_single_class_is_no_episode(dataset: EpisodeDataset) -> None:
+    with pytest.raises(UsageError, match="way must be at least 2, got 1"):
+        sampler(dataset, EpisodeShape(1, 1, 1))
 
 
 def test_an_epoch_of_examples_shows_each_once(dataset: EpisodeDataset) -> None:

@@ -202,7 +202,7 @@ def test_a_learner_of_other_examples_is_refused(dataset):
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"way": 1}, "protocol way: got 1"), ({"split": "tset"}, "protocol split"), ({"shots": 1}, "did you mean 'shot'")],
+    [({"way": 0}, "protocol way: got 0"), ({"split": "tset"}, "protocol split"), ({"shots": 1}, "did you mean 'shot'")],
 )
 def test_a_protocol_from_a_command_line_is_checked(values, words):
     with pytest.raises(UsageError, match=words):

@@ -13,7 +13,7 @@ SHAPE = {"way": 5, "shot": 1, "query": 15}
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
-    [({"way": 1}, "way"), ({"shot": 0}, "shot"), ({"seed": -1}, "seed"), ({"train_way": -1}, "train_way")],
+    [({"way": 0}, "way"), ({"shot": 0}, "shot"), ({"seed": -1}, "seed"), ({"train_way": -1}, "train_way")],
 )
 def test_a_training_request_out_of_range_names_the_input(change: dict, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):

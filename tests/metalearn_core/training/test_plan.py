@@ -23,6 +23,27 @@ def test_what_is_asked_for_does_not_shrink(dataset):
     assert training_shape(PROTONET, plan(train_shot=2), dataset) == EpisodeShape(32, 2, 4)
 
 
+def test_training_varies_as_evaluation_does_where_the_recipe_takes_that_over(dataset):
+    asked = plan(way="2-4", shot="1-3")
+    assert training_shape(PROTONET, asked, dataset) == EpisodeShape(32, 3, 5, min_shot=1)
+    assert training_shape(MAML, plan(shot="1-3"), dataset) == EpisodeShape(4, 3, 5, min_shot=1)
+    with_way = plan(way="2-4", shot=2, train_way="5-60", train_query=4)
+    assert training_shape(PROTONET, with_way, dataset) == EpisodeShape(60, 2, 4, min_way=5)
+
+
+def test_a_fixed_way_takes_no_range(dataset):
+    with pytest.raises(UsageError, match="way 2-4: maml is built for one number of classes"):
+        training_shape(MAML, plan(way="2-4"), dataset)
+
+
+def test_within_a_domain_a_recipe_shrinks_to_the_smallest_one_that_serves(dataset):
+    sizes = {}
+    for entry in dataset.manifest.of_split("train"):
+        sizes[entry.domain] = sizes.get(entry.domain, 0) + len(entry.rotations)
+    fitting = min(size for size in sizes.values() if size >= 4)
+    assert training_shape(PROTONET, plan(train_within_domain=True), dataset).way == min(60, fitting)
+
+
 def test_plain_examples_have_no_shape(dataset):
     assert training_shape(resolve_spec(LearnerSpec(learner="transfer")), plan(), dataset) is None
 
@@ -46,15 +67,19 @@ def test_a_fixed_shot_is_the_one_of_evaluation_and_of_the_learner(dataset):
     [
         ({"seconds": 3}, "episodes or seconds, exactly one"),
         ({"episodes": None}, "episodes or seconds, exactly one"),
-        ({"way": 1}, "way must be at least 2, got 1"),
         ({"shot": 0}, "shot must be at least 1, got 0"),
         ({"query": -3}, "query must be at least 1, got -3"),
-        ({"train_way": 1}, "way must be at least 2, got 1"),
     ],
 )
 def test_bad_plans_are_refused(values, message):
     with pytest.raises(UsageError, match=message):
         plan(**values)
+
+
+@pytest.mark.parametrize("values", [{"way": 1}, {"train_way": 1}])
+def test_a_single_class_leaves_nothing_to_learn(values, dataset):
+    with pytest.raises(UsageError, match="way must be at least 2, got 1"):
+        training_shape(PROTONET, plan(**values), dataset)
 
 
 def test_the_fingerprint_tells_runs_apart_but_not_how_often_they_are_saved():
