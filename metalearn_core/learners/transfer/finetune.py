@@ -20,7 +20,7 @@ class FineTuneConfig(PretrainingConfig):
     """The options of finetune. Dhillon et al. take Adam at 5e-5 for 25 steps on far larger networks."""
 
     steps: int = Field(10, ge=0, le=1000, description="of fine-tuning, each on the whole support set; 0: none")
-    optimiser: Literal["adam", "sgd"] = Field("adam", description="of fine-tuning")
+    inner_optimiser: Literal["adam", "sgd"] = Field("adam", description="of fine-tuning")
     inner_lr: float = Field(1e-3, gt=0, description="learning rate of fine-tuning")
     head: Literal["imprinted", "zero"] = Field(
         "imprinted", description="the new head's start: the mean unit feature of each class, scaled; or zeros"
@@ -95,7 +95,7 @@ class FineTune(PretrainedLearner):
 
     def _direction(self, gradient: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:
         """Return the direction of one step: the gradient, or Adam's (Kingma, Ba 2015), whose moments it moves."""
-        if self.config.optimiser == "sgd":
+        if self.config.inner_optimiser == "sgd":
             return gradient
         first.lerp_(gradient, 1 - BETAS[0])
         second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])

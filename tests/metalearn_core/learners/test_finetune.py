@@ -35,7 +35,7 @@ def naive_logits(learner, x, y, query, way):
             head[label] = config.scale * mean / mean.norm()
     bias = torch.zeros(way, dtype=torch.float64)
     leaves = [value.requires_grad_() for value in (*weights.values(), head, bias)]
-    kind = torch.optim.Adam if config.optimiser == "adam" else torch.optim.SGD
+    kind = torch.optim.Adam if config.inner_optimiser == "adam" else torch.optim.SGD
     optimiser = kind(leaves, lr=config.inner_lr)
     for _ in range(config.steps):
         optimiser.zero_grad()
@@ -47,7 +47,7 @@ def naive_logits(learner, x, y, query, way):
 @pytest.mark.parametrize("head", ["imprinted", "zero"])
 @pytest.mark.parametrize(("optimiser", "inner_lr"), [("adam", 1e-2), ("sgd", 0.1)])
 def test_many_episodes_at_once_are_a_plain_loop_over_them(make_double, make_episodes, optimiser, inner_lr, head):
-    learner = make_double("finetune", steps=4, optimiser=optimiser, inner_lr=inner_lr, head=head).eval()
+    learner = make_double("finetune", steps=4, inner_optimiser=optimiser, inner_lr=inner_lr, head=head).eval()
     episodes = make_episodes(shot=3)
     logits = learner(episodes)
     for number in range(len(episodes)):
