@@ -12,7 +12,7 @@ and what was found, or `unittest.SkipTest`, which pytest understands, with what 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from metalearn_core.learners.contract import Learner
 from metalearn_core.testing import declarations, keeping, learning, predictions
@@ -28,6 +28,7 @@ def conformance_checks(
     options: Mapping[str, Any] | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     overfit_steps: int | None = None,
+    learns_from: Literal["queries", "support"] = "queries",
 ) -> list[Check]:
     """Return the checks of everything that a learner promises by its contract and by what its `info` declares.
 
@@ -40,15 +41,16 @@ def conformance_checks(
         options: of the learner, where its defaults do not fit such episodes.
         backbone_options: likewise of conv4.
         overfit_steps: outer steps in which it learns one episode by heart; None: as many as its family may take.
+        learns_from: what it learns by heart then; a learner whose outer loss has no queries (Reptile) says `support`.
     """
-    modalities = [name for name in ("image", "vector") if name in learner.info.modalities]
+    kinds: tuple[Literal["image", "vector"], ...] = ("image", "vector")
+    modalities = [name for name in kinds if name in learner.info.modalities]
     found: list[Check] = []
     for target in learner.info.targets:
         for modality in modalities:
             first = modality == modalities[0]
-            subject = Subject(
-                learner, modality, target, dict(options or {}), dict(backbone_options or {}), overfit_steps
-            )
+            own, backbone = dict(options or {}), dict(backbone_options or {})
+            subject = Subject(learner, modality, target, own, backbone, overfit_steps, learns_from)
             promises: list[Promise] = [*predictions.PROMISES]
             promises += [*learning.PROMISES, *keeping.PROMISES] if first else []
             promises += declarations.PROMISES if first and target == learner.info.targets[0] else []

@@ -1,5 +1,6 @@
 """Promises of training: gradients that are there and right, on any number of threads and on a GPU, and what they do."""
 
+from dataclasses import replace
 from unittest import SkipTest
 
 import torch
@@ -81,12 +82,15 @@ def a_small_step_lowers_the_loss(subject: Subject) -> None:
 def one_episode_is_learned_by_heart(subject: Subject) -> None:
     """Trained on one episode of nearly pure noise, a learner ends with every query right and half the loss.
 
-    (For regression: half the squared error. A learner of plain examples learns a batch of those.)
+    (For regression: half the squared error. A learner of plain examples learns a batch of those; one that says that it
+    learns from support sets alone is asked for these.)
     """
     steps = subject.overfit_steps or OVERFIT_STEPS[subject.info.family]
     learner = subject.make(dtype=torch.float32, randomise=False).train()
     episode = subject.episodes(1, noise=OVERFIT_NOISE, dtype=torch.float32)
     optimiser = AdamW(learner.parameters(), weight_decay=0)
+    if subject.learns_from == "support":
+        episode = replace(episode, query_x=episode.support_x, query_y=episode.support_y)
     start = loss, accuracy = _answers(subject, learner, episode)
     for step in range(steps):
         learner.progress = step / steps

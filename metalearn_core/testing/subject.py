@@ -17,7 +17,7 @@ from metalearn_core.learners import LEARNERS, LearnerSpec, make_learner, registe
 from metalearn_core.learners.contract import ExampleLearner, Learner, LearnerInfo, Outcome
 
 WAY, SHOT, QUERY = 4, 2, 3
-EXAMPLES_A_CLASS = 6
+EXAMPLES_A_CLASS = 20
 SPLITS: dict[Literal["train", "validation", "test"], int] = {"train": 7, "validation": 4, "test": 4}
 TARGET_SIZE = 2
 SHAPES: dict[str, tuple[int, ...]] = {"image": (1, 16, 16), "vector": (6,)}
@@ -34,7 +34,7 @@ class Subject:
         modality: of the examples: `image` or `vector`.
         target: `class` or `real`.
         options, backbone_options: that differ from the defaults (and from a small conv4).
-        overfit_steps: see `conformance_checks`.
+        overfit_steps, learns_from: see `conformance_checks`.
     """
 
     kind: type[Learner]
@@ -43,6 +43,7 @@ class Subject:
     options: dict[str, Any]
     backbone_options: dict[str, Any]
     overfit_steps: int | None = None
+    learns_from: Literal["queries", "support"] = "queries"
 
     def __str__(self) -> str:
         return f"{self.info.name}-{self.modality}-{self.target}"
@@ -86,7 +87,8 @@ class Subject:
     ) -> Learner:
         """Return the learner in evaluation mode, with noise on all weights and running averages where asked.
 
-        Noise, so that nothing hides behind what starts at zero or one.
+        Noise, so that nothing hides behind what starts at zero or one; a fifth of a weight's size, so that a learned
+        step size stays one.
         """
         spec = self.spec.model_copy(update={"options": {**self.options, **options}})
         learner = make_learner(spec, dataset_spec(self.modality, self.target), way=self.way, seed=seed, dtype=dtype)
@@ -94,7 +96,8 @@ class Subject:
             generator = torch.Generator().manual_seed(seed + 1)
             with torch.no_grad():
                 for parameter in learner.parameters():
-                    parameter.add_(_NOISE * torch.randn(parameter.shape, generator=generator, dtype=dtype))
+                    size = parameter.square().mean().sqrt().item() or 1.0
+                    parameter.add_(_NOISE * size * torch.randn(parameter.shape, generator=generator, dtype=dtype))
                 for average in learner.running_averages().values():
                     average.add_(_STATISTICS_NOISE * torch.rand(average.shape, generator=generator, dtype=dtype))
         return learner.eval()

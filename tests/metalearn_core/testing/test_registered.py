@@ -9,7 +9,10 @@ from metalearn_core.learners import LEARNERS
 from metalearn_core.testing import Check, conformance_checks
 
 # what a learner needs to fit the kit's episodes
-SETTINGS: Mapping[str, Mapping[str, Any]] = {"snail": {"options": {"shot": 2}}}
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "reptile": {"options": {"eval_steps": 5}, "learns_from": "support"},
+    "snail": {"options": {"shot": 2, "filters": 16, "keys": (8, 8, 8), "values": (8, 8, 8)}},
+}
 
 
 @pytest.mark.parametrize(
