@@ -90,7 +90,6 @@ def few_shot_pipeline(
             from pipelines.cluster.tasks import place
 
             task.set_env_variable(IMAGE_VARIABLE, image)
-
             place(task, placement, kind, chosen, fixed={TRACKING_VARIABLE} if tracking_uri else set())
         return task
 
@@ -111,6 +110,8 @@ def _trainer(placement: Placement, image: str) -> Any:
         user=IMAGE_USER,
         timeout=train.timeout,
         shm=train.shm or "",
+        scratch=train.scratch or "",
+        image_pull_secrets=list(placement.image_pull_secrets),
     )
 
 

@@ -41,6 +41,8 @@ def meta_train_nodes(
     user: int,
     timeout: int,
     shm: str,
+    scratch: str,
+    image_pull_secrets: list[str],
     task_config: TaskConfig,
     trained: Output[Model],
 ) -> None:
@@ -74,6 +76,8 @@ def meta_train_nodes(
         user: that they run as.
         timeout: seconds after which Kubernetes ends them.
         shm: size of each machine's /dev/shm; empty: the container runtime's.
+        scratch: size of each machine's /tmp; empty: no limit but its disk's.
+        image_pull_secrets: of the registry that has the image.
         task_config: resources, variables and nodes of the machines; KFP fills it in.
         trained: the model in `bundle/`, and what happened in `training.json`.
     """
@@ -83,9 +87,10 @@ def meta_train_nodes(
 
     from metalearn_core.steps.data import read_pointer
     from metalearn_core.steps.frame import step
+    from metalearn_core.steps.job_request import job_request
     from metalearn_core.steps.naming import learner_of
     from metalearn_core.steps.requests import training_request, training_resources
-    from metalearn_core.steps.train_job import job_request, train_in_job
+    from metalearn_core.steps.train_job import train_in_job
     from metalearn_core.steps.training import train_learner
     from metalearn_core.storage import copy_folder
     from metalearn_core.storage.place import Place
@@ -108,7 +113,15 @@ def meta_train_nodes(
         )
         resources = training_resources(device=device, processes=processes, checkpoint_seconds=checkpoint_seconds)
         job = job_request(
-            task_config, nodes=nodes, image=image, runtime=runtime, user=user, timeout=timeout, shm=shm or None
+            task_config,
+            nodes=nodes,
+            image=image,
+            runtime=runtime,
+            user=user,
+            timeout=timeout,
+            shm=shm or None,
+            scratch=scratch or None,
+            image_pull_secrets=image_pull_secrets,
         )
         train = functools.partial(train_in_job, request=job)
         folder = train_learner(*read_pointer(dataset.path), item, request, resources, Place.at(storage), train)

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, StorageError
 from metalearn_core.steps.requests import TrainingOrder
 from metalearn_core.steps.train_processes import take_part
-from metalearn_core.storage import copy_folder, read_json, write_json
+from metalearn_core.storage import copy_folder, read_json, text_digest, write_json
+from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
 
-_ORDER = "order.json"
 _RECORD = "record.json"
 _FAILURE = "failure.json"
 _BUNDLE = "bundle"
@@ -35,20 +35,30 @@ def handover(order: TrainingOrder) -> Place:
     return place
 
 
-def leave_order(order: TrainingOrder) -> Place:
-    """Write an order for the machines, in place of whatever was handed over before; return where."""
+def leave_order(order: TrainingOrder) -> str:
+    """Write an order for the machines, and return its address; remove what is left of an outcome.
+
+    The order's name is its own: that of another run, which wants the same training, stays as it is.
+    """
     place = handover(order)
-    place.remove()
-    write_json(place.folder / _ORDER, order.model_dump(mode="json"))
-    place.replace([], _ORDER)
-    return place
+    content = order.model_dump_json()
+    name = f"order-{text_digest(order.model_dump(mode='json'))[:16]}.json"
+    assert place.prefix is not None
+    place.prefix.remove([_RECORD, _FAILURE])
+    place.prefix.write(name, content.encode())
+    return str(place.prefix / name)
+
+
+class ResultTakenError(MetalearnError):
+    """The machines' work is over, and its result not there: another run may have taken it, and keep it."""
 
 
 def take_result(order: TrainingOrder) -> dict[str, Any]:
     """Bring the bundle that the machines made to where the order wants it; return the record of the training.
 
     Raises:
-        MetalearnError: they left none, or another than the record says.
+        ResultTakenError: they left none, or it is there no more.
+        MetalearnError: it is another one than the record says.
     """
     from metalearn_core.bundle import verify_bundle
 
@@ -58,12 +68,25 @@ def take_result(order: TrainingOrder) -> dict[str, Any]:
         left = read_json(place.folder / _RECORD, "record of the training")
         place.fetch(left["files"])
     except FileNotFoundError as error:
-        raise MetalearnError(f"the nodes ended, and left no {error.filename}") from None
+        raise ResultTakenError(f"the nodes ended, and left no {error.filename}") from None
     copy_folder(place.folder / _BUNDLE, order.bundle)
     record: dict[str, Any] = left["record"]
     if verify_bundle(order.bundle) != record["bundle_digest"]:
         raise MetalearnError(f"{place}: the bundle is not the one that was recorded")
     return record
+
+
+def find_result(order: TrainingOrder) -> dict[str, Any] | None:
+    """Return what `take_result` does; None where nothing whole is there."""
+    if not handover(order).has(_RECORD):
+        return None
+    try:
+        return take_result(order)
+    except StorageError:
+        raise
+    except MetalearnError:  # of a job that somebody has cut off; it is made again
+        shutil.rmtree(order.bundle, ignore_errors=True)
+        return None
 
 
 def reason_left(order: TrainingOrder) -> str | None:
@@ -77,10 +100,10 @@ def reason_left(order: TrainingOrder) -> str | None:
 
 
 def main() -> int:
-    """Train as one of the processes of one of the machines: `… PLACE`, where an order was left."""
-    place = Place.at(sys.argv[1])
-    place.fetch([_ORDER])
-    order = TrainingOrder.model_validate(read_json(place.folder / _ORDER, "order"))
+    """Train as one of the processes of one of the machines: `… ORDER`, the address of one that was left."""
+    address = Prefix.parse(sys.argv[1])
+    order = TrainingOrder.model_validate_json(address.parent.read(address.name))
+    place = handover(order)
     bundle = place.folder / _BUNDLE
 
     def done(record: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from metalearn_core.steps.requests import (
     TrainingResources,
     of_item,
 )
+from metalearn_core.steps.train_nodes import ResultTakenError
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.storage.place import Place
 from metalearn_core.version import git_commit, package_version
@@ -85,13 +86,18 @@ def train_learner(
         )
         try:
             record = (train or carry_out)(order)
+        except ResultTakenError:
+            raise
         except BaseException as error:
             with suppress(MetalearnError):
                 tracking.set_outcome(run_id, "FAILED", one_line(error))
             raise
         write_json(folder / TRAINING, {**record, "key": place.folder.name, "bundle": (place / BUNDLE).location})
 
-    folder, _ = kept(storage / "results", "training", key, make)
+    try:
+        folder, _ = kept(storage / "results", "training", key, make)
+    except ResultTakenError:  # whoever took it keeps it; or, if that one was ended, the training is this step's now
+        folder, _ = kept(storage / "results", "training", key, make)
     checkpoints.remove()
     return folder
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
+from metalearn_core.steps.job_request import ACCOUNT_VARIABLE
 from pipelines.cluster.placement import IMAGE_USER, Kind, Placement, Reference, StepPlacement, TrainPlacement
 
 _SHM = "/dev/shm"
@@ -28,6 +29,8 @@ def place(task: dsl.PipelineTask, placement: Placement, kind: Kind, chosen: Mapp
         _place_step(task, step)
     _surround(task, step)
     _fill_environment(task, placement, fixed)
+    if kind == "train" and placement.nodes > 1:
+        kubernetes.use_field_path_as_env(task, ACCOUNT_VARIABLE, "spec.serviceAccountName")  # the nodes act as it too
     kubernetes.set_image_pull_policy(task, placement.image_pull_policy)
     if placement.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(placement.image_pull_secrets))

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from metalearn_core.events import EVENTS_VARIABLE
+
 ROOT = Path(__file__).parents[3]
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
 RUNTIME = {
@@ -68,6 +70,11 @@ class Cluster:
     posted: list[dict[str, Any]] = field(default_factory=list)
     machines: list[subprocess.Popen] = field(default_factory=list)
 
+    @property
+    def events(self) -> Path:
+        """What its machines tell of their work."""
+        return self.folder / "events.jsonl"
+
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if self.refused:
             return self.refused, {"kind": "Status", "message": "no"}
@@ -85,13 +92,17 @@ class Cluster:
             if name in self.jobs:
                 return 409, {"kind": "Status"}
             self.posted.append(body)
-            self.jobs[name] = {**body, "metadata": {**body["metadata"], **CREATED}, "status": {}}
+            metadata = {**body["metadata"], **CREATED, "uid": f"uid-{len(self.posted)}"}
+            self.jobs[name] = {**body, "metadata": metadata, "status": {}}
             if self.runs_jobs:
                 threading.Thread(target=self._run, args=(self.jobs[name],), daemon=True).start()
             return 201, self.jobs[name]
         if name not in self.jobs:
             return 404, {"kind": "Status"}
         if method == "DELETE":
+            wanted = ((body or {}).get("preconditions") or {}).get("uid")
+            if wanted not in {None, self.jobs[name]["metadata"]["uid"]}:
+                return 409, {"kind": "Status"}
             self.end_machines()
             return 200, self.jobs.pop(name)
         return 200, self.jobs[name]
@@ -110,10 +121,13 @@ class Cluster:
                 "PET_MASTER_PORT": port,
             }
             machine = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": str(ROOT)}
-            cache = {"METALEARN_CACHE": str(self.folder / f"machine-{len(self.machines)}")}
+            own = {
+                "METALEARN_CACHE": str(self.folder / f"machine-{len(self.machines)}"),
+                EVENTS_VARIABLE: str(self.events),
+            }
             command = [sys.executable, *trainer["command"][1:]]
             self.machines.append(
-                subprocess.Popen(command, env={**machine, **cache, **variables, **torchrun}, cwd=self.folder)
+                subprocess.Popen(command, env={**machine, **own, **variables, **torchrun}, cwd=self.folder)
             )
         codes = [machine.wait() for machine in self.machines[-trainer["numNodes"] :]]
         kind = "Failed" if any(codes) else "Complete"
@@ -136,7 +150,7 @@ class Cluster:
             machine.wait(60)
 
 
-CREATED = {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z", "uid": "1"}
+CREATED = {"namespace": "team", "creationTimestamp": "2026-01-01T00:00:00Z"}
 TRANSITION = {"lastTransitionTime": "2026-01-01T00:00:00Z"}
 
 

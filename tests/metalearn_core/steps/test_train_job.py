@@ -21,13 +21,15 @@ from kubeflow_trainer_api import models
 from metalearn_core.bundle import verify_bundle
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.errors import MetalearnError
+from metalearn_core.steps.job_request import ACCOUNT_VARIABLE, job_request, train_job
 from metalearn_core.steps.requests import TrainingOrder, training_request, training_resources
-from metalearn_core.steps.train_job import job_request, train_in_job, train_job
-from metalearn_core.steps.train_nodes import leave_order
+from metalearn_core.steps.train_job import train_in_job
+from metalearn_core.steps.train_nodes import ResultTakenError, handover, leave_order
 from metalearn_core.steps.training import train_here
 from metalearn_core.storage import write_json
 from metalearn_core.storage.objects import Prefix
 
+ROOT = Path(__file__).parents[3]
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
 ITEM = {
     "learner": "maml",
@@ -62,6 +64,11 @@ def request_(cluster, bucket: str, monkeypatch):
     cluster.secrets["metalearn-storage", "key"] = os.environ["AWS_SECRET_ACCESS_KEY"]
     monkeypatch.setenv("METALEARN_PIPELINE_RUN_ID", "kfp-run")
 
+    monkeypatch.setenv(ACCOUNT_VARIABLE, "metalearn-pipeline")
+
+    def of_the_pod(name: str, path: str) -> dict:
+        return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
     def secret(name: str, key: str) -> dict:
         return {"name": name, "valueFrom": {"secretKeyRef": {"name": "metalearn-storage", "key": key}}}
 
@@ -74,10 +81,8 @@ def request_(cluster, bucket: str, monkeypatch):
             {"name": "AWS_DEFAULT_REGION", "value": "us-east-1"},
             secret("AWS_ACCESS_KEY_ID", "id"),
             secret("AWS_SECRET_ACCESS_KEY", "key"),
-            {
-                "name": "METALEARN_PIPELINE_RUN_ID",
-                "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['pipeline/runid']"}},
-            },
+            of_the_pod("METALEARN_PIPELINE_RUN_ID", "metadata.labels['pipeline/runid']"),
+            of_the_pod(ACCOUNT_VARIABLE, "spec.serviceAccountName"),
         ],
     )
     return job_request(
@@ -88,6 +93,8 @@ def request_(cluster, bucket: str, monkeypatch):
         user=10001,
         timeout=3600,
         shm="2Gi",
+        scratch="50Gi",
+        image_pull_secrets=["registry"],
     )
 
 
@@ -172,6 +179,9 @@ def test_the_job_is_one_that_the_sdk_knows_with_all_that_the_step_was_given(clus
     context = container["securityContext"]
     assert (context["runAsUser"], context["runAsNonRoot"], context["allowPrivilegeEscalation"]) == (10001, True, False)
     assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", "/dev/shm"}
+    assert {"name": "metalearn-scratch", "emptyDir": {"sizeLimit": "50Gi"}} in pod["volumes"]
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["serviceAccountName"] == "metalearn-pipeline", "the account's role on S3 is the nodes' too"
     assert {"name": "metalearn-shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in pod["volumes"]
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in json.dumps(sent)
 
@@ -196,8 +206,10 @@ def test_a_machine_that_is_killed_ends_the_job_and_the_next_one_goes_on(cluster,
         train_in_job(order, request_, poll_s=0.2)
     thread.join()
     assert checkpoints(prefix)
+    assert "goes on from training episode" not in cluster.events.read_text()
     train_in_job(order, request_, poll_s=0.2)
     assert len(cluster.posted) == 2
+    assert "goes on from training episode" in cluster.events.read_text()
     assert weights(order.bundle) == alone(order, tmp_path)
 
 
@@ -210,10 +222,21 @@ def test_what_a_machine_cannot_do_is_the_steps_reason(cluster, order, request_, 
     assert "\n" not in str(caught.value)
 
 
+JOB = "metalearn-" + "ab" * 8
+
+
+def start_job(cluster, order, request_, run: str = "kfp-run") -> None:
+    """Start a job as a step of a pipeline run does, this one's or another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METALEARN_PIPELINE_RUN_ID", run)
+        sent = train_job(JOB, leave_order(order), 1, request_)
+    cluster.answer("POST", JOBS, sent.to_dict())
+
+
 def test_a_job_that_an_earlier_attempt_left_running_is_awaited_not_started_again(cluster, order, request_) -> None:
     cluster.runs_jobs = False
-    place = leave_order(order)
-    cluster.answer("POST", JOBS, train_job("metalearn-" + "ab" * 8, place, order, request_).to_dict())
+    start_job(cluster, order, request_)
+    place = handover(order)
     write_json(place.folder / "failure.json", {"reason": "the reason of that job"})
     place.replace([], "failure.json")
     threading.Thread(target=end_job, args=(cluster, "Failed"), daemon=True).start()
@@ -222,13 +245,75 @@ def test_a_job_that_an_earlier_attempt_left_running_is_awaited_not_started_again
     assert len(cluster.posted) == 1, "the step has started one of its own"
 
 
-def test_a_step_that_is_asked_to_end_takes_its_job_with_it(cluster, order, request_) -> None:
+@pytest.mark.parametrize("earlier_attempt", [False, True])
+def test_a_step_that_is_asked_to_end_takes_its_runs_job_with_it(cluster, order, request_, earlier_attempt) -> None:
     cluster.runs_jobs = False
+    if earlier_attempt:
+        start_job(cluster, order, request_)
     threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(MetalearnError, match="stopped: run it again"):
         train_in_job(order, request_, poll_s=0.2)
     assert len(cluster.posted) == 1
     assert cluster.jobs == {}
+
+
+def test_a_step_that_is_asked_to_end_leaves_another_runs_job_alone(cluster, order, request_) -> None:
+    cluster.runs_jobs = False
+    start_job(cluster, order, request_, "another run")
+    threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with pytest.raises(MetalearnError, match="stopped: run it again"):
+        train_in_job(order, request_, poll_s=0.2)
+    assert list(cluster.jobs) == [JOB]
+    assert len(cluster.posted) == 1
+
+
+def test_of_two_runs_that_start_at_once_the_slower_awaits_the_others_job_and_its_order_stays(
+    cluster, order, request_
+) -> None:
+    cluster.runs_jobs = False
+    theirs = order.model_copy(update={"run_id": "theirs"})
+    answer, seen = cluster.answer, []
+
+    def faster(method: str, path: str, body) -> tuple[int, object]:
+        """Another run's step starts its job after this one has looked for one."""
+        if method == "POST" and not seen:
+            seen.append(path)
+            start_job(cluster, theirs, request_, "another run")
+        return answer(method, path, body)
+
+    cluster.answer = faster
+    threading.Thread(target=end_job, args=(cluster, "Complete"), daemon=True).start()
+    with pytest.raises(ResultTakenError):
+        train_in_job(order, request_, poll_s=0.2)
+    [sent] = cluster.posted
+    address = Prefix.parse(sent["spec"]["trainer"]["command"][-1])
+    assert json.loads(address.parent.read(address.name))["run_id"] == "theirs"
+    assert list(cluster.jobs) == [JOB], "the job is another run's, which will look at it"
+
+
+@pytest.mark.slow
+def test_a_result_that_a_job_has_left_is_taken_and_no_job_is_started(cluster, order, request_, tmp_path) -> None:
+    [*_, machine] = train_job(JOB, leave_order(order), 1, request_).to_dict()["spec"]["trainer"]["command"]
+    done = [sys.executable, "-m", "metalearn_core.steps.train_nodes", machine]
+    subprocess.run(
+        done, env={**os.environ, "PYTHONPATH": str(ROOT), "METALEARN_CACHE": str(tmp_path / "c")}, check=True
+    )
+    assert train_in_job(order, request_, poll_s=0.2)["train_episodes"] == 40
+    assert cluster.posted == []
+    assert weights(order.bundle) == alone(order, tmp_path)
+
+
+def test_a_result_that_is_damaged_is_not_taken(cluster, order, request_) -> None:
+    cluster.runs_jobs = False
+    place = handover(order)
+    write_json(place.folder / "record.json", {"record": {"bundle_digest": "0" * 64}, "files": []})
+    place.replace([], "record.json")
+    (place.folder / "bundle").mkdir()
+    threading.Thread(target=end_job, args=(cluster, "Complete"), daemon=True).start()
+    with pytest.raises(ResultTakenError, match=r"left no .*record\.json"):
+        train_in_job(order, request_, poll_s=0.2)
+    assert len(cluster.posted) == 1
+    assert not order.bundle.exists()
 
 
 def test_an_api_that_does_not_answer_for_a_while_costs_nothing(cluster, order, request_) -> None:

@@ -359,7 +359,9 @@ def test_a_run_here_takes_no_notice_of_a_files_cluster_section(tmp_path) -> None
 
 @pytest.fixture(scope="module")
 def on_several(compiled):
-    return compiled(read_placement({"train": {"gpus": 2, "shm": "4Gi"}}, {"nodes": 3, "train.timeout": "5h"}))
+    train = {"gpus": 2, "shm": "4Gi", "scratch": "50Gi"}
+    section = {"train": train, "image_pull_secrets": ["registry", "mirror"]}
+    return compiled(read_placement(section, {"nodes": 3, "train.timeout": "5h"}))
 
 
 def test_several_nodes_are_trained_by_a_step_that_hands_on_what_it_was_given(on_several) -> None:
@@ -379,17 +381,24 @@ def test_several_nodes_are_trained_by_a_step_that_hands_on_what_it_was_given(on_
         for name, value in step.task.inputs.parameters.items()
         if value.HasField("runtime_value")
     }
-    assert {name: constants[name] for name in ("nodes", "user", "timeout", "shm", "runtime", "image")} == {
+    names = ("nodes", "user", "timeout", "shm", "scratch", "runtime", "image", "image_pull_secrets")
+    assert {name: constants[name] for name in names} == {
         "nodes": 3,
         "user": IMAGE_USER,
         "timeout": 18000,
         "shm": "4Gi",
+        "scratch": "50Gi",
+        "image_pull_secrets": ["registry", "mirror"],
         "runtime": "torch-distributed",
         "image": step.container.image,
     }
     assert not step.task.caching_options.enable_cache
     assert step.platform.active_deadline_seconds == 18000
     assert step.platform.security_context.run_as_user == IMAGE_USER
+    assert {(entry.name, entry.field_path) for entry in step.platform.field_path_as_env} == {
+        ("METALEARN_PIPELINE_RUN_ID", "metadata.labels['pipeline/runid']"),
+        ("METALEARN_SERVICE_ACCOUNT", "spec.serviceAccountName"),
+    }
     assert on_several.defaults["processes"] == 2
     assert INPUT.fullmatch(step.container.resources.accelerator.resource_count)[1] == "pipelinechannel--train_gpus"
 
