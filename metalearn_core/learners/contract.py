@@ -1,7 +1,7 @@
 """What every learner is: two pure methods, batched over episodes, around a backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -181,6 +181,13 @@ class Learner(nn.Module, ABC):
         A query's loss is the cross-entropy, or for regression the squared error, averaged over the target's numbers.
         """
         return query_outcome(self(episodes), episodes)
+
+    def stage(self) -> Hashable:
+        """Return what a training step computes by, beside weights and examples: what changes with `progress`, if any.
+
+        On a GPU a step is recorded, and recorded anew for each stage: let there be few.
+        """
+        return None
 
     def standardise(self, x: Tensor) -> Tensor:
         """Return examples (…, *x) as floats, by mean and std of the training split; uint8 is divided by 255 first."""
