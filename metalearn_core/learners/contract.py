@@ -1,7 +1,7 @@
 """What every learner is: two pure methods, batched over episodes, around a backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -230,6 +230,13 @@ class Learner(nn.Module, ABC):
         They are those of the backbone's batch norms; a learner that averages more adds its own.
         """
         return dict(self.backbone.named_buffers())
+
+    def stage(self) -> Hashable:
+        """Return what a training step computes by, beside weights and examples: what changes with `progress`, if any.
+
+        On a GPU a step is recorded, and recorded anew for each stage: let there be few.
+        """
+        return None
 
     def standardise(self, x: Tensor) -> Tensor:
         """Return examples (…, *x) as floats, by mean and std of the training split; uint8 is divided by 255 first."""

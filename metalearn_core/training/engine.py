@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -115,6 +115,7 @@ class Engine:
         self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
         self._graphs: dict[tuple[int, int], StepGraph[_Result]] = {}
+        self._stage: Hashable = None
 
     def __enter__(self) -> "Engine":
         self._threads_before = torch.get_num_threads()
@@ -174,15 +175,18 @@ class Engine:
             # Threads that help to sum what others compute take the processor from those, and wait while spinning.
             torch.set_num_threads(self.choices.threads if alone else 1)
         if self.choices.graph and len(share) == 1:
-            results = iter([self._replayed(run, share[0])])
+            results = iter([self._replayed(run, share[0], learner.stage())])
         else:
             results = map(run, share) if alone else self._side_by_side.map(run, share)
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
         return _mean(results, parameters)
 
-    def _replayed(self, run: Callable[[slice], _Result], chunk: slice) -> _Result:
-        """Return the result of a chunk from the graph of a step of its size, recorded when the first one comes."""
+    def _replayed(self, run: Callable[[slice], _Result], chunk: slice, stage: Hashable) -> _Result:
+        """Return the result of a chunk from the graph of a step of its size, anew for each stage."""
+        if stage != self._stage:
+            self._graphs.clear()
+            self._stage = stage
         key = chunk.start, chunk.stop
         if key not in self._graphs:
             try:

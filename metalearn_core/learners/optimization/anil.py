@@ -1,18 +1,17 @@
 """ANIL: almost no inner loop; only the head is adapted, to features that are meta-learned."""
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from metalearn_core.backbones.functional import linear
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome, query_outcome
-from metalearn_core.learners.optimization.fast_weights import FastWeightConfig, FastWeightLearner, Weights
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome, State, query_outcome
+from metalearn_core.learners.optimization.fast_weights import FastWeightConfig, FastWeightLearner
 from metalearn_core.learners.optimization.inner_gradient import HEAD_BIAS, HEAD_WEIGHT
+from metalearn_core.learners.optimization.support_loss import support_loss
 
 
 class ANILConfig(FastWeightConfig):
@@ -35,7 +34,7 @@ class ANIL(FastWeightLearner):
     info = LearnerInfo(
         name="anil",
         family="optimization",
-        paper="Raghu, Raghu, Bengio, Vinyals 2020, Rapid Learning or Feature Reuse? (ANIL)",
+        paper="Raghu, Raghu, Bengio, Vinyals 2020, Rapid Learning or Feature Reuse? Towards Understanding MAML",
         fixed_way=True,
         targets=("class", "real"),
         transductive=True,
@@ -48,41 +47,17 @@ class ANIL(FastWeightLearner):
         del shape
         return 1
 
-    def step(self, weights: Weights, gradients: Weights, number: int) -> Weights:
-        """θ_head ← θ_head − α ∇L."""
-        del number
-        return {name: weight - self.config.inner_lr * gradients[name] for name, weight in weights.items()}
-
-    def trajectory(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> Iterator[Weights]:
-        """Yield the heads after each step, with the gradient of the support loss written out.
-
-        With f the features and p the outputs' gradient (softmax less label, or twice the error), both over s examples:
-        ∇W = pᵀ f / s, ∇b = Σ p / s.
-        """
-        features, _ = self.backbone.embed(dict(self.backbone.named_parameters()), x)
-        features = features.to(x.dtype)
-        if not differentiable:
-            features = features.detach()
-        weights: Weights = {
-            name: value.expand(len(x), *value.shape)
-            for name, value in ((HEAD_WEIGHT, self.head.weight), (HEAD_BIAS, self.head.bias))
-        }
-        with torch.autocast(x.device.type, enabled=False):
-            for number in range(self.steps):
-                outputs = linear(features, weights[HEAD_WEIGHT], weights[HEAD_BIAS])
-                error = _output_gradient(outputs, y, present)
-                gradients = {HEAD_WEIGHT: error.mT @ features, HEAD_BIAS: error.sum(dim=1)}
-                weights = self.step(weights, gradients, number)
-                yield weights
+    def fast_state(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> State:
+        """Return the heads after the last step, ∇L with respect to a head being eᵀf and Σ e, e ∇L of its outputs."""
+        loss, rate = support_loss(y, present), self.config.inner_lr
+        with torch.set_grad_enabled(differentiable), torch.autocast(x.device.type, enabled=False):
+            features, statistics = self.backbone.embed(dict(self.backbone.named_parameters()), x)
+            weight, bias = (value.expand(len(x), *value.shape) for value in (self.head.weight, self.head.bias))
+            for _ in range(self.steps):
+                error = loss.gradient(linear(features, weight, bias))
+                weight, bias = weight - rate * (error.mT @ features), bias - rate * error.sum(dim=1)
+        return self._state({HEAD_WEIGHT: weight, HEAD_BIAS: bias}, x, present, statistics)
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return the outer losses (b,); they depend on the shared backbone not through the heads alone."""
         return query_outcome(self(episodes), episodes)
-
-
-def _output_gradient(outputs: Tensor, y: Tensor, present: Tensor) -> Tensor:
-    """Return the gradient (b, s, way) of the mean loss of each support set with respect to its outputs."""
-    if y.is_floating_point():
-        return 2 * (outputs - y) / (outputs.shape[1] * outputs.shape[2])
-    share = torch.softmax(outputs.masked_fill(~present.unsqueeze(1), -torch.inf), dim=-1)
-    return (share - F.one_hot(y, outputs.shape[-1]).to(outputs.dtype)) / outputs.shape[1]

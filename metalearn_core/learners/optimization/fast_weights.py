@@ -1,13 +1,12 @@
-"""What learners by gradient share: weights of an episode's own, moved by steps on its support set."""
+"""What learners by gradient share: the state, the queries, masks and ways of weights that an episode has of its own."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, Statistics
 from metalearn_core.backbones.functional import channels_last, linear
@@ -17,6 +16,7 @@ from metalearn_core.errors import UsageError
 from metalearn_core.learners.contract import Learner, LearnerConfig, Outcome, State, membership, query_outcome
 from metalearn_core.learners.optimization.inner_gradient import BACKBONE, HEAD_BIAS, HEAD_WEIGHT, taped_gradient
 from metalearn_core.learners.optimization.query_gradient import episode_by_episode
+from metalearn_core.learners.optimization.support_loss import SupportLoss
 
 EPISODES_AT_ONCE = 4
 TAPED_AT_ONCE = 2_600_000  # numbers; 10 MB in fp32
@@ -35,11 +35,11 @@ class FastWeightConfig(LearnerConfig):
 
 
 class FastWeightLearner(Learner):
-    """Moves weights θ of its own for each episode by gradient steps on the support set, a linear head among them.
+    """Gives each episode weights of its own, a linear head among them: those that steps on its support set lead to.
 
-    A learner says where they start (`start`), and how a step moves them (`step`); all else is here. What `start`
-    returns are the fast weights, by the names of the parameters; the others stay shared. Unless a learner makes its
-    head from the support set, the head starts at zero, so that no class is preferred, and is meta-learned.
+    A learner says which state a support set leads to (`fast_state`); all else is here. The fast weights in the state
+    have the names of the parameters; the others stay shared. Unless a learner makes its head from the support set, the
+    head starts at zero, so that no class is preferred, and is meta-learned.
 
     When inductive, in training too, queries are normalised by the support set's batch-norm statistics under the last
     fast weights; when transductive they normalise one another.
@@ -71,25 +71,21 @@ class FastWeightLearner(Learner):
         """Inner steps, in the mode that the learner is in."""
         return self.config.inner_steps if self.training else self.config.eval_steps
 
-    @property
-    def first_order(self) -> bool:
-        """Whether second derivatives are left out: the outer gradient at the fast weights is taken as θ's."""
-        return False
-
-    def start(self, x: Tensor, y: Tensor, present: Tensor) -> Weights:
-        """Return the fast weights of b episodes before the first step: all shared ones, each (b, …).
+    @abstractmethod
+    def fast_state(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> State:
+        """Return the state that the support sets of b episodes lead to.
 
         Args:
             x: (b, s, *x) standardised support examples.
             y: (b, s) labels, or (b, s, d) targets.
             present: (b, way) which classes have support.
+            differentiable: the state has a graph; else none is kept.
         """
+
+    def start(self, x: Tensor, y: Tensor, present: Tensor) -> Weights:
+        """Return the fast weights of b episodes before the first step: all shared ones, each (b, …)."""
         del y, present
         return {name: channels_last(value).expand(len(x), *value.shape) for name, value in self.shared().items()}
-
-    @abstractmethod
-    def step(self, weights: Weights, gradients: Weights, number: int) -> Weights:
-        """Return the fast weights after step `number` (from 0), from those before and the support loss's gradient."""
 
     def shared(self) -> dict[str, Tensor]:
         """Return the parameters of backbone and head by name, without those that say how a step is made."""
@@ -116,10 +112,7 @@ class FastWeightLearner(Learner):
             if support_x.is_inference():
                 support_x, support_y = support_x.clone(), support_y.clone()
             x = self.standardise(support_x)
-            present = self._present(support_y, way)
-            for weights in self.trajectory(x, support_y, present, differentiable):
-                last = weights  # the others are let go
-            state = self._state(last, x, present)
+            state = self.fast_state(x, support_y, self._present(support_y, way), differentiable)
         return state if differentiable else {name: value.detach() for name, value in state.items()}
 
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
@@ -127,7 +120,8 @@ class FastWeightLearner(Learner):
         statistics = {name.removeprefix(_STATISTICS): v for name, v in state.items() if name.startswith(_STATISTICS)}
         if query_mask is not None and self.batch_norm == "transductive":
             return self._predict_unmasked(state, query_x, query_mask)
-        return self._logits(state, self.standardise(query_x), statistics or None)[0]
+        outputs, _ = self._outputs(state, self.standardise(query_x), statistics or None)
+        return torch.where(state["present"].unsqueeze(1), outputs, -torch.inf)
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return the outer losses (b,): the mean loss over the unmasked queries of each episode."""
@@ -145,37 +139,23 @@ class FastWeightLearner(Learner):
 
         return episode_by_episode(outcome_of, state)
 
-    def trajectory(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> Iterator[Weights]:
-        """Yield the fast weights after each inner step, keeping their graph only where `differentiable`."""
-        keep: Callable[[Tensor], Tensor] = (lambda value: value) if differentiable else _cut
-        weights: Weights = {name: keep(value) for name, value in self.start(x, y, present).items()}
-        second_order = differentiable and not self.first_order
-        for number in range(self.steps):
-            gradients = self.inner_gradient(weights, x, y, present, second_order)
-            weights = {name: keep(value) for name, value in self.step(weights, gradients, number).items()}
-            yield weights
-
-    def inner_gradient(self, weights: Weights, x: Tensor, y: Tensor, present: Tensor, second_order: bool) -> Weights:
-        """Return ∇θ L(θ; support set) of each episode, always in full precision: support sets are small.
-
-        L is the mean cross-entropy, or for regression the mean squared error.
-        """
-        if self.backbone.taped and not y.is_floating_point():
-            return taped_gradient(self.backbone, x, y, present, weights, second_order)
+    def inner_gradient(self, weights: Weights, x: Tensor, loss: SupportLoss, second_order: bool) -> Weights:
+        """Return ∇θ L(θ; support set) of each episode, always in full precision: support sets are small."""
+        if self.backbone.taped:
+            return taped_gradient(self.backbone, x, loss, weights, second_order)
         with torch.autocast(x.device.type, enabled=False):
-            outputs, _ = self._logits({**weights, "present": present}, x, None)
-        if y.is_floating_point():
-            loss = (outputs - y).square().mean(dim=(1, 2)).sum()
-        else:
-            loss = F.cross_entropy(outputs.flatten(0, 1), y.flatten(), reduction="none").view_as(y).mean(dim=1).sum()
-        found = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order)
+            outputs, _ = self._outputs(weights, x, None)
+            slope = loss.gradient(outputs)
+            found = torch.autograd.grad(outputs, list(weights.values()), slope, create_graph=second_order)
         return dict(zip(weights, found, strict=True))
 
-    def _state(self, weights: Weights, x: Tensor, present: Tensor) -> State:
+    def _state(self, weights: Weights, x: Tensor, present: Tensor, statistics: Statistics | None = None) -> State:
+        """Return the state of fast weights; the support's statistics under them are found, where they are not given."""
         state = {**weights, "present": present}
         if self.batch_norm == "inductive":
-            with torch.autocast(x.device.type, enabled=False):
-                _, statistics = self._logits(state, x, None)
+            if statistics is None:
+                with torch.autocast(x.device.type, enabled=False):
+                    _, statistics = self._outputs(weights, x, None)
             state |= {_STATISTICS + name: value for name, value in statistics.items()}
         return state
 
@@ -193,20 +173,15 @@ class FastWeightLearner(Learner):
             rows.append(logits.new_zeros(len(keep), logits.shape[-1]).masked_scatter(keep.unsqueeze(-1), logits))
         return torch.stack(rows)
 
-    def _logits(self, state: State, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
-        """Return logits (b, n, way) of standardised x (b, n, *x), and the batch-norm statistics that were used."""
+    def _outputs(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
+        """Return outputs (b, n, way) of standardised x (b, n, *x), and the batch-norm statistics that were used."""
         shared = dict(self.backbone.named_parameters())
-        weights = {name: state.get(BACKBONE + name, value) for name, value in shared.items()}
-        features, used = self.backbone.embed(weights, x, statistics)
+        own = {name: weights.get(BACKBONE + name, value) for name, value in shared.items()}
+        features, used = self.backbone.embed(own, x, statistics)
         with torch.autocast(x.device.type, enabled=False):
-            logits = linear(features.to(x.dtype), state[HEAD_WEIGHT], state[HEAD_BIAS])
-        return torch.where(state["present"].unsqueeze(1), logits, -torch.inf), used
+            return linear(features.to(x.dtype), weights[HEAD_WEIGHT], weights[HEAD_BIAS]), used
 
 
 def stacked(states: list[State]) -> State:
     """Return the states of several episodes as one."""
     return {name: torch.cat([state[name] for state in states]) for name in states[0]}
-
-
-def _cut(value: Tensor) -> Tensor:
-    return value.detach().requires_grad_()

@@ -1,5 +1,6 @@
 """MAML++: MAML with step sizes and batch norms that are learnt for each step, and a loss after each step at first."""
 
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -11,13 +12,16 @@ from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome
-from metalearn_core.learners.optimization.fast_weights import FastWeightConfig, FastWeightLearner, Weights
+from metalearn_core.learners.optimization.fast_weights import Weights
+from metalearn_core.learners.optimization.inner_gradient import BACKBONE
+from metalearn_core.learners.optimization.inner_loop import InnerLoopConfig, InnerLoopLearner
+
+STAGES = 10
 
 
-class MAMLPlusPlusConfig(FastWeightConfig):
+class MAMLPlusPlusConfig(InnerLoopConfig):
     """The options of mamlpp."""
 
-    learning_rate: float = Field(3e-3, gt=0, description="of the outer optimiser at the start")
     inner_lr: float = Field(0.1, gt=0, description="what each step size starts from")
     inner_steps: int = Field(5, ge=1, le=1000, description="inner steps in training")
     multi_step_share: float = Field(
@@ -28,7 +32,7 @@ class MAMLPlusPlusConfig(FastWeightConfig):
     )
 
 
-class MAMLPlusPlus(FastWeightLearner):
+class MAMLPlusPlus(InnerLoopLearner):
     """MAML++ (Antoniou, Edwards, Storkey 2019), with a linear head on the backbone.
 
     Section 4: a step size for each layer and step (LSLR); scale and shift of each batch norm for each step, which the
@@ -54,7 +58,8 @@ class MAMLPlusPlus(FastWeightLearner):
     ) -> None:
         super().__init__(spec, backbone, config, way)
         shared = self.shared()
-        self._norms = [name for name in shared if ".norm" in name]
+        norms = {BACKBONE + name.rpartition(".")[0] for name in backbone.running_statistics()}
+        self._norms = [name for name in shared if name.rpartition(".")[0] in norms]
         self._moved = [name for name in shared if name not in self._norms]
         dtype = next(iter(shared.values())).dtype
         self.rates = nn.Parameter(torch.full((config.inner_steps, len(self._moved)), config.inner_lr, dtype=dtype))
@@ -64,8 +69,8 @@ class MAMLPlusPlus(FastWeightLearner):
 
     @property
     def first_order(self) -> bool:
-        """At the start of the training, so long as the option says."""
-        return self.training and self.progress < self.config.first_order_share
+        """At the start of the training, so long as the option says, or all along."""
+        return super().first_order or (self.training and self.progress < self.config.first_order_share)
 
     def start(self, x: Tensor, y: Tensor, present: Tensor) -> Weights:
         """Return the shared weights, with the batch norms of the first step."""
@@ -108,13 +113,18 @@ class MAMLPlusPlus(FastWeightLearner):
     def importances(self) -> list[float] | None:
         """Return v, the share of each step in the outer loss, which sum to one; None where the last one is all.
 
-        All are 1/N at the start; those before the last fall to zero along a line, and the last takes what they lose.
+        All are 1/N at the start; those before the last fall to zero in equal stages, and the last takes what they lose.
         """
         share, steps = self.config.multi_step_share, self.config.inner_steps
         if not self.training or self.progress >= share or steps == 1:
             return None
-        early = (1 - self.progress / share) / steps
+        passed = int(STAGES * self.progress / share) / STAGES
+        early = (1 - passed) / steps
         return [early] * (steps - 1) + [1 - early * (steps - 1)]
+
+    def stage(self) -> Hashable:
+        """Return the order of the derivatives, and the importances."""
+        return self.first_order, *(self.importances() or ())
 
     def _norms_at(self, step: int, episodes: int) -> dict[str, Tensor]:
         shared = self.shared()

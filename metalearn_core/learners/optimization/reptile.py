@@ -1,6 +1,5 @@
 """Reptile: move the shared weights towards those that ordinary training on a task ends with."""
 
-from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 import torch
@@ -8,14 +7,19 @@ from pydantic import Field
 from torch import Tensor
 
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome, query_outcome
-from metalearn_core.learners.optimization.fast_weights import FastWeightConfig, FastWeightLearner, Weights
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome, State, query_outcome
+from metalearn_core.learners.optimization.fast_weights import EPISODES_AT_ONCE, FastWeightConfig, FastWeightLearner
+from metalearn_core.learners.optimization.inner_loop import cut
+from metalearn_core.learners.optimization.support_loss import support_loss
 
-_SECOND_DECAY, _EPSILON = 0.999, 1e-8
+BETA_2, EPSILON = 0.999, 1e-8
 
 
 class ReptileConfig(FastWeightConfig):
-    """The options of reptile."""
+    """The options of reptile.
+
+    The paper's for Omniglot are inner rate 1e-3, 5 inner steps, meta-batch 5 and 100,000 outer steps.
+    """
 
     optimiser: Literal["adam", "sgd"] = Field("sgd", description="the outer optimiser")
     learning_rate: float = Field(1.0, gt=0, description="ε, the outer step at the start")
@@ -23,10 +27,13 @@ class ReptileConfig(FastWeightConfig):
         "linear", description="of the outer step over the training budget; linear ends at zero"
     )
     meta_batch: int = Field(5, ge=1, description="episodes an outer step")
-    inner_lr: float = Field(1e-3, gt=0, description="of the inner optimiser, Adam with β₁ = 0")
-    inner_steps: int = Field(5, ge=1, le=1000, description="inner steps in training")
-    eval_steps: int = Field(50, ge=1, le=1000, description="inner steps in evaluation and prediction")
-    inner_batch: int = Field(10, ge=1, description="support examples an inner step, in turn")
+    inner_optimiser: Literal["adam", "sgd"] = Field("adam", description="of the inner steps; adam is with β₁ = 0")
+    inner_lr: float = Field(1e-3, gt=0, description="of the inner optimiser")
+    inner_steps: int = Field(5, ge=1, le=1000, description="inner steps in training, a mini-batch each")
+    inner_batch: int = Field(10, ge=1, description="support examples of a mini-batch, in turn")
+    eval_steps: int = Field(
+        50, ge=1, le=1000, description="inner steps in evaluation and prediction, the whole support set each"
+    )
     train_shot: int = Field(10, ge=1, description="support examples a class of a training episode")
     train_query: int = Field(1, ge=1, description="queries a class of a training episode: they are only reported")
 
@@ -34,8 +41,12 @@ class ReptileConfig(FastWeightConfig):
 class Reptile(FastWeightLearner):
     """Reptile (Nichol, Achiam, Schulman 2018), with a linear head on the backbone.
 
-    φ = U(θ): some steps of Adam with β₁ = 0 on mini-batches of the support set, from θ. Then θ ← θ + ε (φ − θ)
-    (algorithm 1), which is a step of SGD with rate ε on ½‖θ − φ‖², φ being held. No queries are needed to learn.
+    φ = U(θ): some steps of Adam with β₁ = 0 (or of SGD) on mini-batches of the support set, from θ. Then
+    θ ← θ + ε (φ − θ) (algorithm 1), which is a step of SGD with rate ε on ½‖θ − φ‖², φ being held. No queries are
+    needed to learn. Adam's mean squares begin anew with each episode; the authors' code keeps them from task to task.
+
+    In evaluation a step takes the whole support set, so that the order of the examples says nothing; the paper's
+    5-way 1-shot is the same. With more shots it takes mini-batches there too.
     """
 
     info = LearnerInfo(
@@ -43,7 +54,6 @@ class Reptile(FastWeightLearner):
         family="optimization",
         paper="Nichol, Achiam, Schulman 2018, On First-Order Meta-Learning Algorithms",
         fixed_way=True,
-        order_invariant=False,
         targets=("class", "real"),
         transductive=True,
     )
@@ -57,34 +67,27 @@ class Reptile(FastWeightLearner):
         return EpisodeShape(way=shape.way, shot=max(shape.shot, config.train_shot), query=config.train_query)
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
-        """Return so many that a mini-batch's tape fits; nothing is remembered from one inner step to the next."""
-        remembered = min(self.config.inner_batch, shape.way * shape.shot) * self.backbone.tape_values
-        return max(1, min(4, 2_600_000 // remembered)) if remembered else 1
+        """Return so many that small operations cost less together; inner steps remember nothing of one another."""
+        del shape
+        return EPISODES_AT_ONCE
 
-    def step(self, weights: Weights, gradients: Weights, number: int) -> Weights:
-        """Not used: Adam's step needs the mean squares too."""
-        raise NotImplementedError
-
-    def trajectory(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> Iterator[Weights]:
-        """Yield the weights after each step of Adam with β₁ = 0; never with a graph."""
+    def fast_state(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> State:
+        """Return the state of φ, which has no graph in any case."""
         del differentiable
-        weights = {name: value.detach().clone() for name, value in self.start(x, y, present).items()}
+        weights = {name: cut(value) for name, value in self.start(x, y, present).items()}
         squares = {name: torch.zeros_like(value) for name, value in weights.items()}
-        size = min(self.config.inner_batch, x.shape[1])
+        loss, examples = support_loss(y, present), x.shape[1]
+        size = min(self.config.inner_batch, examples) if self.training else examples
         for number in range(self.steps):
-            rows = torch.arange(number * size, (number + 1) * size, device=x.device) % x.shape[1]
-            leaves = {name: value.requires_grad_() for name, value in weights.items()}
-            gradients = self.inner_gradient(leaves, x[:, rows], y[:, rows], present, second_order=False)
-            correction = 1 - _SECOND_DECAY ** (number + 1)
-            moved = {}
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    gradient = gradients[name]
-                    squares[name] = torch.lerp(squares[name], gradient.square(), 1 - _SECOND_DECAY)
-                    step = gradient / ((squares[name] / correction).sqrt() + _EPSILON)
-                    moved[name] = weight - self.config.inner_lr * step
-            weights = moved
-            yield weights
+            rows = torch.arange(number * size, (number + 1) * size, device=x.device) % examples
+            gradients = self.inner_gradient(weights, x[:, rows], loss.of(rows), second_order=False)
+            for name, gradient in gradients.items():
+                step = gradient
+                if self.config.inner_optimiser == "adam":  # v ← β₂ v + (1 − β₂) g², and g / (√(v / (1 − β₂ᵗ)) + ε)
+                    squares[name] = torch.lerp(squares[name], gradient.square(), 1 - BETA_2)
+                    step = gradient / ((squares[name] / (1 - BETA_2 ** (number + 1))).sqrt() + EPSILON)
+                weights[name] = cut(weights[name] - self.config.inner_lr * step)
+        return {name: value.detach() for name, value in self._state(weights, x, present).items()}
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return ½‖θ − φ‖² of each episode (b,), and the accuracy of φ on its queries."""
