@@ -76,8 +76,8 @@ class _HasManifest(Protocol):
 def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest) -> EpisodeShape | None:
     """Return the shape of training episodes; None for a learner that trains on plain examples.
 
-    What the recipe wants shrinks to the classes and examples of the training split (a fixed way and the shot do not);
-    what was asked for does not, and the sampler refuses it where it does not fit.
+    What the recipe wants shrinks to the classes and examples of the training split (a fixed way does not, nor the shot
+    below that of evaluation); what was asked for does not, and the sampler refuses it where it does not fit.
 
     Raises:
         UsageError: the learner's way is fixed, and `train_way` is another.
@@ -94,7 +94,7 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: _HasManifest)
     entries = dataset.manifest.of_split("train")
     classes = sum(len(entry.rotations) for entry in entries)
     examples = min((entry.count for entry in entries), default=0)
-    shot = plan.train_shot or recipe.shot
+    shot = plan.train_shot or min(recipe.shot, max(plan.shot, examples - 1))
     return EpisodeShape(
         way=plan.train_way or (recipe.way if kind.info.fixed_way else max(2, min(recipe.way, classes))),
         shot=shot,
