@@ -83,9 +83,9 @@ class TrainingPlan(Record):
 def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: "Tasks") -> EpisodeShape | None:
     """Return the shape of training episodes; None for a learner that trains on plain examples.
 
-    What the recipe wants shrinks to the classes and examples of the training split (a fixed way and the shot do not);
-    what was asked for does not, and the sampler refuses it where it does not fit. Where the recipe takes over the way
-    or shot of evaluation, it varies in training as it does there.
+    What the recipe wants shrinks to the classes and examples of the training split (a fixed way does not, nor the shot
+    below that of evaluation); what was asked for does not, and the sampler refuses it where it does not fit. Where the
+    recipe takes over the way or shot of evaluation, it varies in training as it does there.
 
     Raises:
         UsageError: the learner cannot take episodes whose way or shot varies so, its way is fixed, and `train_way` is

@@ -92,3 +92,10 @@ def test_the_fingerprint_tells_runs_apart_but_not_how_often_they_are_saved():
         fingerprint(resolve_spec(LearnerSpec(learner="maml", options={"inner_steps": 7})), plan(), "a" * 32),
     ]
     assert len({base, *others}) == 5
+
+
+def test_the_shot_of_a_recipe_shrinks_to_the_examples_but_not_below_that_of_evaluation(dataset):
+    reptile = resolve_spec(LearnerSpec(learner="reptile"))
+    assert training_shape(reptile, plan(shot=1), dataset) == EpisodeShape(4, 5, 1)
+    assert training_shape(reptile, plan(shot=6), dataset).shot == 6
+    assert training_shape(reptile, plan(shot=1, train_shot=9), dataset).shot == 9
