@@ -20,7 +20,7 @@ SMALLEST_NORM = 1e-6
 class MANNConfig(LearnerConfig):
     """The options of mann; the sizes of memory and controller are the paper's."""
 
-    meta_batch: int = Field(1, ge=1, description="episodes an outer step")
+    meta_batch: int = Field(2, ge=1, description="episodes an outer step")
     slots: int = Field(128, ge=1, le=65536, description="N, rows of the memory")
     slot_size: int = Field(40, ge=1, le=65536, description="M, numbers of a row")
     heads: int = Field(4, ge=1, le=64, description="reads, and writes, of a step; at most as many as slots")
