@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
 
 DEFAULT_TRAIN_SECONDS = 25.0
+SPANS = ("way", "shot", "train_way", "train_shot")
 BUDGETS = ("train_episodes", "train_seconds")
 CLUSTER = "cluster"  # the section of a file that says what the steps get on a cluster; see pipelines/cluster
 OUTSIDE = {
@@ -119,7 +120,8 @@ def read_config(
     values = _read_yaml(file) if file else {}
     if any(name in given for name in BUDGETS):
         values = {name: value for name, value in values.items() if name not in BUDGETS}
-    values = {**values, **given}
+    spans = {name: _scalar(str(value)) for name, value in given.items() if name in SPANS}  # a number, where it is one
+    values = {**values, **given, **spans}
     settings = _options_by_owner(values, "settings")
     gate = dict(_mapping(values, "gate"))
     for text in assignments:
@@ -299,7 +301,7 @@ def pipeline_arguments(config: RunConfig, items: Sequence[str], storage: str, co
     values = config.model_dump(mode="json", exclude=OUTSIDE)
     optional = {name: values[name] or 0 for name in ("train_query", *BUDGETS)}
     optional["train_seconds"] = float(optional["train_seconds"])
-    spans = {name: str(values[name] or 0) for name in ("way", "shot", "train_way", "train_shot")}
+    spans = {name: str(values[name] or 0) for name in SPANS}
     locations = {name: _location(values[name]) for name in ("source", "split_file", "split_from")}
     return {
         **values,

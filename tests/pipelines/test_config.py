@@ -151,3 +151,28 @@ def test_files_that_are_not_there_are_named_before_any_step(tmp_path: Path) -> N
         check_source(read_config(None, {"split_from": str(tmp_path / "manifest.json")}, [], []))
     with pytest.raises(UsageError, match=r"ratios must be three shares"):
         check_source(read_config(None, {"ratios": (0.5, 0.5, 0.5)}, [], []))
+
+
+def test_ways_and_shots_may_be_ranges_and_reach_the_pipeline_as_text() -> None:
+    config = read_config(None, {"way": "5-20", "shot": "1-10", "train_way": "8"}, [], [])
+    assert (config.way, config.shot, config.train_way) == ("5-20", "1-10", 8)
+    arguments = pipeline_arguments(config, [], "s3://bucket/place", "")
+    wanted = {"way": "5-20", "shot": "1-10", "train_way": "8", "train_shot": "0", "train_within_domain": False}
+    assert {name: arguments[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("1", "way: got 1: input should be greater than or equal to 2"),
+        ("five", "way: got 'five': input should be a number, or a range as 5-20"),
+        ("9-5", "way: got '9-5': input should be a range whose end is not below its start"),
+    ],
+)
+def test_a_way_that_is_none_is_refused(way: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_config(None, {"way": way}, [], [])
+
+
+def test_the_backbone_may_be_set_like_an_option() -> None:
+    assert read_config(None, {}, ["backbone=mlp", "backbone.hidden=8,8"], []).backbone == "mlp"

@@ -1,3 +1,7 @@
+import hashlib
+import itertools
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -181,3 +185,60 @@ def test_example_batches_do_not_depend_on_what_came_before(dataset: EpisodeDatas
         assert len(y) == 100
         assert torch.equal(x, in_turn[number][0])
         assert torch.equal(y, in_turn[number][1])
+
+
+def by_hand(dataset: EpisodeDataset, shape: EpisodeShape, seed: int, number: int) -> dict[str, list[int]]:
+    """Draw one episode of fixed shape in Python's own integers, as every version has drawn it: SplitMix64 and Floyd."""
+    mask = 2**64 - 1
+
+    def mixed(word: int) -> int:
+        word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 & mask
+        word = (word ^ word >> 27) * 0x94D049BB133111EB & mask
+        return word ^ word >> 31
+
+    def word_of(key: int, place: int) -> int:
+        return mixed(key + (place + 1) * 0x9E3779B97F4A7C15 & mask)
+
+    def drawn(words: list[int], order: list[int], population: int) -> list[int]:
+        found: list[int] = []
+        for last, word in enumerate(words, population - len(words)):
+            pick = (word >> 32) * (last + 1) >> 32
+            found.append(last if pick in found else pick)
+        return [value for _, value in sorted(zip(signed(order), found, strict=True), key=lambda pair: pair[0])]
+
+    def signed(words: list[int]) -> list[int]:
+        return [word - 2**64 if word >> 63 else word for word in words]
+
+    way, shot, query = shape.way, shape.shot, shape.query
+    parts = ["episodes", dataset.digest, "train", [way, shot, query], seed, None]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    episode = word_of(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"), number)
+    stream = (word_of(episode, place) for place in itertools.count())
+    each = shot + query
+    pick_class, order_class = ([next(stream) for _ in range(way)] for _ in range(2))
+    pick, order = ([[next(stream) for _ in range(each)] for _ in range(way)] for _ in range(2))
+    table = [(entry.id, turn) for entry in dataset.manifest.of_split("train") for turn in entry.rotations]
+    classes = [table[place] for place in drawn(pick_class, order_class, len(table))]
+    examples = [
+        [int(dataset.class_offset[number]) + place for place in drawn(*words, int(dataset.class_count[number]))]
+        for words, (number, _) in zip(zip(pick, order, strict=True), classes, strict=True)
+    ]
+    support_order = signed([next(stream) for _ in range(way * shot)])
+    return {
+        "class_id": [number for number, _ in classes],
+        "rotation": [turn for _, turn in classes],
+        "support_index": [row for rows in examples for row in rows[:shot]],
+        "query_index": [row for rows in examples for row in rows[shot:]],
+        "support_order": sorted(range(way * shot), key=support_order.__getitem__),
+    }
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@given(shape=shapes, seed=st.integers(0, 9), number=st.integers(0, 10**6))
+def test_episodes_of_fixed_shape_are_what_they_have_always_been(
+    dataset: EpisodeDataset, shape: EpisodeShape, seed: int, number: int
+) -> None:
+    index = sampler(dataset, shape, seed).index(number, 1)
+    assert {name: getattr(index, name).flatten().tolist() for name in by_hand(dataset, shape, seed, number)} == by_hand(
+        dataset, shape, seed, number
+    )
