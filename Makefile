@@ -7,10 +7,10 @@ READY := $(VENV)/.ready
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types ui docs bench compile image stack deploy-check lock clean
+.PHONY: help setup run test lint types ui docs bench compile image server-image stack deploy-check lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## (.*)/\1\t\2/' | while IFS="$$(printf '\t')" read -r target text; do printf '  make %-13s %s\n' "$$target" "$$text"; done
 
 setup: $(READY) ## make .venv from the lock file
 
@@ -47,6 +47,9 @@ compile: $(READY) ## the pipeline as YAML, in build/few_shot.yaml
 
 image: $(READY) ## the image of all steps, with Docker or podman (TORCH_INDEX=… for another build of torch)
 	PYTHON=$(BIN)/python ./infra/images/build
+
+server-image: $(READY) ## the image of the team's MLflow server
+	PYTHON=$(BIN)/python ./infra/images/build server
 
 stack: $(READY) ## the team's servers on this machine: PostgreSQL, S3, MLflow (ARGS=status, ARGS=down)
 	@$(BIN)/python -m infra.local $(or $(ARGS),up)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,15 +35,19 @@ def source_digest() -> str:
     return digest_of_sources(Path(__file__).parent)
 
 
-def digest_of_sources(*packages: Path) -> str:
-    """Return 16 hexadecimal digits over the sources in the folders of some packages."""
+def digest_of_sources(*places: Path) -> str:
+    """Return 16 hexadecimal digits over the sources in the folders of some packages, and over single files."""
     digest = hashlib.sha256()
-    for root in packages:
-        for path in sorted(root.rglob("*")):
-            if path.suffix in {".py", ".j2"} and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for place in places:
+        root = place.parent if place.is_file() else place
+        for path in [place] if place.is_file() else sorted(_sources(place)):
+            digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix in {".py", ".j2"} and "__pycache__" not in path.parts)
 
 
 @cache
@@ -62,14 +67,13 @@ def version_name() -> str:
 
 
 @cache
-def git_commit() -> str:
-    """Return the commit of the sources, `-dirty` behind it where they were changed; "unknown" outside a repository.
+def git_commit(root: Path = Path(__file__).parent.parent) -> str:
+    """Return the commit of a checkout, `-dirty` behind it where files were changed; "unknown" outside a repository.
 
     An image has no repository: there METALEARN_GIT_COMMIT says it.
     """
     if told := os.environ.get(COMMIT_VARIABLE):
         return told
-    root = Path(__file__).parent.parent
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -20,7 +20,7 @@ from typing import Any
 import docker
 import pytest
 
-from components.image import IMAGE, PACKAGES
+from components.image import IMAGE, PACKAGES, repository_address
 from metalearn_core.errors import MetalearnError
 from metalearn_core.events import EVENTS_VARIABLE
 from pipelines.container_engine import run_to_its_end
@@ -292,7 +292,7 @@ except OSError as error:
     assert (digest, user, refused) == (source_digest(), "metalearn", ["Read-only", "file", "system"])
     assert commit == labels["org.opencontainers.image.revision"]
     assert labels["org.opencontainers.image.version"] == IMAGE.partition(":")[2].partition("-")[0]
-    assert "org.opencontainers.image.source" in labels
+    assert labels["org.opencontainers.image.source"] == repository_address()
 
 
 @pytest.mark.slow
@@ -307,7 +307,8 @@ def test_an_image_holds_the_uncommitted_change_and_no_secret_of_its_build(
             shutil.copytree(ROOT / name, place, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(ROOT / name, place)
-    for arguments in (["init", "--quiet"], ["add", "--all"]):
+    remote = f"https://me:{marker}@git.example/team/metalearn.git"
+    for arguments in (["init", "--quiet"], ["add", "--all"], ["remote", "add", "origin", remote]):
         subprocess.run(["git", "-C", tmp_path, *arguments], check=True)
     (tmp_path / "metalearn_core" / "uncommitted.py").write_text(f"# {plain}\n")
     secrets = {
@@ -320,14 +321,17 @@ def test_an_image_holds_the_uncommitted_change_and_no_secret_of_its_build(
         [tmp_path / "infra/images/build"], capture_output=True, text=True, env=environment, check=False, timeout=800
     )
     assert built.returncode == 0, built.stderr
-    name = built.stdout.splitlines()[-1].removeprefix("built ").partition(",")[0]
+    name = built.stdout.splitlines()[-1].removeprefix("built ")
     assert name != IMAGE
+    assert " " not in name, "a name by a commit that is not all that is in it"
     made = client.images.get(find_image(engine, name))
     try:
         listed = client.containers.run(
             made.id, ["ls", "/opt/code/metalearn_core/uncommitted.py"], network_mode="host", remove=True
         )
         assert b"uncommitted.py" in listed
+        assert made.labels["org.opencontainers.image.source"] == "https://git.example/team/metalearn.git"
+        assert made.labels["org.opencontainers.image.revision"].endswith(("-dirty", "unknown"))
         assert marker not in json.dumps([made.attrs, made.history()])
         last, layers_are_readable = b"", False
         for chunk in made.save():
