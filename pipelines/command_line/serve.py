@@ -31,6 +31,7 @@ def serve(
     import torch
 
     from metalearn_core.bundle import load_bundle, resolve_model, verify_bundle
+    from metalearn_core.errors import UsageError
     from metalearn_core.model import Model
     from metalearn_core.serving.application import make_application
     from metalearn_core.serving.limits import Limits
@@ -39,9 +40,12 @@ def serve(
     check_free(host, port)
     workdir_at(workdir).open_for(model)
     bundle = resolve_model(model)
+    loaded = Model(*load_bundle(bundle))
+    if loaded.description.input.target_size is not None:
+        raise UsageError(f"model {model}: predicts numbers; only classifiers are served: use it in Python")
     limits = Limits(body_bytes=int(body_mb * 2**20), seconds=seconds, classifier_bytes=int(kept_mb * 2**20))
     torch.set_num_threads(1)  # requests run side by side
-    application = make_application(Model(*load_bundle(bundle)), model, verify_bundle(bundle), limits)
+    application = make_application(loaded, model, verify_bundle(bundle), limits)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     notices.print(f"{model}: {address}, described at {address}/docs; Ctrl-C ends it", soft_wrap=True, markup=False)
     listen(application, host, port, seconds)
