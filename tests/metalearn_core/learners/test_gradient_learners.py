@@ -1,4 +1,4 @@
-"""ANIL, Meta-SGD, MAML++, Proto-MAML and Reptile against their papers' algorithms, written out for one task."""
+"""ANIL, Meta-SGD, MAML++ and Proto-MAML against their papers' algorithms, written out for one task."""
 
 import pytest
 import torch
@@ -108,27 +108,74 @@ def test_loss_and_every_gradient_are_those_of_the_papers_algorithm(make_double, 
         assert one.abs().max() > 0  # it reaches every parameter
 
 
-def test_reptile_moves_towards_where_adam_without_momentum_ends(make_double, make_episodes):
-    learner = make_double("reptile", inner_lr=0.01, inner_steps=4, inner_batch=3).train()
+@pytest.mark.parametrize("name", ["metasgd", "mamlpp", "protomaml"])
+def test_first_order_leaves_second_derivatives_out(make_double, make_episodes, monkeypatch, name):
+    learner = make_double(name, inner_lr=ALPHA, inner_steps=2, first_order=True).train()
+    learner.progress = 0.05
     episodes = make_episodes()
-    parameters = shared(learner)
+
+    def held(*args, exact=gradient):
+        return {name: value.detach() for name, value in exact(*args).items()}
+
+    monkeypatch.setitem(globals(), "gradient", held)
     losses = learner.train_episodes(episodes).losses
-    got = torch.autograd.grad(losses.sum(), list(parameters.values()))
-    wanted = [torch.zeros_like(value) for value in parameters.values()]
-    for number in range(3):
-        support, support_y, _, _ = task(episodes, number)
-        phi = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-        adam = torch.optim.Adam(phi.values(), lr=0.01, betas=(0.0, 0.999))
-        for step in range(4):
-            rows = [(3 * step + offset) % len(support) for offset in range(3)]
-            adam.zero_grad()
-            cross_entropy(network(phi, support[rows])[0], support_y[rows]).backward()
-            adam.step()
-        distance = sum(((value - phi[name].detach()) ** 2).sum() for name, value in parameters.items()) / 2
-        torch.testing.assert_close(losses[number], distance, rtol=1e-7, atol=1e-10)
-        wanted = [total + value - phi[name] for total, (name, value) in zip(wanted, parameters.items(), strict=True)]
+    expected = torch.stack([NAIVE[name](learner, episodes, number) for number in range(3)])
+    parameters = list(learner.parameters())
+    got, wanted = torch.autograd.grad(losses.sum(), parameters), torch.autograd.grad(expected.sum(), parameters)
     for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10)
+        assert one.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", NAIVE)
+def test_the_outer_gradient_is_the_limit_of_a_difference(make_double, make_episodes, name):
+    learner, episodes = make_double(name, inner_lr=ALPHA, inner_steps=2).train(), make_episodes(b=1)
+    rates = {"metasgd": lambda: [learner.rates[1]], "mamlpp": lambda: [learner.rates]}.get(name, list)
+    for parameter in [learner.backbone.blocks[1].conv.weight, *rates()]:
+        (gradient,) = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameter)
+        place = int(gradient.abs().argmax())
+        ends = []
+        for change in (1e-6, -1e-6):
+            parameter.data.view(-1)[place] += change
+            ends.append(learner.train_episodes(episodes).losses.sum().item())
+            parameter.data.view(-1)[place] -= change
+        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(gradient.flatten()[place].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["maml", "metasgd", "mamlpp", "protomaml"])
+def test_a_backbone_without_a_tape_gives_the_same_gradients(make_double, make_episodes, monkeypatch, name):
+    learner, episodes = make_double(name, inner_steps=2).train(), make_episodes()
+    parameters = list(learner.parameters())
+    by_hand = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+    monkeypatch.setattr(type(learner.backbone), "taped", False)
+    by_autograd = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+    torch.testing.assert_close(by_hand, by_autograd, rtol=1e-9, atol=1e-12)
+
+
+def test_metasgd_starts_from_one_rate_that_the_seed_draws(images):
+    def rates(seed, **options):
+        learner = make_learner(LearnerSpec(learner="metasgd", options=options), images, way=4, seed=seed)
+        return {rate for values in learner.rates for rate in values.unique().tolist()}
+
+    drawn = [rates(seed) for seed in (0, 0, 1, 2)]
+    assert all(len(found) == 1 and 0.005 <= found.copy().pop() <= 0.1 for found in drawn)
+    assert drawn[0] == drawn[1] != drawn[2] != drawn[3]
+    assert rates(0, inner_lr=0.25) == {0.25}
+
+
+def test_steps_of_mamlpp_beyond_those_of_training_are_like_its_last_one(make_double, make_episodes):
+    learner, episodes = make_double("mamlpp", inner_steps=2, eval_steps=4).eval(), make_episodes(b=1)
+    state = learner.adapt(episodes.support_x, episodes.support_y, way=4)
+    longer = make_double("mamlpp", inner_steps=4, eval_steps=4).eval()
+    values = learner.state_dict()
+    rows = torch.tensor([0, 1, 1, 1])
+    values["rates"] = values["rates"][rows]
+    for name in [name for name in values if name.startswith("offsets")]:
+        values[name] = values[name][torch.tensor([0, 1, 2, 2, 2])]
+    longer.load_state_dict(values)
+    expected = longer.adapt(episodes.support_x, episodes.support_y, way=4)
+    for name, value in state.items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_importances_go_from_equal_to_the_last_step_alone(make_double):
@@ -136,6 +183,11 @@ def test_importances_go_from_equal_to_the_last_step_alone(make_double):
     assert learner.importances() == [0.25] * 4
     learner.progress = 0.25
     assert learner.importances() == pytest.approx([0.125, 0.125, 0.125, 0.625])
+    stage = learner.stage()
+    learner.progress = 0.29
+    assert learner.stage() == stage, "in stages, for the sake of GPUs"
+    learner.progress = 0.31
+    assert learner.stage() != stage
     learner.progress = 0.5
     assert learner.importances() is None
 
@@ -216,6 +268,58 @@ def naive_regression(learner, x, y, steps, moved):
         stepped = {n: weights[n] - STEP * g for n, g in zip(names, found, strict=True)}
         weights = {**weights, **stepped}
     return lambda query: outputs(weights, query)
+
+
+PICTURES = DatasetSpec(
+    modality="image",
+    example_shape=(1, 8, 8),
+    dtype="float32",
+    mean=(0.4,),
+    std=(0.3,),
+    train_classes=1,
+    target_size=2,
+)
+
+
+@pytest.mark.parametrize("name", ["maml", "metasgd", "mamlpp"])
+def test_regression_on_pictures_takes_the_tape_and_gives_the_gradients_of_autograd(monkeypatch, name):
+    spec = LearnerSpec(learner=name, options={"inner_steps": 2}, backbone_options={"width": 5, "blocks": 3})
+    learner = make_learner(spec, PICTURES, way=1, dtype=torch.float64).train()
+    generator = torch.Generator().manual_seed(3)
+    for parameter in learner.head.parameters():
+        parameter.data.normal_(generator=generator)
+    x, query = (torch.rand(2, 6, 1, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    y, target = (torch.randn(2, 6, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    episodes = EpisodeBatch(way=1, support_x=x, support_y=y, query_x=query, query_y=target)
+    parameters = list(learner.parameters())
+    by_hand = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+    monkeypatch.setattr(type(learner.backbone), "taped", False)
+    by_autograd = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+    torch.testing.assert_close(by_hand, by_autograd, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "metasgd", "mamlpp", "reptile"])
+def test_padding_changes_no_regression(name):
+    spec = LearnerSpec(learner=name, backbone="mlp", backbone_options={"hidden": (6, 5)})
+    learner = make_learner(spec, SINES, way=1, dtype=torch.float64).eval()
+    generator = torch.Generator().manual_seed(3)
+    x, y, query, target = (torch.randn(2, n, 1, generator=generator, dtype=torch.float64) for n in (10, 10, 7, 7))
+    episodes = EpisodeBatch(way=1, support_x=x, support_y=y, query_x=query, query_y=target)
+    padded = EpisodeBatch(
+        way=1,
+        support_x=F.pad(x, (0, 0, 0, 3), value=9.0),
+        support_y=F.pad(y, (0, 0, 0, 3), value=9.0),
+        query_x=F.pad(query, (0, 0, 0, 2), value=9.0),
+        query_y=F.pad(target, (0, 0, 0, 2), value=9.0),
+        support_mask=torch.arange(13).expand(2, -1) < 10,
+        query_mask=torch.arange(9).expand(2, -1) < 7,
+    )
+    assert learner(episodes).shape == (2, 7, 1)
+    torch.testing.assert_close(learner(padded)[:, :7], learner(episodes), rtol=1e-9, atol=1e-10)
+    for training in (True, False):
+        learner.train(training)
+        losses = learner.train_episodes(padded).losses
+        torch.testing.assert_close(losses, learner.train_episodes(episodes).losses, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(("name", "moved"), [("maml", ""), ("anil", "head"), ("metasgd", ""), ("mamlpp", "")])

@@ -9,6 +9,9 @@ from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
 
 
+BY_GRADIENT = ["maml", "anil", "reptile", "metasgd", "mamlpp", "protomaml"]
+
+
 def gradient(dataset, name, threads, tasks=5, precision="fp32", dtype=torch.float32, chunks=5):
     spec = LearnerSpec(learner=name, backbone_options={"width": 8, "blocks": 3})
     learner = make_learner(spec, dataset.spec, way=4, dtype=dtype).train()
@@ -18,7 +21,7 @@ def gradient(dataset, name, threads, tasks=5, precision="fp32", dtype=torch.floa
     return learner, batch, result
 
 
-@pytest.mark.parametrize("name", ["maml", "protonet"])
+@pytest.mark.parametrize("name", [*BY_GRADIENT, "protonet"])
 def test_the_gradient_does_not_depend_on_the_number_of_threads(dataset, name):
     _, _, one = gradient(dataset, name, 1)
     for threads in (2, 3):
@@ -108,9 +111,11 @@ def test_chunks_fit_and_keep_every_core_busy(monkeypatch, tasks, at_once, cores,
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("name", ["maml", "protonet"])
+@pytest.mark.parametrize("name", [*BY_GRADIENT, "protonet"])
 def test_all_ways_to_cut_the_tasks_give_the_same_loss_and_gradients(dataset, name, dtype, tolerance):
     """By hand or by autograd, task by task or several at once, on one thread or more: against the plain loop."""
+    if name == "reptile" and dtype == torch.float32:
+        pytest.skip("Adam's first step is the sign of a gradient, and rounding decides that of a small one")
     learner, batch, _ = gradient(dataset, name, 1, tasks=7, dtype=dtype)
     parameters = list(learner.parameters())
     losses = [learner.train_episodes(batch[task : task + 1]).losses.mean() for task in range(7)]
@@ -123,3 +128,24 @@ def test_all_ways_to_cut_the_tasks_give_the_same_loss_and_gradients(dataset, nam
         assert found.loss == pytest.approx(torch.stack(losses).mean().item(), rel=tolerance)
         for one, other in zip(found.gradients, wanted, strict=True):
             assert (one - other).norm() <= tolerance * other.norm() + 1e-12
+
+
+def test_a_recorded_step_is_recorded_anew_for_each_stage(dataset, monkeypatch):
+    class Recorded:
+        """What a GPU's graph does with the numbers of Python: they stay as they were."""
+
+        def __init__(self, compute):
+            self.replay = lambda result=compute(): result
+
+    monkeypatch.setattr("metalearn_core.training.engine.StepGraph", Recorded)
+    learner, batch, _ = gradient(dataset, "mamlpp", 1)
+    found = []
+    with Engine(EngineChoices(threads=1, precision="fp32", chunks=1, graph=True)) as engine:
+        for learner.progress in (0.0, 0.001, 0.1, 0.5):
+            found.append(engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), 5).loss)
+    expected = []
+    for learner.progress in (0.0, 0.001, 0.1, 0.5):
+        expected.append(learner.train_episodes(batch).losses.mean().item())
+    assert found == pytest.approx(expected)
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
