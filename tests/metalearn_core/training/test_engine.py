@@ -8,7 +8,6 @@ from metalearn_core.learners import LearnerSpec, make_learner
 from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
 
-
 BY_GRADIENT = ["maml", "anil", "reptile", "metasgd", "mamlpp", "protomaml"]
 
 
