@@ -134,7 +134,8 @@ def test_a_recorded_step_is_recorded_anew_for_each_stage(dataset, monkeypatch):
         """What a GPU's graph does with the numbers of Python: they stay as they were."""
 
         def __init__(self, compute):
-            self.replay = lambda result=compute(): result
+            result = compute()
+            self.replay = lambda: result
 
     monkeypatch.setattr("metalearn_core.training.engine.StepGraph", Recorded)
     learner, batch, _ = gradient(dataset, "mamlpp", 1)
