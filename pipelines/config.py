@@ -204,13 +204,12 @@ def learner_items(config: RunConfig) -> list[str]:
 
 def _check_owners(config: RunConfig) -> None:
     """Refuse options for what the run does not use: most likely a misspelled name."""
-    from metalearn_core.learners import LEARNERS
+    from metalearn_core.learners import learner_class, learner_names
 
     for learner in config.learners:
-        if learner not in LEARNERS:
-            raise unknown("learner", learner, LEARNERS)
+        learner_class(learner)
     for name in [*config.settings, *config.sweep]:
-        if name in LEARNERS and name not in config.learners:
+        if name in learner_names() and name not in config.learners:
             raise UsageError(f"options are set for {name}, which this run does not train: give --learner {name} too")
         if name not in {*config.learners, BACKBONE}:
             raise unknown("owner of options", name, [*config.learners, BACKBONE, "gate"])

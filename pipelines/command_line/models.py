@@ -56,10 +56,16 @@ def add_to(app: typer.Typer) -> None:
 
 def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:
     """List the learners with their options and defaults; then the options of backbones, and the gate's rules."""
+    from metalearn_core.errors import UsageError, one_line
     from metalearn_core.gate import GateRules
-    from metalearn_core.learners import BACKBONES, LEARNERS
+    from metalearn_core.learners import BACKBONES, learner_class, learner_names
 
-    listed = [_description(learner) for _, learner in sorted(LEARNERS.items())]
+    listed = []
+    for name in learner_names():
+        try:
+            listed.append(_description(learner_class(name)))
+        except UsageError as error:  # a broken plugin hides no other learner
+            notices.print(f"warning: {one_line(error)}", soft_wrap=True, markup=False)
     if json:
         print_json(listed)
         return
