@@ -14,6 +14,7 @@ from metalearn_core.data.sources import GLYPHS
 from metalearn_core.errors import UsageError, invalid, unknown
 from metalearn_core.storage import read_file
 from metalearn_core.storage.objects import is_address
+from pipelines.recipes import config_file
 
 if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
@@ -109,7 +110,7 @@ def read_config(
     """Return the configuration of a run.
 
     Args:
-        file: YAML with names of `RunConfig`; None: no file.
+        file: YAML with names of `RunConfig`, or the name of a recipe; None: no file.
         given: options from the command line that were given (not None).
         assignments: `maml.inner_steps=5`, `backbone.width=32`, `gate.min_accuracy=0.8`.
         sweeps: `maml.inner_lr=0.1,0.4`.
@@ -173,7 +174,7 @@ def _mapping(values: Mapping[str, Any], name: str, shown: str = "") -> Mapping[s
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(read_file(file).decode())
+        content = yaml.safe_load(read_file(config_file(file)).decode())
     except OSError as error:
         raise UsageError(f"--config {file}: {(error.strerror or str(error)).lower()}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -224,13 +225,12 @@ def learner_items(config: RunConfig) -> list[str]:
 
 def _check_owners(config: RunConfig) -> None:
     """Refuse options for what the run does not use: most likely a misspelled name."""
-    from metalearn_core.learners import LEARNERS
+    from metalearn_core.learners import learner_class, learner_names
 
     for learner in config.learners:
-        if learner not in LEARNERS:
-            raise unknown("learner", learner, LEARNERS)
+        learner_class(learner)
     for name in [*config.settings, *config.sweep]:
-        if name in LEARNERS and name not in config.learners:
+        if name in learner_names() and name not in config.learners:
             raise UsageError(f"options are set for {name}, which this run does not train: give --learner {name} too")
         if name not in {*config.learners, BACKBONE}:
             raise unknown("owner of options", name, [*config.learners, BACKBONE, "gate"])

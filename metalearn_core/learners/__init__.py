@@ -1,6 +1,7 @@
 """Learners by name, and how one is made from a description that travels as JSON."""
 
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +29,7 @@ from metalearn_core.learners.optimization.reptile import Reptile
 from metalearn_core.learners.transfer.centroid import Centroid
 from metalearn_core.learners.transfer.classifier import Transfer
 from metalearn_core.learners.transfer.finetune import FineTune
+from metalearn_core.plugins import plugin_name, plugins
 
 LEARNERS: dict[str, type[Learner]] = {}
 LearnerType = TypeVar("LearnerType", bound=type[Learner])
@@ -76,15 +78,36 @@ for _learner in (
     register(_learner)
 
 
+def learner_names() -> list[str]:
+    """Return the names of all learners, sorted; those of plugins too, which are not loaded for it."""
+    return sorted({*LEARNERS, *plugins()})
+
+
 def learner_class(name: str) -> type[Learner]:
-    """Return the learner called `name`.
+    """Return the learner called `name`; that of a plugin is loaded when it is first asked for.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or its plugin is broken.
     """
+    if name not in LEARNERS and name in plugins():
+        _load(plugins()[name])
     if name not in LEARNERS:
-        raise unknown("learner", name, LEARNERS)
+        raise unknown("learner", name, learner_names())
     return LEARNERS[name]
+
+
+def _load(plugin: EntryPoint) -> None:
+    """Register the learner of a plugin, whatever is wrong with it being one line."""
+    named = f"learner {plugin.name!r}: its plugin, {plugin_name(plugin)},"
+    try:
+        found = plugin.load()
+    except Exception as error:
+        raise UsageError(f"{named} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Learner)):
+        raise UsageError(f"{named} is no subclass of Learner")
+    if found.info.name != plugin.name:
+        raise UsageError(f"{named} calls itself {found.info.name!r}: give the entry point that name")
+    register(found)
 
 
 def resolve_spec(spec: LearnerSpec) -> LearnerSpec:
@@ -168,6 +191,7 @@ __all__ = [
     "LEARNERS",
     "LearnerSpec",
     "learner_class",
+    "learner_names",
     "make_learner",
     "parse_spec",
     "register",

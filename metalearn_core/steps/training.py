@@ -10,6 +10,7 @@ from metalearn_core.data.manifest import Split
 from metalearn_core.data.tasks import SINUSOID, tasks_digest
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.events import emit
+from metalearn_core.plugins import plugin_digest
 from metalearn_core.reuse import kept, result_digest, result_place
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.requests import (
@@ -66,7 +67,7 @@ def train_learner(
     """
     digest = read_dataset(dataset, dataset_digest).digest
     item, request = of_item(item, request)
-    key = {"dataset": digest, "learner": item, "request": request.model_dump()}
+    key = _key(digest, item, request)
     checkpoints = storage / "checkpoints" / result_digest("training", key)
 
     def make(folder: Path) -> None:
@@ -127,7 +128,7 @@ def train_bundle(
 
     place = Place.at(bundle)
     check_place(place)
-    key = {"dataset": tasks_digest(dataset), "learner": dict(item), "request": request.model_dump()}
+    key = _key(tasks_digest(dataset), item, request)
     order = TrainingOrder(
         dataset=dataset,
         item=dict(item),
@@ -140,6 +141,18 @@ def train_bundle(
     record = carry_out(order)
     send_bundle(place)
     return record
+
+
+def _key(dataset_digest: str, item: Mapping[str, Any], request: TrainingRequest) -> dict[str, Any]:
+    """Return what a training is kept under: all that decides it but the core's own code."""
+    key = {"dataset": dataset_digest, "learner": dict(item), "request": request.model_dump()}
+    return key | _plugin(item["learner"])
+
+
+def _plugin(learner: str) -> dict[str, str]:
+    """Return what the code of a learner adds to a key: nothing, for one of the core."""
+    digest = plugin_digest(learner)
+    return {"plugin": digest} if digest else {}
 
 
 def carry_out(order: TrainingOrder) -> dict[str, Any]:
@@ -285,6 +298,7 @@ def evaluate_learner(
     record = read_json(training / TRAINING, "training")
     digest = read_dataset(dataset, dataset_digest).digest
     key = {"dataset": digest, "bundle": record["bundle_digest"], "request": request.model_dump()}
+    key |= _plugin(record["learner"])
 
     def make(folder: Path) -> None:
         from metalearn_core.bundle import load_bundle

@@ -1,4 +1,4 @@
-"""The verbs around one model: `learners`, `train`, `evaluate`, `predict`, `compare`."""
+"""The verbs around one model: `learners`, `recipes`, `train`, `evaluate`, `predict`, `compare`."""
 
 import json as jsonlib
 from collections.abc import Sequence
@@ -54,6 +54,7 @@ _SHOWN_PROBABILITIES = 3
 def add_to(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(epilog="Example:  metalearn learners --json")(learners)
+    app.command(epilog="Example:  metalearn recipes omniglot-5way-protonet")(recipes)
     app.command(epilog="Example:  metalearn train my-episodes --learner maml -o my-model --seconds 60")(train)
     app.command(epilog="Example:  metalearn evaluate my-model my-episodes --way 5 --shot 1")(evaluate)
     app.command(epilog="Example:  metalearn predict few-shot@champion --support labelled/ --query unlabelled/")(predict)
@@ -62,10 +63,16 @@ def add_to(app: typer.Typer) -> None:
 
 def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -> None:
     """List the learners with their options and defaults; then the options of backbones, and the gate's rules."""
+    from metalearn_core.errors import UsageError, one_line
     from metalearn_core.gate import GateRules
-    from metalearn_core.learners import BACKBONES, LEARNERS
+    from metalearn_core.learners import BACKBONES, learner_class, learner_names
 
-    listed = [_description(learner) for _, learner in sorted(LEARNERS.items())]
+    listed = []
+    for name in learner_names():
+        try:
+            listed.append(_description(learner_class(name)))
+        except UsageError as error:  # a broken plugin hides no other learner
+            notices.print(f"warning: {one_line(error)}", soft_wrap=True, markup=False)
     if json:
         print_json(listed)
         return
@@ -78,6 +85,29 @@ def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False)
         _print_options(_options(kind.Config))
     answers.print("[bold]gate[/]  the rules of promotion: --set gate.…", soft_wrap=True)
     _print_options(_options(GateRules))
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one, to copy and change it.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the papers' settings that `run --config NAME` takes, or print one."""
+    from pipelines.recipes import config_file
+    from pipelines.recipes import recipes as known
+
+    listed = known()
+    if name is not None:
+        found = config_file(Path(name))
+        listed = [recipe for recipe in listed if recipe.file == found]
+        if not json:
+            typer.echo(found.read_text(), nl=False)
+            return
+    if json:
+        print_json([{"name": entry.name, "summary": entry.summary, "file": str(entry.file)} for entry in listed])
+        return
+    print_table(["recipe ", "what it is "], [[entry.name, entry.summary] for entry in listed])
 
 
 def _options(config: Any) -> dict[str, dict[str, Any]]:
