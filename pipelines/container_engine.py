@@ -22,7 +22,7 @@ _HOME = "/tmp"
 _PASSED = ("AWS_", "MLFLOW_", "OMP_", "MKL_")
 _PASSED_OURS = {f"METALEARN_{name}" for name in ("EVENTS", "PIPELINE_RUN_ID", "WEBHOOK_URL", "KFP_URL", "DEBUG")}
 _PASSED_NAMES = {"requests_ca_bundle", "ssl_cert_file", "http_proxy", "https_proxy", "no_proxy", "all_proxy"}
-_AWS_FILES = {"AWS_SHARED_CREDENTIALS_FILE": "~/.aws/credentials", "AWS_CONFIG_FILE": "~/.aws/config"}
+_AWS = ".aws"  # in a home: profiles, keys, and the tokens of `aws sso login`
 _TAIL = 4000
 _LAST_LINES = 3
 _KILLED, _NOT_STARTED = 137, 127
@@ -71,6 +71,10 @@ def _arguments(containers: Containers, run_id: str, owner: str, scratch: Path) -
     mounts = [Mount(str(path), str(path), type="bind") for path in containers.writable]
     mounts += [Mount(str(path), str(path), type="bind", read_only=True) for path in files.union(containers.readable)]
     mounts.append(Mount(_HOME, str(scratch), type="bind"))
+    aws = Path.home() / _AWS
+    if aws.is_dir():
+        (scratch / _AWS).mkdir()  # where it is mounted: an engine would make it as another user
+        mounts.append(Mount(f"{_HOME}/{_AWS}", str(aws.resolve()), type="bind", read_only=True))
     user, engine = f"{os.getuid()}:{os.getgid()}", containers.engine
     options: dict[str, Any] = {}
     if engine.rootless and engine.podman:
@@ -95,16 +99,11 @@ def _arguments(containers: Containers, run_id: str, owner: str, scratch: Path) -
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return what of this process' environment the steps get: settings of tracking, S3, proxies and threads."""
-    passed = {
+    return {
         name: value
         for name, value in environment.items()
         if name.startswith(_PASSED) or name in _PASSED_OURS or name.lower() in _PASSED_NAMES
     }
-    for name, usual in _AWS_FILES.items():
-        path = Path(usual).expanduser()
-        if path.is_file():
-            passed.setdefault(name, str(path))
-    return passed
 
 
 def run_to_its_end(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:

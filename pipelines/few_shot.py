@@ -22,6 +22,7 @@ from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
 from metalearn_core.tracking_server import shown
 from metalearn_core.version import IMAGE_VARIABLE, version_name
 from pipelines.cluster.placement import IMAGE_USER, Kind, Placement
+from pipelines.workdir import TRACKING_VARIABLE
 
 NAME = "few-shot"
 DEFAULT_LEARNERS = [
@@ -29,7 +30,6 @@ DEFAULT_LEARNERS = [
     '{"learner": "maml", "options": {}, "backbone": "conv4", "backbone_options": {}}',
     '{"learner": "transfer", "options": {}, "backbone": "conv4", "backbone_options": {}}',
 ]
-TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 
 
 class Placed(Protocol):
@@ -53,6 +53,7 @@ def few_shot_pipeline(
     tracking_uri: str | None = None,
     run_id_by_label: bool = True,
     build_shards: int = 1,
+    storage: str = "",
     placement: Placement | None = None,
 ) -> Any:
     """Return the pipeline for one engine.
@@ -64,6 +65,7 @@ def few_shot_pipeline(
         run_id_by_label: each step reads its pipeline run's id from its pod's label, as on Kubernetes; otherwise the
             environment has it.
         build_shards: steps that share the decoding of the source; 1: the build does it.
+        storage: default of the pipeline's input; empty: each run names its own.
         placement: what each step gets on a cluster; None: there is none. Its part on the training's pod is the default
             of the pipeline's inputs, by which a run may choose another.
 
@@ -94,7 +96,7 @@ def few_shot_pipeline(
         return task
 
     shards = [f"{number}/{build_shards}" for number in range(1, build_shards + 1)] if build_shards > 1 else []
-    return _define(placed, parallelism, shards, placement or Placement(), image)
+    return _define(placed, parallelism, shards, placement or Placement(), image, storage)
 
 
 def _trainer(placement: Placement, image: str) -> Any:
@@ -115,7 +117,9 @@ def _trainer(placement: Placement, image: str) -> Any:
     )
 
 
-def _define(placed: Placed, parallelism: int, shards: list[str], placement: Placement, image: str) -> Any:
+def _define(
+    placed: Placed, parallelism: int, shards: list[str], placement: Placement, image: str, default_storage: str
+) -> Any:
     trainer = _trainer(placement, image)
     pod = placement.arguments()
 
@@ -125,7 +129,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
     )
     def few_shot(
         source: str = "glyphs",
-        storage: str = "",
+        storage: str = default_storage,
         learners: list[str] = DEFAULT_LEARNERS,
         way: str = "5",
         shot: str = "1",
@@ -141,8 +145,8 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
         seed: int = 0,
         patience: int = 0,
         precision: str = "auto",
-        device: str = "cuda" if placement.train.gpus else "auto",
-        processes: int = max(1, placement.train.gpus),
+        device: str = "auto",
+        processes: int = 1,
         checkpoint_seconds: float = 60.0,
         image_size: int = 28,
         color: str = "auto",
@@ -188,7 +192,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
             patience: stop training after so many validations in a row without a better one; 0: never.
             precision: of training: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
             device: of training: `cpu`, `cuda`, or `auto`: a GPU where there is one.
-            processes: that share each training step's episodes; the same model whatever their number.
+            processes: that share each training step's episodes, one a GPU at least; the model stays the same.
             checkpoint_seconds: at most so long between checkpoints of a training.
             image_size: height and width of the stored images, in pixels.
             color: `grey`, `rgb`, or `auto`.
@@ -206,7 +210,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
             command: the command that reproduces the run, for the report.
             train_cpu: cores of each training pod, as 4 or 500m. These six matter on a cluster only.
             train_memory: memory of each training pod, as 16Gi.
-            train_gpus: GPUs of each training pod, 0 to 16.
+            train_gpus: GPUs of each training pod, as 2; what trains, where there are some.
             train_gpu_type: the cluster's name for its GPUs, as nvidia.com/gpu.
             train_node_selector: labels of the nodes to train on, as {"pool": "gpu"}.
             train_tolerations: taints of these nodes, as [{"key": "nvidia.com/gpu", "operator": "Exists"}].
@@ -254,10 +258,13 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
                 **train_shape,
                 **within,
                 **budget,
+                device=device,
+                processes=processes,
                 **build,
                 model_name=model_name,
                 gate=gate,
                 **chosen,
+                node_gpus=placement.node_gpus,
                 kfp_pipeline_id=kfp_pipeline_id,
                 kfp_pipeline_version_id=kfp_pipeline_version_id,
             ),
@@ -281,6 +288,7 @@ def _define(placed: Placed, parallelism: int, shards: list[str], placement: Plac
                     **budget,
                     device=device,
                     processes=processes,
+                    train_gpus=train_gpus,
                     checkpoint_seconds=checkpoint_seconds,
                     storage=storage,
                 ),
@@ -329,6 +337,7 @@ def compile_pipeline(
     kubernetes_manifest: bool = False,
     image: str = IMAGE,
     build_shards: int = 1,
+    storage: str = "",
     tracking_uri: str | None = None,
     placement: Placement | None = None,
 ) -> None:
@@ -343,7 +352,11 @@ def compile_pipeline(
         )
     Compiler().compile(
         few_shot_pipeline(
-            image=image, build_shards=build_shards, tracking_uri=tracking_uri, placement=placement or Placement()
+            image=image,
+            build_shards=build_shards,
+            storage=storage,
+            tracking_uri=tracking_uri,
+            placement=placement or Placement(),
         ),
         path,
         kubernetes_manifest_format=kubernetes_manifest,

@@ -24,6 +24,7 @@ def meta_train(
     precision: str,
     device: str,
     processes: int,
+    train_gpus: str,
     checkpoint_seconds: float,
     storage: str,
     trained: Output[Model],
@@ -47,6 +48,7 @@ def meta_train(
         precision: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
         device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
         processes: that share each step's episodes; the same model whatever their number.
+        train_gpus: of the pod; with some, each has a process, and nothing else trains.
         checkpoint_seconds: at most so long between checkpoints.
         storage: where finished trainings and checkpoints are kept.
         trained: the model in `bundle/`, and what happened in `training.json`.
@@ -78,7 +80,9 @@ def meta_train(
             patience=patience,
             precision=precision,
         )
-        resources = training_resources(device=device, processes=processes, checkpoint_seconds=checkpoint_seconds)
+        resources = training_resources(
+            device=device, processes=processes, checkpoint_seconds=checkpoint_seconds, gpus=train_gpus
+        )
         folder = train_learner(*read_pointer(dataset.path), item, request, resources, Place.at(storage))
         copy_folder(folder, Path(trained.path))
         trained.metadata["learner"] = learner_of(learner)

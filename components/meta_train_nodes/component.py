@@ -33,6 +33,7 @@ def meta_train_nodes(
     precision: str,
     device: str,
     processes: int,
+    train_gpus: str,
     checkpoint_seconds: float,
     storage: str,
     nodes: int,
@@ -68,6 +69,7 @@ def meta_train_nodes(
         precision: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
         device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
         processes: of each machine, that share each step's episodes; the same model whatever their number.
+        train_gpus: of each machine; with some, each has a process, and nothing else trains.
         checkpoint_seconds: at most so long between checkpoints.
         storage: where finished trainings and checkpoints are kept: an s3:// address, which all machines reach.
         nodes: how many machines.
@@ -111,7 +113,9 @@ def meta_train_nodes(
             patience=patience,
             precision=precision,
         )
-        resources = training_resources(device=device, processes=processes, checkpoint_seconds=checkpoint_seconds)
+        resources = training_resources(
+            device=device, processes=processes, checkpoint_seconds=checkpoint_seconds, gpus=train_gpus
+        )
         job = job_request(
             task_config,
             nodes=nodes,

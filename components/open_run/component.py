@@ -27,6 +27,8 @@ def open_run(
     seed: int,
     patience: int,
     precision: str,
+    device: str,
+    processes: int,
     image_size: int,
     color: str,
     split_by: str,
@@ -45,6 +47,7 @@ def open_run(
     train_gpu_type: str,
     train_node_selector: dict[str, str],
     train_tolerations: list[dict[str, Any]],
+    node_gpus: int,
     kfp_pipeline_id: str,
     kfp_pipeline_version_id: str,
 ) -> None:
@@ -71,6 +74,8 @@ def open_run(
         seed: of the initial weights and the stream of training episodes.
         patience: stop training after so many validations in a row without a better one; 0: never.
         precision: of training: `fp32`, `bf16` or `auto`.
+        device: of training: `cpu`, `cuda` or `auto`.
+        processes: that share each training step's episodes.
         image_size: height and width of the stored images, in pixels.
         color: `grey`, `rgb` or `auto`.
         split_by: `class`, `domain` or `auto`.
@@ -89,6 +94,7 @@ def open_run(
         train_gpu_type: the cluster's name for its GPUs.
         train_node_selector: labels of the nodes to train on.
         train_tolerations: taints of these nodes.
+        node_gpus: how many GPUs the largest node of the cluster has.
         kfp_pipeline_id: of this pipeline in Kubeflow.
         kfp_pipeline_version_id: of its version.
     """
@@ -115,6 +121,8 @@ def open_run(
             seed=seed,
             patience=patience,
             precision=precision,
+            device=device,
+            processes=processes,
             image_size=image_size,
             color=color,
             split_by=split_by,
@@ -127,6 +135,7 @@ def open_run(
             max_unreadable=max_unreadable,
             model_name=model_name,
             gate=gate,
+            node_gpus=node_gpus,
             pod={
                 "train_cpu": train_cpu,
                 "train_memory": train_memory,

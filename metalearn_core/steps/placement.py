@@ -151,19 +151,23 @@ class TrainingPod(Record):
     tolerations: Tolerations = ()
 
 
-def training_pod(**inputs: Any) -> TrainingPod:
+def training_pod(node_gpus: int = MOST_GPUS, **inputs: Any) -> TrainingPod:
     """Return the pod that a pipeline's inputs ask for.
 
     Args:
+        node_gpus: how many GPUs the largest node of the cluster has.
         inputs: fields of `TrainingPod`, each with the prefix `train_`.
 
     Raises:
         UsageError: one of them is none that a pod may have.
     """
     try:
-        return TrainingPod.model_validate({name.removeprefix("train_"): value for name, value in inputs.items()})
+        pod = TrainingPod.model_validate({name.removeprefix("train_"): value for name, value in inputs.items()})
     except ValidationError as error:
         raise UsageError(f"input train_{explained(error)}") from None
+    if pod.gpus > node_gpus:
+        raise UsageError(f"input train_gpus: expected 0 to {node_gpus}, the most that one node has, got {pod.gpus}")
+    return pod
 
 
 def explained(error: ValidationError) -> str:

@@ -134,13 +134,23 @@ def training_request(**values: Any) -> TrainingRequest:
     return request
 
 
-def training_resources(**values: Any) -> TrainingResources:
+def training_resources(gpus: int | str = 0, **values: Any) -> TrainingResources:
     """Return resources from a pipeline's inputs.
 
+    Args:
+        gpus: of each pod that trains: with some, each has a process, and nothing else trains, lest a processor hold
+            them.
+        values: fields of `TrainingResources`.
+
     Raises:
-        UsageError: a value is out of range.
+        UsageError: a value is out of range, or a processor is to train beside GPUs.
     """
-    return _checked(TrainingResources, "input", values)
+    resources = _checked(TrainingResources, "input", values)
+    if not int(gpus):
+        return resources
+    if resources.device == "cpu":
+        raise UsageError(f"input device: got 'cpu' beside train_gpus {gpus}: take one of the two")
+    return resources.model_copy(update={"device": "cuda", "processes": max(resources.processes, int(gpus))})
 
 
 def evaluation_request(**values: Any) -> EvaluationRequest:

@@ -15,7 +15,7 @@ from metalearn_core.steps.children import child_of, parent_run
 from metalearn_core.steps.data import read_dataset
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.naming import learner_name
-from metalearn_core.steps.placement import training_pod
+from metalearn_core.steps.placement import MOST_GPUS, training_pod
 from metalearn_core.steps.requests import (
     TrainingRequest,
     evaluation_request,
@@ -23,6 +23,7 @@ from metalearn_core.steps.requests import (
     learner_items,
     of_item,
     training_request,
+    training_resources,
 )
 from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
 from metalearn_core.storage import read_json
@@ -43,6 +44,9 @@ def open_run(
     learners: Sequence[str],
     *,
     storage: str,
+    device: str = "auto",
+    processes: int = 1,
+    node_gpus: int = MOST_GPUS,
     pod: Mapping[str, Any] | None = None,
     kubeflow: Mapping[str, str] | None = None,
     **settings: Any,
@@ -53,6 +57,8 @@ def open_run(
         experiment: MLflow's; made where it does not exist.
         learners: JSON of each learner.
         storage: where datasets, results and checkpoints are kept.
+        device, processes: of a training.
+        node_gpus: how many GPUs the largest node of the cluster has.
         pod: inputs that choose the pod of a training; on a cluster, parameters of the run too.
         kubeflow: further tags of the run: the pipeline's ids in Kubeflow, where they are known.
         settings: the pipeline's other inputs; with the learners, the run's parameters.
@@ -69,7 +75,8 @@ def open_run(
     evaluation_request(**shape, episodes=settings["eval_episodes"], seed=settings["eval_seed"])
     gate_rules(settings["gate"])
     check_name(settings["model_name"])
-    training_pod(**(pod or {}))
+    gpus = training_pod(node_gpus, **(pod or {})).gpus
+    training_resources(device=device, processes=processes, gpus=gpus)
     _check_storage(storage)
     names = " + ".join(dict.fromkeys(item["learner"] for item in items))
     source = Path(str(settings["source"])).name

@@ -65,6 +65,9 @@ class Prefix:
             UsageError: it is no such address.
         """
         found = _ADDRESS.fullmatch(address)
+        bucket = address.removeprefix(SCHEME).partition("/")[0]
+        if found is None and bucket and address.startswith(SCHEME) and not 3 <= len(bucket) <= 63:
+            raise UsageError(f"address {address!r}: a bucket's name has 3 to 63 characters, got {bucket!r}")
         if found is None or any(part in {".", ".."} for part in (found["key"] or "").split("/")):
             raise UsageError(f"address {address!r}: expected one like s3://bucket/some/place")
         return cls(found["bucket"], "/".join(part for part in (found["key"] or "").split("/") if part))

@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 from metalearn_core.data.sources import GLYPHS
 from metalearn_core.errors import UsageError
 from metalearn_core.storage.objects import Prefix, is_address
+from pipelines.cluster.placement import Placement
 from pipelines.config import RunConfig
+from pipelines.workdir import TRACKING_VARIABLE
 
 _OURS = {"localhost", "host.docker.internal"}
 
@@ -17,12 +19,17 @@ def check_places(config: RunConfig, storage: str) -> None:
     Raises:
         UsageError: one of them is no `s3://` address; a source may be `glyphs` too.
     """
-    _check_address("--storage", storage)
+    check_storage(storage)
     if config.source != GLYPHS:
         _check_address("source", config.source, f"{GLYPHS}, or ")
     for name in ("split_file", "split_from"):
         if place := getattr(config, name):
             _check_address(f"--{name.replace('_', '-')}", place)
+
+
+def check_storage(storage: str) -> None:
+    """Raise a UsageError where the storage is no `s3://` address, which all pods reach."""
+    _check_address("--storage", storage)
 
 
 def _check_address(what: str, place: str, others: str = "") -> None:
@@ -51,11 +58,12 @@ def check_build(config: RunConfig) -> None:
     build_options("", **config.model_dump(include=set(BuildOptions.model_fields.keys() - {"split_file"})))
 
 
-def check_tracking(uri: str | None) -> str:
+def check_tracking(uri: str | None, placement: Placement) -> str:
     """Return the address of the tracking server, which every pod writes to.
 
     Raises:
-        UsageError: there is none, it is of this machine, or it holds a password, which would be in the pipeline's YAML.
+        UsageError: there is none, it is of this machine, or it holds a password, which would be in the pipeline's YAML;
+            or the placement has it from elsewhere.
     """
     wanted = (
         "name the MLflow server as the cluster's pods reach it, like http://mlflow.mlops:5000 (MLFLOW_TRACKING_URI)"
@@ -76,6 +84,11 @@ def check_tracking(uri: str | None) -> str:
         raise UsageError(f"--tracking-uri {uri!r} is no server that the cluster's pods reach: {wanted}")
     if host in _OURS or host.endswith(".localhost") or _is_loopback(host):
         raise UsageError(f"--tracking-uri {uri!r} is this machine alone, a pod does not reach it: {wanted}")
+    for option, given in (("--secret-env", placement.secret_env), ("--config-map-env", placement.config_map_env)):
+        if TRACKING_VARIABLE in given:
+            raise UsageError(
+                f"{option} {TRACKING_VARIABLE}: every step has that of --tracking-uri: leave one of them out"
+            )
     return uri.rstrip("/")
 
 

@@ -1,12 +1,10 @@
 """The options of a pipeline run, declared once for every verb that starts one."""
 
-import inspect
 import shlex
 import sys
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,6 +37,7 @@ from pipelines.command_line.options import (
     given,
     parse_ratios,
 )
+from pipelines.command_line.shared_options import with_shared
 
 if TYPE_CHECKING:
     from pipelines.config import RunConfig
@@ -155,19 +154,8 @@ def _configured(
 
 
 def takes_pipeline_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of a pipeline run before its own; it gets the configuration as its first argument."""
-    shared = inspect.signature(_configured).parameters
-    own = list(inspect.signature(verb).parameters.values())[1:]
-
-    @wraps(verb)
-    def with_options(**values: Any) -> None:
-        settings = _configured(**{name: values.pop(name) for name in shared})
-        verb(settings, **values)
-
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*shared.values(), *own]]
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return with_options
+    """Give a verb the options of a pipeline run; it gets the configuration as its parameter `settings`."""
+    return with_shared(verb, "settings", _configured)
 
 
 def command() -> str:

@@ -7,21 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.command_line.cluster_options import (
-    ClusterConfigOption,
-    ConfigMapEnvOption,
-    GpusOption,
-    GpuTypeOption,
-    NodeSelectorOption,
-    NodesOption,
-    SecretEnvOption,
-    TolerationOption,
-    TrainCpuOption,
-    TrainMemoryOption,
-    TrainRetriesOption,
-    TrainTimeoutOption,
-    placement_of,
-)
+from pipelines.command_line.cluster_options import PlacementFor, takes_placement_options
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     ContainerGpusOption,
@@ -97,61 +83,59 @@ def run(
         print_summary(summary)
 
 
+@takes_placement_options
 def compile_(
+    placement_for: PlacementFor,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("few_shot.yaml"),
     kubernetes_manifest: Annotated[
         bool, typer.Option("--kubernetes-manifest", help="Kubernetes objects instead of KFP's own form.")
     ] = False,
     build_shards: Annotated[int, typer.Option("--build-shards", min=1, help="Steps that share the decoding.")] = 1,
-    config: ClusterConfigOption = None,
-    nodes: NodesOption = None,
-    gpus: GpusOption = None,
-    gpu_type: GpuTypeOption = None,
-    train_cpu: TrainCpuOption = None,
-    train_memory: TrainMemoryOption = None,
-    node_selector: NodeSelectorOption = None,
-    toleration: TolerationOption = None,
-    train_timeout: TrainTimeoutOption = None,
-    train_retries: TrainRetriesOption = None,
-    secret_env: SecretEnvOption = None,
-    config_map_env: ConfigMapEnvOption = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage",
+            envvar="METALEARN_STORAGE",
+            help="Where runs keep datasets, results and checkpoints unless told otherwise: s3://bucket/some/place.",
+            show_default=False,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="YAML whose `cluster:` says what the steps get.", dir_okay=False),
+    ] = None,
     image: ImageOption = None,
-    workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
     """Write the pipeline as YAML that a Kubeflow cluster takes."""
+    from components.image import IMAGE, pinned
     from metalearn_core.errors import UsageError
+    from pipelines.cluster.checks import check_storage
+    from pipelines.config import CLUSTER, read_section
 
     if output.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"--output: expected a name that ends in .yaml, got {output}")
-    from components.image import IMAGE, pinned
-    from pipelines.config import CLUSTER, read_section
-
-    placement = placement_of(
-        read_section(config, CLUSTER) if config else None,
-        nodes=nodes,
-        gpus=gpus,
-        gpu_type=gpu_type,
-        train_cpu=train_cpu,
-        train_memory=train_memory,
-        node_selector=node_selector,
-        toleration=toleration,
-        train_timeout=train_timeout,
-        train_retries=train_retries,
-        secret_env=secret_env,
-        config_map_env=config_map_env,
-    )
+    placement = placement_for(read_section(config, CLUSTER) if config else None)
+    steps_image = pinned(image) if image else IMAGE
+    if storage:
+        check_storage(storage)
     from pipelines.few_shot import compile_pipeline
 
-    pinned_image = pinned(image) if image else IMAGE
     output.parent.mkdir(parents=True, exist_ok=True)
     compile_pipeline(
         str(output),
         kubernetes_manifest=kubernetes_manifest,
-        image=pinned_image,
+        image=steps_image,
         build_shards=build_shards,
+        storage=(storage or "").rstrip("/"),
         placement=placement,
     )
+    if placement.service_account:
+        notices.print(
+            f"service account {placement.service_account}: a pipeline has no place for it, so give it with each run",
+            markup=False,
+            soft_wrap=True,
+        )
     if json:
         print_json({"file": str(output)})
     else:

@@ -1,41 +1,26 @@
 """The verb `submit`: the whole pipeline on a Kubeflow cluster, once or on a schedule."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from metalearn_core.errors import MetalearnError, UsageError
-from pipelines.command_line.cluster_options import (
-    ConfigMapEnvOption,
-    GpusOption,
-    GpuTypeOption,
-    NodeSelectorOption,
-    NodesOption,
-    SecretEnvOption,
-    TolerationOption,
-    TrainCpuOption,
-    TrainMemoryOption,
-    TrainRetriesOption,
-    TrainTimeoutOption,
-    placement_of,
-)
-from pipelines.command_line.options import ImageOption, JsonOption, answers, notices, print_json
+from metalearn_core.errors import UsageError
+from pipelines.command_line.cluster_options import PlacementFor, takes_placement_options
+from pipelines.command_line.options import ImageOption, JsonOption, notices, print_json
 from pipelines.command_line.pipeline_options import command, takes_pipeline_options
+from pipelines.command_line.submitted import await_end, described, print_summary, signals_told, start
 
 if TYPE_CHECKING:
     from pipelines.cluster.client import ClusterClient
     from pipelines.cluster.connection import Connection
     from pipelines.cluster.placement import Placement
     from pipelines.cluster.schedule import Schedule
-    from pipelines.cluster.submission import Order, Version
+    from pipelines.cluster.submission import Version
     from pipelines.cluster.view import RunView
     from pipelines.config import RunConfig
 
 _CLUSTER, _SCHEDULE, _CREDENTIALS = "Cluster", "Schedule", "Credentials (a token or cookie itself is never an option)"
-_INTERRUPTED, _TERMINATED = 130, 143
 
 
 def add_to(app: typer.Typer) -> None:
@@ -48,8 +33,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 @takes_pipeline_options
+@takes_placement_options
 def submit(
     settings: "RunConfig",
+    placement_for: PlacementFor,
     host: Annotated[
         str,
         typer.Option(
@@ -107,17 +94,6 @@ def submit(
     timeout: Annotated[
         float, typer.Option("--timeout", min=0.1, help="Seconds that one answer may take.", rich_help_panel=_CLUSTER)
     ] = 60,
-    nodes: NodesOption = None,
-    gpus: GpusOption = None,
-    gpu_type: GpuTypeOption = None,
-    train_cpu: TrainCpuOption = None,
-    train_memory: TrainMemoryOption = None,
-    node_selector: NodeSelectorOption = None,
-    toleration: TolerationOption = None,
-    train_timeout: TrainTimeoutOption = None,
-    train_retries: TrainRetriesOption = None,
-    secret_env: SecretEnvOption = None,
-    config_map_env: ConfigMapEnvOption = None,
     wait: Annotated[
         bool, typer.Option("--wait", help="Show the steps until the run has ended.", rich_help_panel=_CLUSTER)
     ] = False,
@@ -189,25 +165,11 @@ def submit(
     from pipelines.config import pipeline_arguments
 
     plan = _schedule(schedule, max_concurrency, catchup, wait)
-    placement = placement_of(
-        settings.cluster,
-        nodes=nodes,
-        gpus=gpus,
-        gpu_type=gpu_type,
-        train_cpu=train_cpu,
-        train_memory=train_memory,
-        node_selector=node_selector,
-        toleration=toleration,
-        train_timeout=train_timeout,
-        train_retries=train_retries,
-        secret_env=secret_env,
-        config_map_env=config_map_env,
-        service_account=service_account,
-    )
+    placement = placement_for(settings.cluster, service_account=service_account)
     steps_image = pinned(image) if image else IMAGE
-    device = _device(settings, placement)
+    _check_device(settings, placement)
     items = _checked(settings, storage)
-    uri = check_tracking(tracking_uri)
+    uri = check_tracking(tracking_uri, placement)
     credentials = read_credentials(token_file, cookie_file)
     connection = Connection(host.rstrip("/"), ui_host or host, namespace, credentials, ca_file, timeout)
     view = RunView(notices)
@@ -217,22 +179,20 @@ def submit(
     arguments = {
         **pipeline_arguments(settings, items, storage.rstrip("/"), command()),
         **placement.arguments(),
-        "processes": max(settings.processes, placement.train.gpus),  # one for each GPU
-        "device": device,
         "kfp_pipeline_id": version.pipeline_id,
         "kfp_pipeline_version_id": version.version_id,
     }
     account = placement.service_account or None
     order = Order(_run_name(settings), experiment_id, arguments, pipeline_root, account)
     doubt = f"it may have been started all the same: look at {connection.page('runs')} first"
-    with _signals_told(doubt):
-        started = _start(client, version, order, plan, view)
-    summary = {**started, **_described(settings, version, order, namespace, uri)}
+    with signals_told(doubt):
+        started = start(client, version, order, plan, view)
+    summary = {**started, **described(settings, version, order, namespace, uri)}
     try:
         if not json:
-            _print_summary(summary)
+            print_summary(summary)
         if wait:
-            _wait(client, summary, view)
+            await_end(client, summary, view)
     finally:
         if json:
             print_json(summary)
@@ -265,13 +225,10 @@ def _checked(settings: "RunConfig", storage: str) -> list[str]:
     return learner_items(settings)
 
 
-def _device(settings: "RunConfig", placement: "Placement") -> str:
-    """Return what trains: with GPUs nothing else, lest a processor hold them."""
-    if not placement.train.gpus:
-        return settings.device
-    if settings.device == "cpu":
+def _check_device(settings: "RunConfig", placement: "Placement") -> None:
+    """Refuse a processor beside GPUs: it would hold them."""
+    if placement.train.gpus and settings.device == "cpu":
         raise UsageError(f"--gpus {placement.train.gpus} and --device cpu: take one of the two")
-    return "cuda"
 
 
 def _uploaded(
@@ -298,91 +255,3 @@ def _uploaded(
 def _run_name(settings: "RunConfig") -> str:
     source = Path(settings.source).name
     return f"{source} {settings.way}-way {settings.shot}-shot: {' + '.join(dict.fromkeys(settings.learners))}"
-
-
-def _start(
-    client: "ClusterClient", version: "Version", order: "Order", plan: "Schedule | None", view: "RunView"
-) -> dict[str, Any]:
-    """Start the run or the schedule, and return what it is called and where it is seen."""
-    from pipelines.cluster.submission import same_schedules, start_run, start_schedule
-
-    if plan is not None:
-        for other in same_schedules(client, order):
-            page = client.connection.page("recurringrun", "details", other)
-            view.note(f"a schedule of the same name goes on beside this one: {page}")
-        recurring = start_schedule(client, version, order, plan)
-        page = client.connection.page("recurringrun", "details", recurring)
-        return {"recurring_run_id": recurring, "schedule": plan.__dict__, "page": page}
-    run_id = start_run(client, version, order)
-    return {"run_id": run_id, "state": "PENDING", "page": client.connection.page("runs", "details", run_id)}
-
-
-def _described(
-    settings: "RunConfig", version: "Version", order: "Order", namespace: str | None, tracking_uri: str
-) -> dict[str, Any]:
-    return {
-        "mlflow_page": tracking_uri,
-        "pipeline": version.__dict__,
-        "experiment": {"id": order.experiment_id, "name": settings.experiment},
-        "namespace": namespace,
-        "name": order.name,
-    }
-
-
-def _print_summary(summary: dict[str, Any]) -> None:
-    pipeline = summary["pipeline"]
-    there = "uploaded" if pipeline["uploaded"] else "was there"
-    started = f"schedule {summary['recurring_run_id']}" if "schedule" in summary else f"run {summary['run_id']}"
-    for line in (
-        f"version {pipeline['name']} of the pipeline {there}",
-        f"{started}: {summary['page']}",
-        f"MLflow: {summary['mlflow_page']} (experiment {summary['experiment']['name']})",
-    ):
-        answers.print(line, markup=False, soft_wrap=True)
-
-
-def _wait(client: "ClusterClient", summary: dict[str, Any], view: "RunView") -> None:
-    """Show the run until it has ended; raise where it did not end well."""
-    from pipelines.cluster.tracked import tracked_run
-    from pipelines.cluster.waiting import SUCCEEDED, Progress, follow, verdict
-
-    def show(seen: Progress) -> None:
-        summary["state"] = seen.state
-        summary["steps"] = [{"name": step.name, "state": step.state} for step in seen.steps]
-        view.show(seen)
-
-    look = f"run {summary['run_id']} goes on: {summary['page']}"
-    try:
-        with _signals_told(look), view.shown():
-            seen = follow(client, summary["run_id"], show, view.note)
-    except MetalearnError as error:
-        if isinstance(error, StoppedError):
-            raise
-        raise MetalearnError(f"{error}; {look}") from None
-    tracked = tracked_run(summary["mlflow_page"], summary["run_id"])
-    summary["mlflow_page"] = tracked.page
-    view.note(f"MLflow: {tracked.page}")
-    if seen.state != SUCCEEDED:
-        reason = verdict(seen, client, tracked.reason)
-        summary.update(failed_step=seen.failed or None, error=reason)
-        raise MetalearnError(f"{reason} ({summary['page']})")
-
-
-@contextmanager
-def _signals_told(look: str) -> Iterator[None]:
-    """Say, where a signal ends this process, what goes on without it: the same command would start a second run."""
-    try:
-        yield
-    except Exception:
-        raise
-    except BaseException as error:  # Ctrl-C, or SIGTERM
-        interrupted = isinstance(error, KeyboardInterrupt)
-        raise StoppedError(f"{'interrupted' if interrupted else 'terminated'}: {look}", interrupted) from None
-
-
-class StoppedError(MetalearnError):
-    """A signal ended this process, and nothing else."""
-
-    def __init__(self, text: str, interrupted: bool) -> None:
-        super().__init__(text)
-        self.exit_status = _INTERRUPTED if interrupted else _TERMINATED

@@ -95,7 +95,13 @@ def test_an_image_can_be_chosen_for_all_steps() -> None:
     assert {executor["container"]["image"] for executor in executors} == {"registry.example/metalearn@sha256:0"}
 
 
-def test_kubernetes_manifest_has_a_pipeline_version(tmp_path: Path) -> None:
+def test_kubernetes_manifest_is_a_pipeline_and_its_version(tmp_path: Path) -> None:
     compile_pipeline(str(tmp_path / "manifest.yaml"), kubernetes_manifest=True)
-    kinds = {document["kind"] for document in yaml.safe_load_all((tmp_path / "manifest.yaml").read_text())}
-    assert "PipelineVersion" in kinds
+    documents = list(yaml.safe_load_all((tmp_path / "manifest.yaml").read_text()))
+    assert {document["apiVersion"] for document in documents} == {"pipelines.kubeflow.org/v2beta1"}
+    of_kind = {document["kind"]: document for document in documents}
+    assert set(of_kind) == {"Pipeline", "PipelineVersion"}
+    assert len(documents) == 2
+    pipeline, version = of_kind["Pipeline"], of_kind["PipelineVersion"]
+    assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
+    json_format.ParseDict(version["spec"]["pipelineSpec"], pipeline_spec_pb2.PipelineSpec())

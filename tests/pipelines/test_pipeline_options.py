@@ -7,6 +7,7 @@ import typer
 from typer.testing import CliRunner
 
 from pipelines.command_line import runs, submit
+from pipelines.command_line.cluster_options import takes_placement_options
 from pipelines.command_line.pipeline_options import takes_pipeline_options
 from pipelines.config import RunConfig
 
@@ -18,6 +19,15 @@ def test_run_and_submit_take_every_option_of_a_configuration() -> None:
     wanted = {names.get(name, name) for name in RunConfig.model_fields} - OUTSIDE
     for verb in (runs.run, submit.submit):
         assert wanted <= set(inspect.signature(verb).parameters)
+
+
+def test_compile_and_submit_take_the_same_options_of_the_placement() -> None:
+    taken = inspect.signature(takes_placement_options(lambda placement_for: None)).parameters
+    assert len(taken) == 11
+    for verb in (runs.compile_, submit.submit):
+        has = inspect.signature(verb).parameters
+        assert {name: has[name].annotation for name in taken} == {name: one.annotation for name, one in taken.items()}
+        assert "placement_for" not in has
 
 
 def test_a_verb_gets_the_configuration_and_its_own_options() -> None:

@@ -45,6 +45,12 @@ def test_what_no_pod_can_have_is_one_line_that_names_the_input(name: str, value:
     assert "\n" not in str(caught.value)
 
 
+def test_more_gpus_than_a_node_of_this_cluster_has_are_refused() -> None:
+    assert training_pod(2, **ASKED).gpus == 2
+    with pytest.raises(UsageError, match=r"^input train_gpus: expected 0 to 1, the most that one node has, got 2$"):
+        training_pod(1, **ASKED)
+
+
 @pytest.mark.parametrize(
     ("text", "toleration"),
     [

@@ -6,7 +6,13 @@ import pytest
 
 from metalearn_core.errors import UsageError
 from metalearn_core.steps.naming import learner_name, learner_of
-from metalearn_core.steps.requests import evaluation_request, gate_rules, learner_items, training_request
+from metalearn_core.steps.requests import (
+    evaluation_request,
+    gate_rules,
+    learner_items,
+    training_request,
+    training_resources,
+)
 
 SHAPE = {"way": 5, "shot": 1, "query": 15}
 
@@ -24,6 +30,21 @@ def test_a_training_request_out_of_range_names_the_input(change: dict, complaint
 def test_the_training_budget_is_one_of_two(budget: dict) -> None:
     with pytest.raises(UsageError, match="exactly one"):
         training_request(**SHAPE, **budget)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "wanted"),
+    [("0", 1, ("auto", 1)), ("0", 3, ("auto", 3)), ("2", 1, ("cuda", 2)), ("1", 4, ("cuda", 4)), (8, 1, ("cuda", 8))],
+)
+def test_gpus_are_what_trains_with_a_process_each(gpus: str | int, processes: int, wanted: tuple[str, int]) -> None:
+    resources = training_resources(gpus, processes=processes)
+    assert (resources.device, resources.processes) == wanted
+
+
+def test_a_processor_beside_gpus_is_refused() -> None:
+    assert training_resources("0", device="cpu").device == "cpu"
+    with pytest.raises(UsageError, match="input device: got 'cpu' beside train_gpus 2: take one of the two"):
+        training_resources("2", device="cpu")
 
 
 def test_numbers_that_kfp_turned_into_floats_are_taken() -> None:

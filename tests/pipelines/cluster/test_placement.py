@@ -257,8 +257,22 @@ def test_what_was_compiled_is_the_default_of_the_inputs(chosen, standard) -> Non
             {"key": "spot", "operator": "Exists", "effect": "NoExecute"},
         ],
     }
-    assert chosen.defaults["processes"] == 4
-    assert standard.defaults["processes"] == 1
+    for compiled in (chosen, standard):  # the step has a process for each GPU that its run chose, not that was compiled
+        assert (compiled.defaults["processes"], compiled.defaults["device"]) == (1, "auto")
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_step_that_trains_knows_how_many_gpus_its_run_chose(chosen, on_several, several) -> None:
+    step = on_several.steps["meta-train-nodes"] if several else chosen.steps["meta-train"]
+    given = step.task.inputs.parameters["train_gpus"]
+    assert given.component_input_parameter == "pipelinechannel--train_gpus"
+
+
+def test_the_first_step_holds_the_gpus_against_the_clusters_own_nodes(compiled) -> None:
+    step = compiled(read_placement({"node_gpus": 8}, {}), build_shards=1).steps["open-run"]
+    assert step.task.inputs.parameters["node_gpus"].runtime_value.constant.number_value == 8
+    for name in ("device", "processes"):
+        assert step.task.inputs.parameters[name].component_input_parameter == name
 
 
 def test_the_number_of_gpus_is_text_as_kubeflow_leaves_out_one_that_is_a_number(standard) -> None:
@@ -290,6 +304,7 @@ BAD_OPTIONS = {
     "cores that are none": (["--train-cpu", "lots"], "train.cpu: expected cores as 4.*'lots'"),
     "a GPU that has no domain": (["--gpu-type", "A100"], "train.gpu_type: expected a resource's name.*'A100'"),
     "no nodes": (["--nodes", "0"], "nodes: .*greater than or equal to 1, got 0"),
+    "a work directory": (["--workdir", "work"], "No such option: --workdir"),
     "a secret that is no pair": (["--secret-env", "TOKEN"], "--secret-env: expected NAME=name/key"),
 }
 
@@ -349,6 +364,25 @@ def test_a_file_and_options_say_the_same_and_options_win(metalearn: Callable, tm
     assert re.search(r"defaultValue: 32Gi\n\s+description: memory of each training pod", text)
 
 
+def test_a_storage_that_is_compiled_in_is_the_default_of_the_runs(metalearn: Callable, tmp_path) -> None:
+    answer = metalearn("compile", "-o", tmp_path / "p.yaml", "--storage", "s3://data/metalearn/")
+    assert answer.status == 0, answer.errors
+    pipeline, _ = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    assert pipeline["root"]["inputDefinitions"]["parameters"]["storage"]["defaultValue"] == "s3://data/metalearn"
+    answer = metalearn("compile", "-o", tmp_path / "other.yaml", METALEARN_STORAGE="/data")
+    assert answer.status == 2
+    assert answer.errors.startswith("error: --storage: '/data' is no place that the cluster's pods see")
+    assert not (tmp_path / "other.yaml").exists()
+
+
+def test_a_service_account_that_a_pipeline_has_no_place_for_is_said(metalearn: Callable, tmp_path) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("cluster: {service_account: trainer}\n")
+    answer = metalearn("compile", "-o", tmp_path / "p.yaml", "--config", config, "--json")
+    assert (answer.status, answer.json) == (0, {"file": str(tmp_path / "p.yaml")})
+    assert answer.errors == "service account trainer: a pipeline has no place for it, so give it with each run\n"
+
+
 def test_a_run_here_takes_no_notice_of_a_files_cluster_section(tmp_path) -> None:
     from pipelines.config import RunConfig, read_config
 
@@ -399,7 +433,6 @@ def test_several_nodes_are_trained_by_a_step_that_hands_on_what_it_was_given(on_
         ("METALEARN_PIPELINE_RUN_ID", "metadata.labels['pipeline/runid']"),
         ("METALEARN_SERVICE_ACCOUNT", "spec.serviceAccountName"),
     }
-    assert on_several.defaults["processes"] == 2
     assert INPUT.fullmatch(step.container.resources.accelerator.resource_count)[1] == "pipelinechannel--train_gpus"
 
 

@@ -91,7 +91,7 @@ def test_where_it_trains_goes_with_the_run_and_what_every_step_gets_with_the_ver
     version = only(cluster.versions)  # another pod is no other pipeline
     run = next(iter(cluster.runs.values()))
     parameters = run["runtime_config"]["parameters"]
-    assert (parameters["train_gpus"], parameters["train_memory"], parameters["processes"]) == ("2", "64Gi", 2)
+    assert (parameters["train_gpus"], parameters["train_memory"]) == ("2", "64Gi")
     assert parameters["train_node_selector"] == {"pool": "gpu"}
     assert parameters["train_tolerations"] == [{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]
     assert parameters["kfp_pipeline_id"] == version["pipeline_id"]
@@ -336,6 +336,9 @@ def test_a_wrong_schedule_is_refused_before_anything_is_asked(
         (["--split-file", "splits.csv"], ["--split-file", "splits.csv", "s3://"]),
         (["--split-from", "/data/manifest.json"], ["--split-from", "s3://"]),
         (["--storage", "/data"], ["--storage", "s3://bucket", "/data"]),
+        (["--storage", "s3://b/m"], ["--storage", "a bucket's name has 3 to 63 characters, got 'b'"]),
+        (["--secret-env", "MLFLOW_TRACKING_URI=mlflow/uri"], ["--secret-env MLFLOW_TRACKING_URI", "--tracking-uri"]),
+        (["--config-map-env", "MLFLOW_TRACKING_URI=m/u"], ["--config-map-env MLFLOW_TRACKING_URI", "--tracking-uri"]),
         (["--storage", "s3://"], ["--storage", "s3://bucket"]),
         (["--storage", "gs://bucket/x"], ["--storage", "gs://bucket/x"]),
         (["--tracking-uri", "sqlite:////tmp/mlflow.db"], ["--tracking-uri", "sqlite", "pods"]),
@@ -374,13 +377,9 @@ def test_without_an_image_it_says_which_one_the_nodes_must_have(submit: Submit) 
     assert "the steps run in metalearn-python:" in answer.errors
 
 
-def test_gpus_are_what_trains_and_a_processor_does_not_hold_them(
-    submit: Submit, cluster: Cluster, refused: Callable[..., str]
-) -> None:
-    assert submit("--gpus", 1).status == 0
-    [run] = cluster.runs.values()
-    assert run["runtime_config"]["parameters"]["device"] == "cuda"
+def test_a_processor_does_not_hold_gpus(submit: Submit, cluster: Cluster, refused: Callable[..., str]) -> None:
     refused(submit("--gpus", 1, "--device", "cpu"), 2, "--gpus 1 and --device cpu: take one of the two")
+    assert cluster.asked() == []
 
 
 def test_parts_of_a_build_want_a_colour_before_anything_is_uploaded(
