@@ -12,6 +12,7 @@ from metalearn_core.data.sources import GLYPHS
 from metalearn_core.errors import UsageError, invalid, unknown
 from metalearn_core.storage import read_file
 from metalearn_core.storage.objects import is_address
+from pipelines.recipes import config_file
 
 if TYPE_CHECKING:
     from metalearn_core.steps.requests import TrainingRequest
@@ -100,7 +101,7 @@ def read_config(
     """Return the configuration of a run.
 
     Args:
-        file: YAML with names of `RunConfig`; None: no file.
+        file: YAML with names of `RunConfig`, or the name of a recipe; None: no file.
         given: options from the command line that were given (not None).
         assignments: `maml.inner_steps=5`, `backbone.width=32`, `gate.min_accuracy=0.8`.
         sweeps: `maml.inner_lr=0.1,0.4`.
@@ -158,7 +159,7 @@ def _mapping(values: Mapping[str, Any], name: str, shown: str = "") -> Mapping[s
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(read_file(file).decode())
+        content = yaml.safe_load(read_file(config_file(file)).decode())
     except OSError as error:
         raise UsageError(f"--config {file}: {(error.strerror or str(error)).lower()}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The verbs around one model: `learners`, `train`, `evaluate`, `predict`, `compare`."""
+"""The verbs around one model: `learners`, `recipes`, `train`, `evaluate`, `predict`, `compare`."""
 
 import json as jsonlib
 from pathlib import Path
@@ -48,6 +48,7 @@ _SHOWN_PROBABILITIES = 3
 def add_to(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(epilog="Example:  metalearn learners --json")(learners)
+    app.command(epilog="Example:  metalearn recipes omniglot-5way-protonet")(recipes)
     app.command(epilog="Example:  metalearn train my-episodes --learner maml -o my-model --seconds 60")(train)
     app.command(epilog="Example:  metalearn evaluate my-model my-episodes --way 5 --shot 1")(evaluate)
     app.command(epilog="Example:  metalearn predict few-shot@champion --support labelled/ --query unlabelled/")(predict)
@@ -78,6 +79,29 @@ def learners(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False)
         _print_options(_options(kind.Config))
     answers.print("[bold]gate[/]  the rules of promotion: --set gate.…", soft_wrap=True)
     _print_options(_options(GateRules))
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this one, to copy and change it.", show_default=False)
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """List the papers' settings that `run --config NAME` takes, or print one."""
+    from pipelines.recipes import config_file
+    from pipelines.recipes import recipes as known
+
+    listed = known()
+    if name is not None:
+        found = config_file(Path(name))
+        listed = [recipe for recipe in listed if recipe.file == found]
+        if not json:
+            typer.echo(found.read_text(), nl=False)
+            return
+    if json:
+        print_json([{"name": entry.name, "summary": entry.summary, "file": str(entry.file)} for entry in listed])
+        return
+    print_table(["recipe ", "what it is "], [[entry.name, entry.summary] for entry in listed])
 
 
 def _options(config: Any) -> dict[str, dict[str, Any]]:

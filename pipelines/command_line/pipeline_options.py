@@ -88,7 +88,7 @@ def _configured(
         int | None, typer.Option("--sweep-samples", help="Draw so many points of the sweep.", show_default="all")
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with these options, as way: 5.", show_default=False)
+        Path | None, typer.Option("--config", help="YAML with these options, or a recipe's name.", show_default=False)
     ] = None,
     image_size: ImageSizeOption = None,
     color: ColorOption = None,
