@@ -262,7 +262,7 @@ def evaluate_learner(
             protocol = Protocol(split=split, domain_episodes=domain_episodes, **request.model_dump())
             evaluation = evaluate(learner, opened, protocol)
             results[split] = evaluation.model_dump(mode="json")
-        explanation = _explanation(learner, opened, protocol)
+        explanation = explanation_of(learner, opened, protocol)
         write_json(folder / EVALUATION, {"training": record, **results, "explanation": explanation})
 
     from metalearn_core import tracking
@@ -281,7 +281,7 @@ def evaluate_learner(
     return folder
 
 
-def _explanation(learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol") -> dict[str, Any] | None:
+def explanation_of(learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol") -> dict[str, Any] | None:
     """Return the explanation of a learner's answers; None, with a warning, where it fails: an evaluation is worth more.
 
     A learner that somebody else wrote may keep a state that says something else under the names that explain it.
