@@ -1,16 +1,19 @@
 """Answers on test episodes, right and wrong ones, with the support examples that they lie nearest to."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from metalearn_core.data.episodes import EpisodeIndex
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeIndex
 from metalearn_core.data.manifest import Record
 from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.explanation.neighbours import nearest_support
-from metalearn_core.learners.contract import Learner
+from metalearn_core.learners.contract import Learner, State
 
 LOOKED_AT = 24
+ANSWERED_AT_ONCE = 8
 SHOWN_EACH = 4
 NEIGHBOURS = 5
 
@@ -54,6 +57,18 @@ class Answer(Record):
     to_predicted: float | None = None
 
 
+@dataclass(frozen=True)
+class _Answered:
+    """One episode with the learner's answers: index and batch of one, state, probabilities (q, way)."""
+
+    number: int
+    index: EpisodeIndex
+    batch: EpisodeBatch
+    state: State
+    probabilities: Tensor
+
+
+@torch.no_grad()
 def explain_answers(learner: Learner, sampler: EpisodeSampler) -> tuple[Answer, ...]:
     """Return the first four wrong and the first four right answers of a stream of episodes, one an episode and class.
 
@@ -65,46 +80,59 @@ def explain_answers(learner: Learner, sampler: EpisodeSampler) -> tuple[Answer, 
     """
     found: dict[bool, list[Answer]] = {False: [], True: []}
     shown: set[tuple[int, int]] = set()
-    for episode in range(LOOKED_AT):
+    for episode in _answered(learner, sampler):
         wanted = {right for right, of_kind in found.items() if len(of_kind) < SHOWN_EACH}
         if not wanted:
             break
-        for answer in _answers(learner, sampler, episode):
-            own = (answer.query.class_id, answer.query.rotation)
-            if answer.right in wanted and own not in shown:
-                found[answer.right].append(answer)
-                shown.add(own)
-                wanted.discard(answer.right)
+        own = episode.batch.query_y[0].tolist()
+        predicted = episode.probabilities.argmax(dim=-1).tolist()
+        for place, (own_column, column) in enumerate(zip(own, predicted, strict=True)):
+            identity = int(episode.index.class_id[0, own_column]), int(episode.index.rotation[0, own_column])
+            if (own_column == column) in wanted and identity not in shown:
+                found[own_column == column].append(_answer(learner, episode, place, own_column, column))
+                shown.add(identity)
+                wanted.discard(own_column == column)
     return (*found[False], *found[True])
 
 
-@torch.no_grad()
-def _answers(learner: Learner, sampler: EpisodeSampler, episode: int) -> Iterator[Answer]:
-    """Yield the answers to the queries of one episode, in their order."""
-    index = sampler.index(episode, 1)
-    batch = sampler.gather(index).to(learner.mean.device)
-    state = learner.adapt(batch.support_x, batch.support_y, way=batch.way)
-    probabilities = learner.predict(state, batch.query_x)[0].double().softmax(dim=-1)
-    near = nearest_support(learner, state, batch.support_x[0], batch.query_x[0], NEIGHBOURS)
+def _answered(learner: Learner, sampler: EpisodeSampler) -> Iterator[_Answered]:
+    """Yield the first episodes of a stream, answered a few at a time."""
+    for first in range(0, LOOKED_AT, ANSWERED_AT_ONCE):
+        index = sampler.index(first, ANSWERED_AT_ONCE)
+        batch = sampler.gather(index).to(learner.mean.device)
+        state = learner.adapt(batch.support_x, batch.support_y, way=batch.way)
+        probabilities = learner.predict(state, batch.query_x).double().softmax(dim=-1)
+        for number in range(ANSWERED_AT_ONCE):
+            own = slice(number, number + 1)
+            yield _Answered(
+                first + number,
+                index[own],
+                batch[own],
+                {name: value[own] for name, value in state.items()},
+                probabilities[number],
+            )
+
+
+def _answer(learner: Learner, episode: _Answered, place: int, own: int, predicted: int) -> Answer:
+    """Explain the answer to the query at a place of an episode: its own column, and the one it was taken for."""
+    index, batch = episode.index, episode.batch
+    near = nearest_support(learner, episode.state, batch.support_x[0], batch.query_x[0, place, None], NEIGHBOURS)
     support = _support_rows(index)
-    columns = batch.query_y[0].tolist()
-    for number, (own, row) in enumerate(zip(columns, index.query_index.flatten().tolist(), strict=True)):
-        predicted = int(probabilities[number].argmax())
-        prototypes = None if near.prototype_distances is None else near.prototype_distances[number]
-        yield Answer(
-            episode=episode,
-            query=_example(index, own, row),
-            predicted_id=int(index.class_id[0, predicted]),
-            predicted_rotation=int(index.rotation[0, predicted]),
-            probability=float(probabilities[number, predicted]),
-            right=predicted == own,
-            nearest=tuple(
-                NearExample(example=_example(index, *support[place]), distance=distance)
-                for place, distance in zip(near.nearest[number].tolist(), near.distances[number].tolist(), strict=True)
-            ),
-            to_own=None if prototypes is None else float(prototypes[own]),
-            to_predicted=None if prototypes is None else float(prototypes[predicted]),
-        )
+    prototypes = near.prototype_distances
+    return Answer(
+        episode=episode.number,
+        query=_example(index, own, int(index.query_index.flatten()[place])),
+        predicted_id=int(index.class_id[0, predicted]),
+        predicted_rotation=int(index.rotation[0, predicted]),
+        probability=float(episode.probabilities[place, predicted]),
+        right=predicted == own,
+        nearest=tuple(
+            NearExample(example=_example(index, *support[position]), distance=distance)
+            for position, distance in zip(near.nearest[0].tolist(), near.distances[0].tolist(), strict=True)
+        ),
+        to_own=None if prototypes is None else float(prototypes[0, own]),
+        to_predicted=None if prototypes is None else float(prototypes[0, predicted]),
+    )
 
 
 def _support_rows(index: EpisodeIndex) -> list[tuple[int, int]]:

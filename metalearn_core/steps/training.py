@@ -316,7 +316,7 @@ def evaluate_learner(
             results[EPISODES] = scores.accuracy.tolist()
             if evaluation.leakage and evaluation.leakage.class_names:
                 emit("warning", "evaluate", text=f"{record['learner']}: {evaluation.leakage.finding}")
-        results["explanation"] = _explanation(load_bundle(training / BUNDLE)[0], opened, protocol)
+        results["explanation"] = explanation_of(load_bundle(training / BUNDLE)[0], opened, protocol)
         write_json(folder / EVALUATION, {"training": record, **results})
 
     from metalearn_core import tracking
@@ -335,7 +335,7 @@ def evaluate_learner(
     return folder
 
 
-def _explanation(learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol") -> dict[str, Any] | None:
+def explanation_of(learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol") -> dict[str, Any] | None:
     """Return the explanation of a learner's answers; None, with a warning, where it fails: an evaluation is worth more.
 
     A learner that somebody else wrote may keep a state that says something else under the names that explain it.

@@ -13,7 +13,7 @@ HISTORY = tuple(
     {"episodes": 10.0 * i, "seconds": float(i), "validation/accuracy": 0.5 + 0.1 * i, "train/loss": 2.0 - i / 4}
     for i in range(4)
 )
-PROTOCOL = Protocol(query=3, episodes=60, seed=7)
+PROTOCOL = Protocol(query=3, episodes=24, seed=7)
 
 
 @pytest.fixture(scope="session")

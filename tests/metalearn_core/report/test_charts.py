@@ -26,15 +26,16 @@ def test_curves_stand_out_from_white_and_from_dark_grey(colour, background):
 
 
 @pytest.mark.parametrize(
-    "svg",
+    "draw",
     [
-        curves_svg(CURVES, "seconds", "accuracy"),
-        reliability_svg(CURVES),
-        layers_svg({"maml": {"a": 0.01, "head": 2.0}}),
+        lambda: curves_svg(CURVES, "seconds", "accuracy"),
+        lambda: reliability_svg(CURVES),
+        lambda: layers_svg({"maml": {"conv": 0.01, "head": 2.0}}),
     ],
     ids=["curves", "reliability", "layers"],
 )
-def test_a_chart_is_one_element_that_takes_width_and_colour_from_its_place(svg):
+def test_a_chart_is_one_element_that_takes_width_and_colour_from_its_place(draw):
+    svg = draw()
     assert svg.startswith("<svg ")
     assert svg.rstrip().endswith("</svg>")
     opening = svg[: svg.index(">")]
@@ -53,10 +54,8 @@ def test_a_chart_says_its_figures_in_words():
 
 def test_points_lie_where_their_figures_say():
     svg = layers_svg({"maml": {"near": 0.01, "middle": 0.1, "far": 1.0}})
-    places = [
-        tuple(map(float, found)) for found in re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: #4a7dc4', svg)
-    ]
-    (x1, y1), (x2, y2), (x3, y3) = places[-3:]
+    found = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: #4a7dc4', svg)
+    (x1, y1), (x2, y2), (x3, y3) = [tuple(map(float, place)) for place in found[:3]]
     assert x3 - x2 == pytest.approx(x2 - x1, rel=1e-3), "each ten times the one before: equal steps"
     assert y1 < y2 < y3, "in their order, from the top"
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -5,14 +6,16 @@ import pytest
 from mlflow import MlflowClient
 
 from metalearn_core import tracking
-from metalearn_core.bundle import read_training_images
+from metalearn_core.bundle import load_bundle, read_training_images
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.fingerprints import fingerprints
 from metalearn_core.data.leakage import check_leakage
 from metalearn_core.data.subset import split_hashes
+from metalearn_core.events import EVENTS_VARIABLE
+from metalearn_core.explanation.learner import LearnerExplanation
 from metalearn_core.steps.requests import TrainingOrder, TrainingResources
 from metalearn_core.steps.train_nodes import ResultTakenError
-from metalearn_core.steps.training import TrainingRequest, carry_out, train_bundle, train_learner
+from metalearn_core.steps.training import TrainingRequest, carry_out, explanation_of, train_bundle, train_learner
 from metalearn_core.storage.place import Place
 
 
@@ -67,3 +70,27 @@ def test_a_result_that_another_run_has_taken_is_looked_for_again_and_made_where_
     experiments = [client.get_experiment_by_name("few-shot").experiment_id]
     [child] = client.search_runs(experiments, f"tags.mlflow.parentRunId = '{parent}'")
     assert child.info.status == "RUNNING", "a training that goes on has not failed"
+
+
+def test_answers_are_explained_beside_the_figures(small_dataset: EpisodeDataset, workshop, tmp_path: Path) -> None:
+    learner, _ = load_bundle(workshop.make_bundle(tmp_path / "bundle", small_dataset))
+    found = LearnerExplanation.model_validate(explanation_of(learner, small_dataset, workshop.PROTOCOL))
+    assert len(found.map.points) == 8
+    assert found.answers[0].nearest
+
+
+def test_a_learner_that_cannot_be_explained_is_evaluated_all_the_same(
+    small_dataset: EpisodeDataset, workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, _ = load_bundle(workshop.make_bundle(tmp_path / "bundle", small_dataset))
+
+    class Other(type(learner)):
+        def compared_features(self, state, x):
+            raise KeyError("prototypes")
+
+    learner.__class__ = Other
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "events"))
+    assert explanation_of(learner, small_dataset, workshop.PROTOCOL) is None
+    [event] = map(json.loads, (tmp_path / "events").read_text().splitlines())
+    assert event["kind"] == "warning"
+    assert "protonet: the report goes without an explanation of its answers: KeyError: 'prototypes'" in event["text"]
