@@ -11,7 +11,7 @@ from metalearn_core.learners.contract import Learner, query_outcome
 from metalearn_core.testing.promises import Promise, promise, require, require_close
 from metalearn_core.testing.subject import Subject, gradients, train
 from metalearn_core.training.engine import Engine, EngineChoices
-from metalearn_core.training.optimiser import AdamW
+from metalearn_core.training.optimiser import OPTIMISERS
 
 PROMISES: list[Promise] = []
 STEP_LENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -88,7 +88,7 @@ def one_episode_is_learned_by_heart(subject: Subject) -> None:
     steps = subject.overfit_steps or OVERFIT_STEPS[subject.info.family]
     learner = subject.make(dtype=torch.float32, randomise=False).train()
     episode = subject.episodes(1, noise=OVERFIT_NOISE, dtype=torch.float32)
-    optimiser = AdamW(learner.parameters(), weight_decay=0)
+    optimiser = OPTIMISERS[learner.config.optimiser](learner.parameters(), weight_decay=0)
     if subject.learns_from == "support":
         episode = replace(episode, query_x=episode.support_x, query_y=episode.support_y)
     start = loss, accuracy = _answers(subject, learner, episode)
