@@ -129,7 +129,8 @@ class RelationNet(EmbeddingLearner):
         support, query, statistics = self._joint_features(episodes)
         state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
         unmasked = episodes.support_mask is None and episodes.query_mask is None
-        keep = None if unmasked else _pairs(state["present"], episodes.query_mask, query)
+        whole = unmasked and bool(state["present"].all())  # an absent class has no part in the statistics either
+        keep = None if whole else _pairs(state["present"], episodes.query_mask, query)
         logits, own = self._logits(state, query, None, keep)
         return logits, {**statistics, **{_RELATION + name: value.detach() for name, value in own.items()}}
 
