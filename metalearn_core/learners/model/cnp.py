@@ -127,6 +127,10 @@ class CNP(Learner):
             mean, raw = self.head(torch.cat([features, representation], dim=-1)).chunk(2, dim=-1)
             return mean, self.config.least_deviation + F.softplus(raw)
 
+    def compared_features(self, state: State, x: Tensor) -> Tensor:
+        """Return features (b, n, d) of x (b, n, *x) under the modulated backbone."""
+        return self._decoded(state, x)
+
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return the outer losses (b,): the cross-entropy of classes, or −log N(y*; μ, σ²) of real targets."""
         if not self.targets:

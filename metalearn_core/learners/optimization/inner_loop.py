@@ -37,7 +37,8 @@ class InnerLoopLearner(FastWeightLearner):
         """Return the fast weights after step `number` (from 0), from those before and the support loss's gradient."""
 
     def fast_state(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> State:
-        """Return the state after the last step."""
+        """Return the state after the last step; of no step, that of the weights it would start from."""
+        last = self.start(x, y, present) if self.steps == 0 else {}
         for weights in self.trajectory(x, y, present, differentiable):
             last = weights  # the others are let go
         return self._state(last, x, present)

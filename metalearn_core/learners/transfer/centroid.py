@@ -59,22 +59,32 @@ class Centroid(PretrainedLearner, EmbeddingLearner):
         """Return the mean (1, d) of the features of one batch."""
         return {CENTRE: features.mean(dim=0, keepdim=True)}
 
+    def compared_features(self, state: State, x: Tensor) -> Tensor:
+        """Return the transformed features (b, n, d); of unit length, where they are compared by cosine."""
+        features = self._transformed(super().compared_features(state, x))
+        return F.normalize(features, dim=-1) if self.config.distance == "cosine" else features
+
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None
     ) -> State:
-        """Return the centroids (b, way, d), and which classes are present (b, way), from support features (b, s, d)."""
+        """Return the centroids (b, way, d) and which classes are present (b, way), from support features (b, s, d).
+
+        The centroids are the `prototypes` of the state; where the cosine is the measure, they are of unit length.
+        """
         members = membership(support_y, way, support_mask, support.dtype)
         count = members.sum(dim=1)
         with torch.autocast(support.device.type, enabled=False):
             centroids = members.mT @ self._transformed(support) / count.clamp_min(1).unsqueeze(-1)
-        return {"centroids": centroids, "present": count > 0}
+            if self.config.distance == "cosine":
+                centroids = F.normalize(centroids, dim=-1)
+        return {"prototypes": centroids, "present": count > 0}
 
     def predict_features(self, state: State, query: Tensor) -> Tensor:
         """Return the scaled logits (b, q, way) of query features (b, q, d)."""
-        query, centroids = self._transformed(query), state["centroids"]
+        query, centroids = self._transformed(query), state["prototypes"]
         with torch.autocast(query.device.type, enabled=False):
             if self.config.distance == "cosine":
-                logits = F.normalize(query, dim=-1) @ F.normalize(centroids, dim=-1).mT
+                logits = F.normalize(query, dim=-1) @ centroids.mT
             else:
                 squares = query.square().sum(-1, keepdim=True) + centroids.square().sum(-1).unsqueeze(1)
                 logits = 2 * query @ centroids.mT - squares

@@ -73,6 +73,10 @@ class FineTune(PretrainedLearner):
         del query_mask
         return self._logits(state, self.standardise(query_x))
 
+    def compared_features(self, state: State, x: Tensor) -> Tensor:
+        """Return features (b, n, d) of unit length: the head sees no others."""
+        return F.normalize(super().compared_features(state, x), dim=-1)
+
     def _start(self, x: Tensor, members: Tensor) -> dict[str, Tensor]:
         """Return the weights (b, …) that fine-tuning sets out from, for x (b, s, *x) and members (b, s, way)."""
         weights = {

@@ -70,6 +70,17 @@ def test_transfers_neighbours_are_those_by_cosine(make_double, support, query):
     np.testing.assert_allclose(near.distances**2 / 2, cosine, atol=1e-9)
 
 
+def test_centroids_prototypes_are_as_far_as_its_logits_say(make_double, support, query):
+    for distance in ("euclidean", "cosine"):
+        learner = make_double("centroid", distance=distance, scale=1.0)
+        state, x = adapted(learner, support)
+        squares = nearest_support(learner, state, x, query, 1).prototype_distances ** 2
+        with torch.no_grad():
+            logits = learner.predict(state, query[None])[0].numpy()
+        expected = -logits if distance == "euclidean" else 2 - 2 * logits
+        np.testing.assert_allclose(squares, expected, rtol=1e-6, atol=1e-9)
+
+
 def test_of_equally_near_examples_the_first_comes_first(make_double, support, query):
     learner = make_double("protonet")
     x = support[0][:1, [0, 0, 1, 0]]
