@@ -263,7 +263,7 @@ def test_a_served_model_labels_the_queries_of_an_episode(
     [
         ({"query": []}, "expected at least one example"),
         ({"query": [{"image": "no base64!"}]}, "it is not base64"),
-        ({"query": [{"image": base64.b64encode(b"no picture").decode()}]}, "no picture"),
+        ({"query": [{"image": base64.b64encode(b"not an image").decode()}]}, "not an image"),
         ({"query": [{"vector": [1.0, 2.0]}]}, "this model takes images"),
         ({"support": [{"image": "x"}]}, "label"),
         ({"query": "text"}, "list"),

@@ -123,7 +123,7 @@ def test_parameters_have_their_types_and_places_their_addresses(submit: Submit, 
     assert parameters["source"] == "s3://bucket/photos"
     assert parameters["split_file"] == "s3://bucket/splits.csv"
     assert parameters["storage"] == STORAGE
-    assert (parameters["way"], parameters["train_episodes"], parameters["train_seconds"]) == (7, 50, 0.0)
+    assert (parameters["way"], parameters["train_episodes"], parameters["train_seconds"]) == ("7", 50, 0.0)
     assert parameters["ratios"] == [0.6, 0.2, 0.2]
     assert parameters["gate"] == {"min_accuracy": 0.4}
     assert [json.loads(item)["options"] for item in parameters["learners"]] == [{"inner_steps": 3}]
