@@ -27,7 +27,7 @@ def test_an_address_is_a_bucket_and_a_key(address: str, bucket: str, key: str) -
 
 @pytest.mark.parametrize("address", ["s3://", "s3:///key", "s3://b", "s3://bucket/../x", "s3:/bucket", "s3://bu cket"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match="expected one like s3://bucket/some/place|has 3 to 63 characters"):
+    with pytest.raises(UsageError, match=r"expected one like s3://bucket/some/place|has 3 to 63 characters"):
         Prefix.parse(address)
 
 
