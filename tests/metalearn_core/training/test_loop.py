@@ -278,7 +278,9 @@ def test_it_stops_when_validation_no_longer_improves(dataset):
 
 
 def test_the_best_weights_are_kept(dataset, monkeypatch):
-    monkeypatch.setattr(loop, "learning_rate", lambda _start, _schedule, share: 0.01 if share < 0.5 else 1000.0)
+    monkeypatch.setattr(
+        loop, "learning_rate", lambda _start, _schedule, share, _halvings: 0.01 if share < 0.5 else 1000.0
+    )
     result = fit(spec("protonet"), dataset, plan(episodes=24, validations=6))
     accuracies = [record["validation/accuracy"] for record in result.history]
     assert result.best_validation == max(accuracies) > accuracies[-1]
