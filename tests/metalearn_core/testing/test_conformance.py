@@ -159,8 +159,9 @@ class NamesOtherStatistics(Honest):
 class TakesVectorsThoughItSaysImages(Honest):
     info = named("honest", modalities=("image",))
 
-    def __init__(self, spec, *arguments):
-        super().__init__(spec.model_copy(update={"modality": "image"}), *arguments)
+    @classmethod
+    def check_spec(cls, spec):
+        super().check_spec(spec.model_copy(update={"modality": "image"}))
 
 
 class EmbedsTwice(Honest):
