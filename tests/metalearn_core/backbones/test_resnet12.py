@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from metalearn_core.backbones import make_backbone
+from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
@@ -102,7 +103,7 @@ def test_running_statistics_make_a_query_independent_of_the_others():
     backbone = make()
     weights, x = dict(backbone.named_parameters()), torch.randn(2, 6, 3, 19, 19, dtype=torch.float64)
     _, statistics = backbone.embed(weights, x)
-    backbone.update_running_statistics(statistics)
+    move_averages(dict(backbone.named_buffers()), statistics)
     running = backbone.running_statistics()
     oracle = oracle_of(backbone, weights).eval()
     for number, block in enumerate(oracle.blocks):
