@@ -105,7 +105,8 @@ def local(tmp_path_factory: pytest.TempPathFactory, metalearn: Run, images: Path
 
 def figures(summary: dict) -> dict:
     """What a run found, without where and when."""
-    elsewhere = {"bundle", "bundle_digest", "train_seconds"}  # a bundle holds its lineage
+    elsewhere = {"bundle", "bundle_digest", "train_seconds", "adaptation_ms"}  # a bundle holds its lineage
+    elsewhere |= {"peak_memory_bytes", "peak_gpu_memory_bytes"}
     return {
         "dataset": {name: value for name, value in summary["dataset"].items() if name != "uri"},
         "results": [
