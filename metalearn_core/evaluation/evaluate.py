@@ -261,7 +261,22 @@ def evaluate_bundle(bundle: Path, dataset: EpisodeDataset, protocol: Protocol) -
         if not leakage.class_names:
             raise
         raise UsageError(f"{leakage.finding}; then {error}") from None
-    return evaluation.model_copy(update={"leakage": leakage}), scores
+    return _numbered_as(dataset, left, evaluation).model_copy(update={"leakage": leakage}), scores
+
+
+def _numbered_as(dataset: EpisodeDataset, left: EpisodeDataset, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with classes by their numbers in the whole dataset, not in what was left of it."""
+    name = {(entry.split, entry.digest, entry.name): entry.id for entry in dataset.manifest.classes}
+    number = [name[entry.split, entry.digest, entry.name] for entry in left.manifest.classes]
+    return evaluation.model_copy(
+        update={
+            "by_class": tuple(one.model_copy(update={"class_id": number[one.class_id]}) for one in evaluation.by_class),
+            "confusions": tuple(
+                one.model_copy(update={"class_id": number[one.class_id], "predicted_id": number[one.predicted_id]})
+                for one in evaluation.confusions
+            ),
+        }
+    )
 
 
 def check_fit(learner: Learner, dataset: "Tasks", protocol: Protocol) -> None:

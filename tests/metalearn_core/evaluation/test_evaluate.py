@@ -123,6 +123,18 @@ def test_a_bundle_is_not_tested_on_what_it_was_trained_on(workshop, small_datase
     assert result.dataset_digest == left.digest != small_dataset.digest
 
 
+def test_classes_keep_their_numbers_where_others_are_left_out(workshop, small_dataset, tmp_path):
+    bundle = workshop.make_bundle(tmp_path / "bundle", small_dataset, images=split_hashes(small_dataset, "test")[:1])
+    result, _ = evaluate_bundle(bundle, small_dataset, workshop.PROTOCOL)
+    names = [entry.name for entry in small_dataset.manifest.classes]
+    assert result.leakage.class_names
+    assert result.confusions
+    assert all(names[one.class_id] == one.name for one in result.by_class)
+    assert all(
+        (names[one.class_id], names[one.predicted_id]) == (one.name, one.predicted_name) for one in result.confusions
+    )
+
+
 def test_too_few_unseen_classes_are_refused_and_the_duplicates_named(workshop, small_dataset, tmp_path):
     tested = split_hashes(small_dataset, "test")
     bundle = workshop.make_bundle(tmp_path / "bundle", small_dataset, images=tested[: 6 * 8])
