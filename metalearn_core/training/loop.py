@@ -28,6 +28,7 @@ from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
+from metalearn_core.training.budget import is_spent, share_of_budget, validation_is_due
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
 from metalearn_core.training.optimiser import OPTIMISERS, Optimiser
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from metalearn_core.data.tasks import Stream, Tasks
 
 VALIDATION_SEED = 1_000_003
-VALIDATION_SHARE = 0.15
 STOPPED_BY_SIGTERM = 143
 FEW_STEPS = 50
 
@@ -228,8 +228,8 @@ class _Run:
         if self.world.any(stop.is_set()):
             raise StopRequested
         (self.now,) = self.world.agree(self.clock.seconds())
-        spent = self._spent()
-        if self._validation_due(spent):
+        spent = not self._learns() or is_spent(self.plan, self.progress, self.now)
+        if self.validation is not None and validation_is_due(self.plan, self.progress, self.now, spent=spent):
             self._validate(stop)
         elif spent or self.phases.pretrained(self.progress, self.plan.episodes, self._share()):
             return False
@@ -258,32 +258,11 @@ class _Run:
     # The budget.
 
     def _learns(self) -> bool:
+        """Whether the learner has weights; one without has nothing to learn."""
         return next(self.learner.parameters(), None) is not None
 
-    def _spent(self) -> bool:
-        if not self._learns():
-            return True
-        patience = None if self.progress.phase == "pretrain" else self.plan.patience
-        if patience is not None and self.progress.since_best >= patience:
-            return True
-        return self._share() >= 1
-
     def _share(self) -> float:
-        """Return the share of the budget that is used; in seconds, the last validation's are kept in reserve."""
-        if self.plan.episodes is not None:
-            return self.progress.episodes / self.plan.episodes
-        assert self.plan.seconds is not None
-        reserve = min(self.progress.last_validation_seconds, self.plan.seconds / 2)
-        return self.now / (self.plan.seconds - reserve)
-
-    def _validation_due(self, spent: bool) -> bool:
-        if self.validation is None or self.progress.validated_at == self.progress.episodes:
-            return False
-        if spent:
-            return True
-        scheduled = math.floor(self._share() * self.plan.validations)
-        affordable = self.plan.seconds is None or (self.progress.validation_seconds <= VALIDATION_SHARE * self.now)
-        return scheduled > self.progress.validations and affordable
+        return share_of_budget(self.plan, self.progress, self.now)
 
     # One outer step.
 

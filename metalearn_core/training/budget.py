@@ -1,0 +1,49 @@
+"""How much of a training's budget is spent, and when its validations are due: functions of plan and progress."""
+
+import math
+
+from metalearn_core.training.checkpoint import Progress
+from metalearn_core.training.plan import TrainingPlan
+
+VALIDATION_SHARE = 0.15
+
+
+def share_of_budget(plan: TrainingPlan, progress: Progress, now: float) -> float:
+    """Return the share (from 0) of the budget that is used; in seconds, the last validation's are kept in reserve.
+
+    Args:
+        plan: with a budget of episodes, or of seconds.
+        progress: so far.
+        now: seconds spent, over all attempts.
+    """
+    if plan.episodes is not None:
+        return progress.episodes / plan.episodes
+    assert plan.seconds is not None
+    reserve = min(progress.last_validation_seconds, plan.seconds / 2)
+    return now / (plan.seconds - reserve)
+
+
+def is_spent(plan: TrainingPlan, progress: Progress, now: float) -> bool:
+    """Return whether training is over: the budget is used, or patience has run out, which pretraining does not try."""
+    patience = None if progress.phase == "pretrain" else plan.patience
+    if patience is not None and progress.since_best >= patience:
+        return True
+    return share_of_budget(plan, progress, now) >= 1
+
+
+def validation_is_due(plan: TrainingPlan, progress: Progress, now: float, *, spent: bool) -> bool:
+    """Return whether to run the validation episodes now: as planned, so long as they do not take too much of the time.
+
+    Args:
+        plan: with validations.
+        progress: so far.
+        now: seconds spent, over all attempts.
+        spent: training is over, and the last weights count too.
+    """
+    if progress.validated_at == progress.episodes:
+        return False
+    if spent:
+        return True
+    scheduled = math.floor(share_of_budget(plan, progress, now) * plan.validations)
+    affordable = plan.seconds is None or progress.validation_seconds <= VALIDATION_SHARE * now
+    return scheduled > progress.validations and affordable
