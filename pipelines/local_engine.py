@@ -15,6 +15,7 @@ from metalearn_core.events import emit
 from metalearn_core.lifetime import end_with_owner
 from pipelines.container_engine import docker_runner
 from pipelines.containers import Containers
+from pipelines.forked_steps import forked_steps, start_importing
 
 
 class EngineRequest(BaseModel):
@@ -48,7 +49,8 @@ def run(request: EngineRequest) -> None:
     from kfp import local
 
     if request.containers is None:
-        _run(request, local.SubprocessRunner(use_venv=False))
+        with forked_steps():
+            _run(request, local.SubprocessRunner(use_venv=False))
     else:
         with docker_runner(request.containers, request.run_id, request.root.parent) as runner:
             _run(request, runner, image=request.containers.image)
@@ -73,6 +75,7 @@ def main() -> int:
     from metalearn_core.tracking_server import quiet_mlflow
 
     quiet_mlflow()
+    start_importing()
     import pipelines.few_shot  # noqa: F401  (while the request is being checked)
 
     content = sys.stdin.buffer.read()

@@ -192,19 +192,18 @@ def test_a_step_that_is_stopped_keeps_its_checkpoint_and_mlflow_knows_that_it_fa
     wait_for(lambda: list(workdir.glob("checkpoints/*/.lock")))
     for process in psutil.Process(run.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if "meta_train" in process.cmdline():
+            if process.name() == "meta_train":
                 process.terminate()
-    _, errors = run.communicate(timeout=60)
+    _, errors = run.communicate(timeout=120)
     assert run.returncode == 1
     assert "stopped by SIGTERM" in errors.splitlines()[-1]
     assert list(workdir.glob("checkpoints/*/*.json"))
     failed = metalearn("runs", "--workdir", workdir, "--json").json["runs"][0]
     assert failed["status"] == "FAILED"
     assert "stopped by SIGTERM" in failed["reason"]
-    started = time.monotonic()
     again = metalearn(*arguments, "--json")
     assert again.status == 0, again.errors
-    assert time.monotonic() - started < 60
+    assert again.json["results"][0]["train_seconds"] < 12
     assert not list(workdir.glob("checkpoints/*/*.json"))
 
 
