@@ -67,7 +67,7 @@ def test_a_cell_is_made_once_and_the_benchmark_goes_on(
     for name, one in cells.items():
         assert f"{100 * np.mean(one.accuracies):.2f} ±" in shown.out
         assert len(one.accuracies) == 20
-        assert one.ended["train_seconds"] >= 0.5, name
+        assert one.ended["train_seconds"] >= 0.25, name  # of the rest, the last validation's time is kept in reserve
         assert one.ended["peak_memory_bytes"] > 1e8
 
 
