@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 LOCK := infra/requirements.lock
 READY := $(VENV)/.ready
 ARGS ?=
+PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint types ui docs bench compile image server-image stack deploy-check lock clean
@@ -23,8 +24,8 @@ $(READY): pyproject.toml $(LOCK)
 run: $(READY) ## the whole pipeline on the built-in glyphs (more options: ARGS="--learner protonet")
 	$(BIN)/metalearn run $(ARGS)
 
-test: $(READY) ## the test suite (a part of it: ARGS=tests/pipelines)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## the test suite, two files at a time (a part of it: ARGS=tests/pipelines)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY) ## ruff: style and format
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from pipelines.workdir import TRACKING_VARIABLE
 
 SCRATCH = "tmp"  # in a run's folder: what its containers see as /tmp
 _HOME = "/tmp"
-_PASSED = ("AWS_", "MLFLOW_", "OMP_", "MKL_")
+_PASSED = ("AWS_", "MLFLOW_", "OMP_", "GOMP_", "MKL_")
 _PASSED_OURS = {f"METALEARN_{name}" for name in ("EVENTS", "PIPELINE_RUN_ID", "WEBHOOK_URL", "KFP_URL", "DEBUG")}
 _PASSED_NAMES = {"requests_ca_bundle", "ssl_cert_file", "http_proxy", "https_proxy", "no_proxy", "all_proxy"}
 _AWS = ".aws"  # in a home: profiles, keys, and the tokens of `aws sso login`

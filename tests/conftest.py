@@ -17,6 +17,7 @@ from tests.fault_proxy import FaultProxy
 
 SKIPS_FAIL = "METALEARN_SKIPS_FAIL"
 OMNIGLOT = "METALEARN_OMNIGLOT"
+LONGEST = ("test_team_stack.py", "test_run.py", "test_container.py", "test_verbs.py", "test_bad_input.py")
 NO_GPU = "torch finds no GPU here"  # in the reason of a skip: nothing that could be installed
 
 
@@ -105,6 +106,11 @@ def fault_proxy() -> Iterator[Callable[..., FaultProxy]]:
     """Make proxies that run until the test ends: `fault_proxy(stack.store.endpoint, rate=0.05, seed=0).url`."""
     with ExitStack() as running:
         yield lambda *arguments, **options: running.enter_context(FaultProxy(*arguments, **options))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes: of two processes, one would else be left alone with them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

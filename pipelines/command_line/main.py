@@ -14,6 +14,7 @@ from metalearn_core.errors import MetalearnError, one_line
 from pipelines.command_line import catalogue, datasets, machine, matrix, models, registered, runs, serve, submit
 
 DEBUG_VARIABLE = "METALEARN_DEBUG"
+SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "4000"  # the image sets it too
 _INTERRUPTED, _TERMINATED = 130, 143
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ for verbs in (runs, submit, catalogue, datasets, models, matrix, registered, ser
 def main() -> None:
     """Run one verb: exit status 0 for done, 1 for failed, 2 for wrong use; an expected error is one line."""
     _check_surroundings()
+    _share_cores()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = app(standalone_mode=False)
@@ -63,6 +65,17 @@ def _check_surroundings() -> None:
         Path.cwd()
     except FileNotFoundError:
         sys.exit(_report("the current directory was deleted: change to another one", 1))
+
+
+def _share_cores() -> None:
+    """Have threads that wait for others of their team give up their core soon, unless the environment says how long.
+
+    By default GNU's OpenMP, which torch brings, lets them spin for milliseconds. Alone that is a few percent faster;
+    where another process wants the cores, the team waits for a thread that waits for a core: two trainings at once on
+    two cores then make a sixth of the steps that they make with this.
+    """
+    if not {"OMP_WAIT_POLICY", SPIN_VARIABLE} & os.environ.keys():
+        os.environ[SPIN_VARIABLE] = SPIN_COUNT
 
 
 class _TerminatedError(BaseException):
