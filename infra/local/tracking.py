@@ -19,7 +19,7 @@ default_permission = READ
 database_uri = postgresql+psycopg:///{DATABASE}
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 auth_cache_ttl_seconds = 60
-"""  # without the cache a password is hashed, which is made to be slow, several times a request: nine tenths of its work
+"""  # without the cache a password is hashed, by design slowly, several times a request: nine tenths of its work
 
 
 class TrackingServer:
