@@ -26,15 +26,12 @@ def start_importing() -> None:
     if not SUPPORTED:
         return
     forkserver.set_forkserver_preload(["pipelines.step_libraries"])
-    before = {name: os.environ.get(name) for name in _IN_A_STEP}
     os.environ.update(_IN_A_STEP)
     try:
         forkserver.ensure_running()
     finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
+        for name in _IN_A_STEP:
+            del os.environ[name]
 
 
 @contextmanager
@@ -77,7 +74,7 @@ def run_step(source: str, arguments: list[str], environment: dict[str, str]) -> 
         process = context.Process(target=_become_step, args=(line, environment, sender))
         process.start()
         sender.close()
-        with os.fdopen(os.dup(receiver.fileno()), errors="replace") as output:
+        with receiver, open(receiver.fileno(), errors="replace", closefd=False) as output:
             for text in output:
                 print(text, end="")  # noqa: T201  (KFP indents what is printed)
         process.join()

@@ -22,16 +22,20 @@ from metalearn_core.storage import read_json
 from pipelines.command_line.watch import Watcher
 from pipelines.container_engine import SCRATCH
 from pipelines.containers import HOST_VARIABLE, Containers, remove_containers
-from pipelines.local_engine import EngineRequest
+from pipelines.local_engine import FORKS, EngineRequest
 from pipelines.workdir import TRACKING_VARIABLE, Workdir
 
 _LAST_LINES = 3
 
 
 @contextmanager
-def warm_engine() -> Iterator["subprocess.Popen[bytes]"]:
-    """Start the engine's process, and end it with the block, whatever it does then."""
-    command = [sys.executable, "-m", "pipelines.local_engine"]
+def warm_engine(*, forks: bool) -> Iterator["subprocess.Popen[bytes]"]:
+    """Start the engine's process, and end it with the block, whatever it does then.
+
+    Args:
+        forks: its steps will be processes here, not containers: their libraries are imported meanwhile.
+    """
+    command = [sys.executable, "-m", "pipelines.local_engine", *([FORKS] if forks else [])]
     environment = {**os.environ, OWNER_VARIABLE: owner_value(), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment

@@ -17,6 +17,8 @@ from pipelines.container_engine import docker_runner
 from pipelines.containers import Containers
 from pipelines.forked_steps import forked_steps, start_importing
 
+FORKS = "--forks"  # an argument of the process: its steps will be forks, whose libraries can be imported now
+
 
 class EngineRequest(BaseModel):
     """What the engine is asked to do.
@@ -75,7 +77,8 @@ def main() -> int:
     from metalearn_core.tracking_server import quiet_mlflow
 
     quiet_mlflow()
-    start_importing()
+    if FORKS in sys.argv:
+        start_importing()
     import pipelines.few_shot  # noqa: F401  (while the request is being checked)
 
     content = sys.stdin.buffer.read()

@@ -258,7 +258,7 @@ class _Run:
     # The budget.
 
     def _learns(self) -> bool:
-        """Whether the learner has weights; one without has nothing to learn."""
+        """Return whether the learner has weights: one without has nothing to learn."""
         return next(self.learner.parameters(), None) is not None
 
     def _share(self) -> float:

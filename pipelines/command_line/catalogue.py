@@ -1,6 +1,5 @@
 """The verbs that say what there is: `learners` and `recipes`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -58,20 +57,16 @@ def recipes(
     json: JsonOption = False,
 ) -> None:
     """List the papers' settings that `run --config NAME` takes, or print one."""
-    from pipelines.recipes import config_file
+    from pipelines.recipes import recipe_named
     from pipelines.recipes import recipes as known
 
-    listed = known()
-    if name is not None:
-        found = config_file(Path(name))
-        listed = [recipe for recipe in listed if recipe.file == found]
-        if not json:
-            typer.echo(found.read_text(), nl=False)
-            return
+    listed = known() if name is None else [recipe_named(name)]
     if json:
         print_json([{"name": entry.name, "summary": entry.summary, "file": str(entry.file)} for entry in listed])
-        return
-    print_table(["recipe ", "what it is "], [[entry.name, entry.summary] for entry in listed])
+    elif name is not None:
+        typer.echo(listed[0].file.read_text(), nl=False)
+    else:
+        print_table(["recipe ", "what it is "], [[entry.name, entry.summary] for entry in listed])
 
 
 def _options(config: Any) -> dict[str, dict[str, Any]]:

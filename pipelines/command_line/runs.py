@@ -66,7 +66,7 @@ def run(
 
     directory = workdir_at(workdir)
     uri = directory.select_tracking()
-    with warm_engine() as process:
+    with warm_engine(forks=engine == "local") as process:
         place = storage or str(directory.storage(engine))
         Place.at(place).check()
         configuration.check_source(settings)

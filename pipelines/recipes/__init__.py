@@ -37,6 +37,18 @@ def _found() -> Iterator[Recipe]:
         yield Recipe(file.stem, file, first.lstrip(f"{_COMMENT} "))
 
 
+def recipe_named(name: str) -> Recipe:
+    """Return the recipe of a name.
+
+    Raises:
+        UsageError: there is none; it names the nearest.
+    """
+    for recipe in _found():
+        if recipe.name == name:
+            return recipe
+    raise UsageError(f"there is no recipe of that name: {_hint(name)}")
+
+
 def config_file(given: Path) -> Path:
     """Return the file that `--config` means: a path, or else a recipe's name.
 
@@ -45,9 +57,13 @@ def config_file(given: Path) -> Path:
     """
     if given.exists() or given.suffix or len(given.parts) != 1:
         return given
-    recipe = FOLDER / f"{given.name}{_SUFFIX}"
-    if recipe.exists():
-        return recipe
-    near = get_close_matches(given.name, [recipe.name for recipe in recipes()], n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "`metalearn recipes` lists them"
-    raise UsageError(f"--config {given}: there is no such file, and no recipe of that name: {hint}")
+    try:
+        return recipe_named(given.name).file
+    except UsageError:
+        message = f"--config {given}: there is no such file, and no recipe of that name: {_hint(given.name)}"
+        raise UsageError(message) from None
+
+
+def _hint(name: str) -> str:
+    near = get_close_matches(name, [recipe.name for recipe in _found()], n=1)
+    return f"did you mean {near[0]!r}?" if near else "`metalearn recipes` lists them"

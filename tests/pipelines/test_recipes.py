@@ -146,3 +146,9 @@ def test_they_are_in_the_wheel(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"pipelines/recipes/{recipe.file.name}" for recipe in recipes()} <= set(names)
     assert "metalearn_core/testing/__init__.py" in names
+
+
+def test_a_misspelled_name_is_told_with_the_nearest(metalearn: Callable[..., Any]) -> None:
+    answer = metalearn("recipes", "omniglot-5way-protonett")
+    assert answer.status == 2
+    assert answer.errors == "error: there is no recipe of that name: did you mean 'omniglot-5way-protonet'?\n"
