@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from infra.kubernetes.make_secrets import make_secrets
 from infra.local.process import program
 from metalearn_core.errors import MetalearnError
 
@@ -36,8 +37,7 @@ def build(overlay: str, folder: Path = FOLDER) -> list[Object]:
     with TemporaryDirectory(prefix="metalearn-") as scratch:
         copy = Path(scratch) / "kubernetes"
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("secrets", "__pycache__"))
-        made = [sys.executable, str(copy / "make-secrets"), str(copy / "overlays" / "laptop")]
-        subprocess.run(made, check=True)
+        make_secrets(copy / "overlays" / "laptop")
         built = subprocess.run(
             [_kubectl(), "kustomize", str(copy / "overlays" / overlay)], capture_output=True, text=True, check=False
         )

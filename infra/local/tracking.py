@@ -7,19 +7,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from infra.accounts import ARTIFACTS_BUCKET
 from infra.local.database import DATABASE, Database
-from infra.local.object_store import ARTIFACTS_BUCKET, ObjectStore
+from infra.local.object_store import ObjectStore
 from infra.local.process import Process
 from infra.local.settings import Settings
 
 ADMIN, ACCOUNT = "admin", "pipeline"
-_AUTHENTICATION = f"""\
-[mlflow]
-default_permission = READ
-database_uri = postgresql+psycopg:///{DATABASE}
-authorization_function = mlflow.server.auth:authenticate_request_basic_auth
-auth_cache_ttl_seconds = 60
-"""  # without the cache a password is hashed, by design slowly, several times a request: nine tenths of its work
+_AUTHENTICATION = Path(__file__).parent.parent / "kubernetes" / "server" / "basic_auth.ini"  # the cluster's own
 
 
 class TrackingServer:
@@ -28,7 +23,7 @@ class TrackingServer:
     name = "mlflow"
 
     def __init__(self, folder: Path, settings: Settings, database: Database, store: ObjectStore) -> None:
-        self._folder, self._settings = folder, settings
+        self._settings = settings
         self._database, self._store = database, store
         self.process = Process(self.name, folder)
 
@@ -50,8 +45,6 @@ class TrackingServer:
 
     def start(self) -> None:
         """Start it; all its secrets reach it by environment."""
-        file = self._folder / "basic_auth.ini"
-        file.write_text(_AUTHENTICATION)
         port = self._settings.tracking_port
         environment = {
             **self._database.client_environment,
@@ -65,7 +58,7 @@ class TrackingServer:
             "MLFLOW_SERVER_ALLOWED_HOSTS": f"127.0.0.1:{port},localhost:{port}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_AUTH_CONFIG_PATH": str(file),
+            "MLFLOW_AUTH_CONFIG_PATH": str(_AUTHENTICATION),
             "MLFLOW_AUTH_ADMIN_USERNAME": ADMIN,
             "MLFLOW_AUTH_ADMIN_PASSWORD": self._settings.admin_password,
             "MLFLOW_FLASK_SERVER_SECRET_KEY": self._settings.session_key,

@@ -136,13 +136,13 @@ def test_the_servers_own_names_are_allowed_hosts(built: dict[str, Objects]) -> N
 
 
 def test_secrets_are_made_once_and_only_their_owner_reads_them(tmp_path: Path) -> None:
-    command = [sys.executable, str(FOLDER / "make-secrets"), str(tmp_path)]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "infra.kubernetes.make_secrets", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=ROOT)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) == 7
     assert all(path.stat().st_mode & 0o077 == 0 for path in files)
     content = {path: path.read_bytes() for path in files}
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert again.returncode == 1
     assert len(again.stderr.splitlines()) == 1
     assert {path: path.read_bytes() for path in files} == content
