@@ -17,7 +17,9 @@ from tests.fault_proxy import FaultProxy
 
 SKIPS_FAIL = "METALEARN_SKIPS_FAIL"
 OMNIGLOT = "METALEARN_OMNIGLOT"
-LONGEST = ("test_team_stack.py", "test_run.py", "test_container.py", "test_verbs.py", "test_bad_input.py")
+LONGEST = tuple(
+    f"test_{name}.py" for name in ("team_stack", "container", "run", "run_interrupted", "verbs", "bad_input")
+)
 NO_GPU = "torch finds no GPU here"  # in the reason of a skip: nothing that could be installed
 
 

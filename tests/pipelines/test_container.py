@@ -41,6 +41,7 @@ ARGUMENTS = (
     "--checkpoint-seconds", 0, "--json",
 )  # fmt: skip
 STEPS = 9
+MARKER = "marker-of-a-secret-4711"
 NEEDED = ("pyproject.toml", "README.md", "LICENSE", "infra", *PACKAGES)
 Run = Callable[..., Any]
 Command = Callable[..., list[str]]
@@ -126,9 +127,19 @@ def test_a_run_in_containers_comes_to_what_a_local_one_comes_to(
 ) -> None:
     containers = Containers(client, tmp_path)
     containers.start()
-    answer = metalearn("run", images, "--workdir", tmp_path, "--engine", "container", *ARGUMENTS)
+    secrets = {
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": MARKER,
+        "MLFLOW_TRACKING_PASSWORD": MARKER,
+        "METALEARN_WEBHOOK_URL": f"http://127.0.0.1:1/{MARKER}",
+    }
+    answer = metalearn("run", images, "--workdir", tmp_path, "--engine", "container", *ARGUMENTS, **secrets)
     seen = containers.stop()
     assert answer.status == 0, answer.errors
+    assert MARKER not in answer.output + answer.errors
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]  # logs, artifacts and the tracking database
+    assert len(kept) > 20
+    assert [path for path in kept if MARKER.encode() in path.read_bytes()] == []
     assert figures(answer.json) == figures(local)
     assert len(seen) == STEPS
     assert set(seen.values()) == {path.name for path in (tmp_path / "runs").iterdir()}
@@ -301,7 +312,7 @@ except OSError as error:
 def test_an_image_holds_the_uncommitted_change_and_no_secret_of_its_build(
     engine: Engine, client: Any, image: str, tmp_path: Path
 ) -> None:
-    marker, plain = "xyzzy-marker-4711", "xyzzy-plain-4711"
+    marker, plain = MARKER, "xyzzy-plain-4711"
     for name in NEEDED:
         place = tmp_path / name
         if (ROOT / name).is_dir():
