@@ -10,8 +10,9 @@ from typing import Any
 
 from metalearn_core.bundle import BundleDescription, read_bundle, verify_bundle
 from metalearn_core.bundle_fetch import fetch_bundle
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
+from metalearn_core.export import export_backbone
 from metalearn_core.model_versions import (
     ACCURACY_TAG,
     CANDIDATE,
@@ -38,6 +39,8 @@ __all__ = [
     "rollback",
 ]
 
+EXPORTS = "backbone"
+"""The folder of a registered version's files that holds its exports: ONNX and torch.export."""
 _SERVING_CODE = Path(__file__).with_name("serving_model.py")
 _REQUIRED = ("filelock", "mlflow", "numpy", "pillow", "psutil", "pyarrow", "pydantic", "safetensors", "scipy", "torch")
 
@@ -166,7 +169,7 @@ def _add_output(mlflow_client: Any, run_id: str, model_id: str) -> None:
 
 
 def _save_model(scratch: Path, bundle: Path, model: Any, run_id: str) -> Path:
-    """Write the MLflow model: code by its path, the package's sources, and the bundle; nothing is pickled."""
+    """Write the MLflow model: code by its path, the package's sources, bundle and exports; nothing is pickled."""
     mlflow = quiet_mlflow()
     from mlflow.models import Model
 
@@ -187,6 +190,12 @@ def _save_model(scratch: Path, bundle: Path, model: Any, run_id: str) -> Path:
     )
     for cache in (scratch / "model").rglob("__pycache__"):
         shutil.rmtree(cache)
+    try:
+        export_backbone(bundle, scratch / "model" / EXPORTS)
+    except UsageError:
+        pass  # this learner has no embedding
+    except MetalearnError as error:
+        emit("warning", "register", text=f"the version has no exports: {error}")
     return scratch / "model"
 
 

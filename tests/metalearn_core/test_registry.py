@@ -22,6 +22,7 @@ from metalearn_core.bundle import verify_bundle
 from metalearn_core.bundle_fetch import fetch_bundle
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.export import ExportDescription
 from metalearn_core.model import load_model
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +54,21 @@ def test_what_is_registered_holds_no_pickle(workshop: Any, client: MlflowClient,
     files = [file.path for file in _files(client, "no-pickle", "1")]
     assert {"artifacts/bundle/bundle.json", "artifacts/bundle/weights.safetensors", "serving_model.py"} <= set(files)
     assert not [name for name in files if name.endswith((".pkl", ".pickle", ".pt", ".pyc"))]
+
+
+def test_a_version_has_the_exports_of_a_learner_that_embeds(
+    workshop: Any, client: MlflowClient, bundle: Path, small_dataset: EpisodeDataset, tmp_path: Path
+) -> None:
+    workshop.register(bundle, "exported")
+    names = {"backbone/backbone.onnx", "backbone/backbone.pt2", "backbone/backbone.json"}
+    files = {file.path for file in _files(client, "exported", "1")}
+    assert names <= files
+    model_id = client.get_model_version("exported", "1").source.removeprefix("models:/")
+    folder = Path(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    described = ExportDescription.model_validate_json((folder / "backbone" / "backbone.json").read_text())
+    assert described.bundle_digest == verify_bundle(bundle)
+    workshop.register(workshop.make_bundle(tmp_path / "maml", small_dataset, learner="maml"), "not-exported")
+    assert not names & {file.path for file in _files(client, "not-exported", "1")}
 
 
 def _files(client: MlflowClient, name: str, version: str) -> list[Any]:
@@ -255,6 +271,7 @@ def test_a_served_model_labels_the_queries_of_an_episode(
     )
     for prediction, label, row in zip(first["predictions"], here.labels, here.probabilities, strict=True):
         assert prediction["label"] == label
+        assert len(prediction["nearest"]) == 3
         assert prediction["probabilities"] == pytest.approx(dict(zip(here.classes, row, strict=True)), abs=1e-6)
 
 
