@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.data.shape import TaskSpan
 from metalearn_core.errors import MetalearnError, UsageError
-from metalearn_core.storage import file_digest, new_folder, read_json, write_bytes, write_json
+from metalearn_core.storage import file_digest, json_bytes, new_folder, read_json, write_bytes
 from metalearn_core.storage.objects import is_address
 from metalearn_core.storage.place import Place
 
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION_NAME, WEIGHTS_NAME, SUMS_NAME = "bundle.json", "weights.safetensors", "bundle.sha256"
 IMAGES_NAME = "training_images.safetensors"
+ADAPTED_NAME, ADAPTED_TENSORS_NAME = "adapted.json", "adapted.safetensors"
 FORMAT_VERSION = 1
 _REQUIRED = (DESCRIPTION_NAME, WEIGHTS_NAME)
-_CONTENT = (*_REQUIRED, IMAGES_NAME)
+_CONTENT = (*_REQUIRED, IMAGES_NAME, ADAPTED_NAME, ADAPTED_TENSORS_NAME)
 _IMAGES_TENSOR = "fingerprints"
 _REGISTERED = re.compile(
     r"(?:models:/)?(?P<name>[^/@:]+)@(?P<alias>[^/@:]+)|models:/(?P<name_>[^/@:]+)/(?P<version>[0-9]+)"
@@ -128,13 +129,23 @@ def save_bundle(
         batch_norm=learner.batch_norm,
         lineage=_lineage(lineage),
     )
-    check_place(Place(path))
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in learner.state_dict().items()}
+    files = {DESCRIPTION_NAME: json_bytes(description.model_dump(mode="json")), WEIGHTS_NAME: save(weights)}
+    if training_images is not None:
+        files[IMAGES_NAME] = _packed(training_images)
+    return write_bundle(path, files)
+
+
+def write_bundle(path: Path, files: Mapping[str, bytes]) -> str:
+    """Write the files of a bundle whole, by their names, in the place of one that is there; return its digest.
+
+    Raises:
+        UsageError: there is something else at `path`.
+    """
+    check_place(Place(path))
     with _replacement(path) as folder:
-        write_json(folder / DESCRIPTION_NAME, description.model_dump(mode="json"))
-        write_bytes(folder / WEIGHTS_NAME, save(weights))
-        if training_images is not None:
-            write_bytes(folder / IMAGES_NAME, _packed(training_images))
+        for name, content in files.items():
+            write_bytes(folder / name, content)
         write_bytes(folder / SUMS_NAME, _sums(folder))
     return verify_bundle(path)
 
@@ -204,8 +215,9 @@ def verify_bundle(path: Path) -> str:
     if strange := sorted(entry.name for entry in path.iterdir() if entry.name not in {*_CONTENT, SUMS_NAME}):
         raise MetalearnError(f"bundle {path}: holds {strange[0]!r}, which is no part of a bundle: it is not loaded")
     sums = (path / SUMS_NAME).read_bytes()
-    if IMAGES_NAME.encode() in sums and not (path / IMAGES_NAME).is_file():
-        raise MetalearnError(f"bundle {path}: {IMAGES_NAME} is missing")
+    for name in _CONTENT:
+        if name.encode() in sums and not (path / name).is_file():
+            raise MetalearnError(f"bundle {path}: {name} is missing")
     expected = _sums(path)
     if sums != expected:
         damaged = [line.split()[-1] for line in expected.decode().splitlines() if line.encode() not in sums]

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,27 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from metalearn_core.bundle import BundleDescription, load_bundle, resolve_model
-from metalearn_core.errors import UsageError
+from metalearn_core.bundle import (
+    ADAPTED_NAME,
+    ADAPTED_TENSORS_NAME,
+    SUMS_NAME,
+    BundleDescription,
+    load_bundle,
+    resolve_model,
+    verify_bundle,
+    write_bundle,
+)
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.examples import to_examples
 from metalearn_core.explanation.adaptation import Adaptation, explain_adaptation
-from metalearn_core.explanation.neighbours import nearest_support
+from metalearn_core.explanation.neighbours import Neighbours, compared, nearest_support
 from metalearn_core.learners.contract import Learner, State
+from metalearn_core.storage import json_bytes, read_json
 
 QUERIES_AT_ONCE = 1024
 NEIGHBOURS = 3
+_SUPPORT_X, _SUPPORT_Y, _STATE = "support_x", "support_y", "state."  # in a bundle that has a support set
+_SAVED_LABELS = (str, int, float, bool, type(None))
 
 Numbers = npt.NDArray[np.float64]
 
@@ -57,7 +70,7 @@ class Explanation:
 
 
 class Classifier:
-    """A learner that has seen a support set; made by `Model.adapt`.
+    """A learner that has seen a support set; made by `Model.adapt`, and kept on disk by `save` and `load_classifier`.
 
     Args:
         model: whose learner it is.
@@ -75,13 +88,18 @@ class Classifier:
         classes: list[Hashable],
         state: State,
     ) -> None:
-        self._model, self._support_x, self._support_y, self._state = model, support_x, support_y, state
+        self.model, self.support_x, self.support_y, self.state = model, support_x, support_y, state
         self.classes = classes
 
     @property
     def nbytes(self) -> int:
         """How many bytes its tensors take."""
-        return sum(value.nbytes for value in self._state.values())
+        own = (*self.state.values(), self.support_x, self.support_y, self._compared_support)
+        return sum(value.nbytes for value in own)
+
+    @cached_property
+    def _compared_support(self) -> torch.Tensor:
+        return compared(self.model.learner, self.state, self.support_x)
 
     @torch.no_grad()
     def predict(self, query_x: Any) -> Prediction:
@@ -93,7 +111,44 @@ class Classifier:
         Raises:
             UsageError: what `examples.to_examples` raises.
         """
-        return self._predict(self._model.tensor(query_x, "query_x"))
+        return self._predict(self.model.tensor(query_x, "query_x"))
+
+    def nearest(self, query_x: Any, neighbours: int = NEIGHBOURS) -> Neighbours:
+        """Return the support examples that queries lie nearest to, in the learner's own feature space.
+
+        Args:
+            query_x: q examples, in any form that `Model.adapt` takes.
+            neighbours: how many to name; at most as many as there are.
+
+        Raises:
+            UsageError: a number of neighbours below one, or what `examples.to_examples` raises.
+        """
+        if neighbours < 1:
+            raise UsageError(f"neighbours must be at least 1, got {neighbours}")
+        x = self.model.tensor(query_x, "query_x")
+        return nearest_support(self.model.learner, self.state, self._compared_support, x, neighbours)
+
+    def save(self, path: str | Path) -> None:
+        """Write a bundle of the model that has this support set in it; see `load_classifier`.
+
+        Raises:
+            UsageError: there is something else at `path`, a label is neither text nor a number, or the model was not
+                loaded from a bundle.
+            MetalearnError: the model's bundle is not (any more) what was loaded.
+        """
+        from safetensors.torch import save
+
+        model = self.model
+        if strange := [label for label in self.classes if not isinstance(label, _SAVED_LABELS)]:
+            raise UsageError(f"label {strange[0]!r} cannot be saved: expected text, a number, true, false or none")
+        if verify_bundle(model.bundle) != model.digest:
+            raise MetalearnError(f"bundle {model.bundle}: it is not the one that was loaded any more: load it again")
+        tensors = {_SUPPORT_X: self.support_x, _SUPPORT_Y: self.support_y}
+        tensors |= {_STATE + name: value for name, value in self.state.items()}
+        files = {entry.name: entry.read_bytes() for entry in model.bundle.iterdir() if entry.name != SUMS_NAME}
+        files[ADAPTED_NAME] = json_bytes({"classes": self.classes})
+        files[ADAPTED_TENSORS_NAME] = save({name: value.cpu().contiguous() for name, value in tensors.items()})
+        write_bundle(Path(path), files)
 
     @torch.no_grad()
     def explain(self, query_x: Any, neighbours: int = NEIGHBOURS) -> Explanation:
@@ -106,32 +161,41 @@ class Classifier:
         Raises:
             UsageError: a number of neighbours below one, or what `examples.to_examples` raises.
         """
-        if neighbours < 1:
-            raise UsageError(f"neighbours must be at least 1, got {neighbours}")
-        learner, x = self._model.learner, self._model.tensor(query_x, "query_x")
-        near = nearest_support(learner, self._state, self._support_x, x, neighbours)
-        support_x, support_y = self._support_x.unsqueeze(0), self._support_y.unsqueeze(0)
+        near = self.nearest(query_x, neighbours)
+        support_x, support_y = self.support_x.unsqueeze(0), self.support_y.unsqueeze(0)
         return Explanation(
-            prediction=self._predict(x),
+            prediction=self.predict(query_x),
             nearest=near.nearest,
             distances=near.distances,
             prototype_distances=near.prototype_distances,
-            adaptation=explain_adaptation(learner, self._state, support_x, support_y, way=len(self.classes)),
+            adaptation=explain_adaptation(self.model.learner, self.state, support_x, support_y, way=len(self.classes)),
         )
 
     def _predict(self, x: torch.Tensor) -> Prediction:
-        probabilities = self._model.answers(self._state, x).softmax(dim=-1).cpu().numpy()
+        probabilities = self.model.answers(self.state, x).softmax(dim=-1).cpu().numpy()
         return Prediction(
             [self.classes[column] for column in probabilities.argmax(axis=1)], probabilities, self.classes
         )
 
 
 class Model:
-    """A trained learner with its description; made by `load_model`. Queries never influence one another's answers."""
+    """A trained learner with its description; made by `load_model`. Queries never influence one another's answers.
 
-    def __init__(self, learner: Learner, description: BundleDescription) -> None:
-        self.learner, self.description = learner.eval(), description
+    Args:
+        learner: trained.
+        description: of its bundle.
+        bundle: the bundle's folder.
+        digest: of the bundle.
+    """
+
+    def __init__(self, learner: Learner, description: BundleDescription, bundle: Path, digest: str) -> None:
+        self.learner, self.description, self.bundle, self.digest = learner.eval(), description, bundle, digest
         self.learner.batch_norm = "inductive"
+
+    @property
+    def has_support(self) -> bool:
+        """Whether its bundle has a support set in it, which `load_classifier` uses."""
+        return (self.bundle / ADAPTED_TENSORS_NAME).exists()
 
     @torch.no_grad()
     def adapt(self, support_x: Any, support_y: Sequence[Hashable]) -> Classifier:
@@ -256,9 +320,37 @@ def load_model(address: str | Path) -> Model:
     Raises:
         MetalearnError: it does not exist, is damaged, or was written by a newer version.
     """
-    learner, description = load_bundle(resolve_model(address))
+    bundle = resolve_model(address)
+    digest = verify_bundle(bundle)
+    learner, description = load_bundle(bundle)
     kind = Model if description.input.target_size is None else RegressionModel
-    return kind(learner, description)
+    return kind(learner, description, bundle, digest)
+
+
+def load_classifier(address: str | Path | Model) -> Classifier:
+    """Load a classifier that `Classifier.save` wrote: its support set is in it, and queries are all that it needs.
+
+    Args:
+        address: as for `load_model`; or what that returned.
+
+    Raises:
+        UsageError: the bundle has no support set in it.
+        MetalearnError: what `load_model` raises.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    model = address if isinstance(address, Model) else load_model(address)
+    if not model.has_support:
+        raise UsageError(f"bundle {model.bundle}: has no support set in it: `metalearn adapt` makes one that has")
+    try:
+        tensors = load((model.bundle / ADAPTED_TENSORS_NAME).read_bytes())
+        support_x, support_y = (tensors.pop(name) for name in (_SUPPORT_X, _SUPPORT_Y))
+        classes = list(read_json(model.bundle / ADAPTED_NAME, "bundle")["classes"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise MetalearnError(f"bundle {model.bundle}: {ADAPTED_TENSORS_NAME} holds no classifier: {error}") from None
+    state = {name.removeprefix(_STATE): value for name, value in tensors.items()}
+    return Classifier(model, support_x, support_y, classes, state)
 
 
 def _listed(labels: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeIndex
 from metalearn_core.data.manifest import Record
 from metalearn_core.data.sampler import EpisodeSampler
-from metalearn_core.explanation.neighbours import nearest_support
+from metalearn_core.explanation.neighbours import compared, nearest_support
 from metalearn_core.learners.contract import Learner, State
 
 LOOKED_AT = 24
@@ -116,7 +116,8 @@ def _answered(learner: Learner, sampler: EpisodeSampler) -> Iterator[_Answered]:
 def _answer(learner: Learner, episode: _Answered, place: int, own: int, predicted: int) -> Answer:
     """Explain the answer to the query at a place of an episode: its own column, and the one it was taken for."""
     index, batch = episode.index, episode.batch
-    near = nearest_support(learner, episode.state, batch.support_x[0], batch.query_x[0, place, None], NEIGHBOURS)
+    compared_support = compared(learner, episode.state, batch.support_x[0])
+    near = nearest_support(learner, episode.state, compared_support, batch.query_x[0, place, None], NEIGHBOURS)
     support = _support_rows(index)
     prototypes = near.prototype_distances
     return Answer(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn_core.learners.contract import Learner, State
 
-QUERIES_AT_ONCE = 256
+EXAMPLES_AT_ONCE = 256
 PROTOTYPES = "prototypes"
 
 
@@ -29,18 +29,24 @@ class Neighbours:
 
 
 @torch.no_grad()
-def nearest_support(learner: Learner, state: State, support_x: Tensor, query_x: Tensor, count: int) -> Neighbours:
+def compared(learner: Learner, state: State, x: Tensor) -> Tensor:
+    """Return where a learner compares examples x (n, *x), as (n, d) in fp64, given the state of one episode (b = 1)."""
+    parts = [learner.compared_features(state, part.unsqueeze(0))[0] for part in torch.split(x, EXAMPLES_AT_ONCE)]
+    return torch.cat(parts).double()
+
+
+@torch.no_grad()
+def nearest_support(learner: Learner, state: State, support: Tensor, query_x: Tensor, count: int) -> Neighbours:
     """Return the nearest support examples of each query.
 
     Args:
         learner: in evaluation mode.
         state: of one episode (b = 1).
-        support_x: (s, *x), the support set that led to the state.
+        support: (s, d), the support set that led to the state, as `compared` returns it.
         query_x: (q, *x).
         count: k, how many to return; at most s are.
     """
-    support = _features(learner, state, support_x)
-    query = torch.cat([_features(learner, state, part) for part in torch.split(query_x, QUERIES_AT_ONCE)])
+    query = compared(learner, state, query_x)
     distances = _distances(query, support)
     nearest = distances.argsort(dim=1, stable=True)[:, :count]
     prototypes = state.get(PROTOTYPES)
@@ -52,10 +58,6 @@ def nearest_support(learner: Learner, state: State, support_x: Tensor, query_x: 
         if prototypes is not None and comparable
         else None,
     )
-
-
-def _features(learner: Learner, state: State, x: Tensor) -> Tensor:
-    return learner.compared_features(state, x.unsqueeze(0))[0].double()
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:

@@ -91,17 +91,16 @@ class Health(BaseModel):
     model: ModelDescription
 
 
-def make_application(model: Model, name: str, digest: str, limits: Limits | None = None) -> FastAPI:
+def make_application(model: Model, name: str, limits: Limits | None = None) -> FastAPI:
     """Return the application that serves a model.
 
     Args:
         model: loaded.
         name: its address, for people.
-        digest: of its bundle.
         limits: what a request may cost.
     """
     limits = limits or Limits()
-    described = _described(model, name, digest)
+    described = _described(model, name)
     classifiers = Classifiers(limits.classifier_bytes)
     metrics = _Metrics(classifiers)
 
@@ -129,7 +128,7 @@ def make_application(model: Model, name: str, digest: str, limits: Limits | None
     def adapt(support_set: SupportSet) -> Adapted:
         """Adapt to a support set once; ask with the token as often as needed. The same support set has one token."""
         classifier = adapted(model, Reader(model), support_set.support, "")
-        token = token_of(digest, support_set.support)
+        token = token_of(model.digest, support_set.support)
         classifiers.keep(token, classifier)
         return Adapted(token=token, classes=[str(label) for label in classifier.classes])
 
@@ -187,12 +186,12 @@ def _found(classifiers: Classifiers, token: str) -> Classifier:
     return classifier
 
 
-def _described(model: Model, name: str, digest: str) -> ModelDescription:
+def _described(model: Model, name: str) -> ModelDescription:
     description = model.description
     return ModelDescription(
         model=name,
         learner=description.learner,
-        bundle_digest=digest,
+        bundle_digest=model.digest,
         way=description.way,
         modality=description.input.modality,
         example_shape=list(description.input.example_shape),

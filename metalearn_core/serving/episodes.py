@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from metalearn_core.errors import UsageError
+from metalearn_core.explanation.neighbours import Neighbours
 from metalearn_core.model import Classifier, Model, Prediction
 
 MOST_EPISODES, MOST_EXAMPLES = 100, 1000
@@ -43,11 +44,20 @@ class Episode(_Strict):
     query: Query
 
 
+class NearExample(BaseModel):
+    """A support example that a query lies near to: its place in the support set, its label, and how far it is."""
+
+    example: int
+    label: str
+    distance: float
+
+
 class QueryPrediction(BaseModel):
-    """The most probable label of a query, and the probability of each."""
+    """The most probable label of a query, the probability of each, and the nearest support examples, nearest first."""
 
     label: str
     probabilities: dict[str, float]
+    nearest: list[NearExample]
 
 
 class EpisodePrediction(BaseModel):
@@ -124,10 +134,10 @@ def answered(classifier: Classifier, reader: Reader, query: Sequence[Example], p
     """
     examples = reader.examples(query, f"{place}query")
     try:
-        found = classifier.predict(examples)
+        found, near = classifier.predict(examples), classifier.nearest(examples)
     except UsageError as error:
         raise UsageError(f"{place}{error}") from None
-    return EpisodePrediction(predictions=_answers(found))
+    return EpisodePrediction(predictions=_answers(classifier, found, near))
 
 
 def answer(model: Model, episodes: Sequence[Episode]) -> list[EpisodePrediction]:
@@ -144,9 +154,18 @@ def answer(model: Model, episodes: Sequence[Episode]) -> list[EpisodePrediction]
     return answers
 
 
-def _answers(found: Prediction) -> list[QueryPrediction]:
-    classes = [str(name) for name in found.classes]
+def _answers(classifier: Classifier, found: Prediction, near: Neighbours) -> list[QueryPrediction]:
+    classes, columns = [str(name) for name in found.classes], classifier.support_y.tolist()
     return [
-        QueryPrediction(label=str(label), probabilities=dict(zip(classes, row.tolist(), strict=True)))
-        for label, row in zip(found.labels, found.probabilities, strict=True)
+        QueryPrediction(
+            label=str(label),
+            probabilities=dict(zip(classes, row.tolist(), strict=True)),
+            nearest=[
+                NearExample(example=example, label=classes[columns[example]], distance=distance)
+                for example, distance in zip(examples.tolist(), distances.tolist(), strict=True)
+            ],
+        )
+        for label, row, examples, distances in zip(
+            found.labels, found.probabilities, near.nearest, near.distances, strict=True
+        )
     ]

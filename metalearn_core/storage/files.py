@@ -50,7 +50,12 @@ def named_errors(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as a file of readable JSON."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def read_json(path: Path, what: str) -> Any:

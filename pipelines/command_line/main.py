@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 from metalearn_core.errors import MetalearnError, one_line
-from pipelines.command_line import catalogue, datasets, machine, matrix, models, registered, runs, serve, submit
+from pipelines.command_line import catalogue, datasets, machine, matrix, models, registered, runs, serve, submit, using
 
 DEBUG_VARIABLE = "METALEARN_DEBUG"
 SPIN_VARIABLE, SPIN_COUNT = "GOMP_SPINCOUNT", "4000"  # the image sets it too
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verbs in (runs, submit, catalogue, datasets, models, matrix, registered, serve, machine):
+for verbs in (runs, submit, catalogue, datasets, models, matrix, using, registered, serve, machine):
     verbs.add_to(app)
 
 

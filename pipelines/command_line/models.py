@@ -1,13 +1,10 @@
-"""The verbs around one model: `train`, `evaluate`, `predict`, `compare`."""
+"""The verbs that make and measure models: `train`, `evaluate`, `compare`."""
 
 import json as jsonlib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from pipelines.command_line.explanation import adaptation_of, print_reasons, reasons_of
 from pipelines.command_line.options import (
     DEFAULT_WORKDIR,
     BackboneOption,
@@ -45,14 +42,12 @@ TasksArgument = Annotated[
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")]
-_SHOWN_PROBABILITIES = 3
 
 
 def add_to(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command(epilog="Example:  metalearn train my-episodes --learner maml -o my-model --seconds 60")(train)
     app.command(epilog="Example:  metalearn evaluate my-model my-episodes --way 5 --shot 1")(evaluate)
-    app.command(epilog="Example:  metalearn predict few-shot@champion --support labelled/ --query unlabelled/")(predict)
     app.command(epilog="Example:  metalearn compare few-shot@champion few-shot@candidate my-episodes")(compare)
 
 
@@ -239,67 +234,6 @@ def evaluate(
         print_table(["within domain ", "accuracy, %"], rows)
         if None in result.by_domain.values():
             answers.print(f"–: fewer than {protocol.shape.least_way} classes, or too few examples")
-
-
-def predict(
-    model: ModelArgument,
-    support: Annotated[
-        Path, typer.Option("--support", help="Labelled images, a folder a class; for vectors, a Parquet file.")
-    ],
-    query: Annotated[
-        Path, typer.Option("--query", help="An image, or a folder of images at any depth; for vectors, a Parquet file.")
-    ],
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Name the nearest support files, distances, and what adapting moved.")
-    ] = False,
-    workdir: WorkdirOption = DEFAULT_WORKDIR,
-    json: JsonOption = False,
-) -> None:
-    """Predict the class of each query from a few labelled examples."""
-    from metalearn_core.errors import UsageError
-    from metalearn_core.model import RegressionModel, load_model
-    from pipelines.folders import image_files, labelled_images
-    from pipelines.vectors import labelled_vectors, named_vectors
-
-    workdir_at(workdir).open_for(model)
-    loaded = load_model(model)
-    if isinstance(loaded, RegressionModel):
-        raise UsageError(f"model {model}: predicts numbers, not classes: use it in Python, load_model(…).adapt(x, y)")
-    examples: Sequence[Any]
-    queried: Sequence[Any]
-    names: Sequence[Any]
-    if loaded.description.input.modality == "vector":
-        (examples, labels), (queried, names) = labelled_vectors(support), named_vectors(query)
-        sources: Sequence[object] = [f"{support} row {number}" for number in range(len(labels))]
-    else:
-        (examples, labels), queried = labelled_images(support), image_files(query)
-        names, sources = queried, examples
-    explanation = loaded.adapt(examples, labels).explain(queried) if explain else None
-    prediction = explanation.prediction if explanation else loaded.predict(examples, labels, queried)
-    predictions: list[dict[str, Any]] = [
-        {
-            "file": str(file),
-            "label": label,
-            "probabilities": {name: float(p) for name, p in zip(prediction.classes, row, strict=True)},
-        }
-        for file, label, row in zip(names, prediction.labels, prediction.probabilities, strict=True)
-    ]
-    answer: dict[str, Any] = {"predictions": predictions}
-    if explanation:
-        for entry, reasons in zip(predictions, reasons_of(explanation, sources, labels), strict=True):
-            entry.update(reasons)
-        answer["adaptation"] = adaptation_of(explanation)
-    if json:
-        print_json(answer)
-        return
-    rows = []
-    for entry in predictions:
-        best = sorted(entry["probabilities"].items(), key=lambda item: -item[1])[:_SHOWN_PROBABILITIES]
-        shown = ", ".join(f"{name} {100 * p:.0f} %" for name, p in best)
-        rows.append([str(entry["file"]), str(entry["label"]), shown])
-    print_table(["file ", "label ", "probabilities "], rows)
-    if explanation:
-        print_reasons(predictions, explanation)
 
 
 def compare(

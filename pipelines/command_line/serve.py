@@ -30,22 +30,20 @@ def serve(
     """
     import torch
 
-    from metalearn_core.bundle import load_bundle, resolve_model, verify_bundle
     from metalearn_core.errors import UsageError
-    from metalearn_core.model import Model
+    from metalearn_core.model import RegressionModel, load_model
     from metalearn_core.serving.application import make_application
     from metalearn_core.serving.limits import Limits
     from metalearn_core.serving.server import listen
 
     check_free(host, port)
     workdir_at(workdir).open_for(model)
-    bundle = resolve_model(model)
-    loaded = Model(*load_bundle(bundle))
-    if loaded.description.input.target_size is not None:
+    loaded = load_model(model)
+    if isinstance(loaded, RegressionModel):
         raise UsageError(f"model {model}: predicts numbers; only classifiers are served: use it in Python")
     limits = Limits(body_bytes=int(body_mb * 2**20), seconds=seconds, classifier_bytes=int(kept_mb * 2**20))
     torch.set_num_threads(1)  # requests run side by side
-    application = make_application(loaded, model, verify_bundle(bundle), limits)
+    application = make_application(loaded, model, limits)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     notices.print(f"{model}: {address}, described at {address}/docs; Ctrl-C ends it", soft_wrap=True, markup=False)
     listen(application, host, port, seconds)

@@ -8,9 +8,9 @@ from metalearn_core.bundle import save_bundle
 from metalearn_core.data.decode import decode_image
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.errors import UsageError
-from metalearn_core.learners import LearnerSpec, make_learner
-from metalearn_core.model import load_model
+from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.learners import LearnerSpec, learner_names, make_learner
+from metalearn_core.model import load_classifier, load_model
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.integers(0, 256, (9, 1, 28, 28), dtype=np.uint8)
@@ -201,3 +201,58 @@ def test_a_file_that_is_no_image_is_named(protonet, tmp_path):
     path.write_text("not an image")
     with pytest.raises(UsageError, match=r"query_x\[0\]: .*notes\.png cannot be read"):
         protonet.predict(X, LABELS, [path])
+
+
+@pytest.mark.parametrize("learner", [name for name in learner_names() if name not in {"finetune", "snail"}])
+def test_a_classifier_comes_back_from_its_bundle_with_its_answers(learner, tmp_path):
+    made = model(tmp_path / "b", learner, way=3).adapt(X, LABELS)
+    made.save(tmp_path / "mine")
+    back = load_classifier(tmp_path / "mine")
+    found, expected = back.predict(QUERY), made.predict(QUERY)
+    assert (found.labels, found.classes) == (expected.labels, expected.classes)
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    np.testing.assert_array_equal(back.nearest(QUERY).nearest, made.nearest(QUERY).nearest)
+
+
+def test_a_bundle_with_a_support_set_is_still_the_model(protonet, tmp_path):
+    protonet.adapt(X, LABELS).save(tmp_path / "mine")
+    again = load_model(tmp_path / "mine")
+    assert (again.has_support, protonet.has_support) == (True, False)
+    expected = protonet.predict(X[:2], ["a", "b"], QUERY).probabilities
+    np.testing.assert_array_equal(again.predict(X[:2], ["a", "b"], QUERY).probabilities, expected)
+    again.adapt(X[:2], ["a", "b"]).save(tmp_path / "other")
+    assert load_classifier(tmp_path / "other").classes == ["a", "b"]
+
+
+def test_labels_that_json_knows_are_kept_and_others_are_refused(protonet, tmp_path):
+    labels = ["cat", 7, 2.5, None, False]
+    protonet.adapt(X[:5], labels).save(tmp_path / "mine")
+    kept = load_classifier(tmp_path / "mine").classes
+    assert kept == labels
+    assert list(map(type, kept)) == list(map(type, labels))
+    with pytest.raises(UsageError, match=r"label \('a', 1\) cannot be saved"):
+        protonet.adapt(X[:2], [("a", 1), "b"]).save(tmp_path / "tuple")
+    assert not (tmp_path / "tuple").exists()
+
+
+def test_what_is_no_classifier_is_said(protonet, tmp_path):
+    with pytest.raises(UsageError, match="has no support set in it"):
+        load_classifier(protonet.bundle)
+    protonet.adapt(X, LABELS).save(tmp_path / "mine")
+    file = tmp_path / "mine" / "adapted.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(MetalearnError, match=r"adapted.safetensors is not what .* says"):
+        load_classifier(tmp_path / "mine")
+    file.unlink()
+    with pytest.raises(MetalearnError, match=r"adapted.safetensors is missing"):
+        load_model(tmp_path / "mine")
+
+
+def test_a_classifier_of_a_model_that_was_replaced_is_not_saved(tmp_path):
+    classifier = model(tmp_path / "b").adapt(X, LABELS)
+    model(tmp_path / "b", way=3, learner="relationnet")
+    with pytest.raises(MetalearnError, match="load it again"):
+        classifier.save(tmp_path / "mine")
+    assert not (tmp_path / "mine").exists()

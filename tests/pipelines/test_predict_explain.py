@@ -70,3 +70,42 @@ def test_without_the_option_nothing_is_explained(metalearn: Callable, support: P
     answer = metalearn("predict", bundle(tmp_path / "b", "maml"), "--support", support, "--query", support, "--json")
     assert set(answer.json) == {"predictions"}
     assert set(answer.json["predictions"][0]) == {"file", "label", "probabilities"}
+
+
+@pytest.mark.parametrize("learner", ["protonet", "maml"])
+def test_an_adapted_bundle_predicts_without_its_support_set(
+    metalearn: Callable, support: Path, tmp_path: Path, learner: str
+) -> None:
+    model, query = bundle(tmp_path / "bundle", learner), support / "class06" / "3.png"
+    expected = metalearn("predict", model, "--support", support, "--query", query, "--json").json
+    answer = metalearn("adapt", model, "--support", support, "-o", tmp_path / "mine", "--json")
+    assert answer.status == 0, answer.errors
+    assert answer.json["classes"] == ["class00", "class06", "class12"]
+    shutil.rmtree(model)
+    found = metalearn("predict", tmp_path / "mine", "--query", query, "--explain", "--json")
+    assert found.status == 0, found.errors
+    [entry] = found.json["predictions"]
+    assert {name: entry[name] for name in ("file", "label", "probabilities")} == expected["predictions"][0]
+    assert entry["nearest"][0]["file"].startswith("example ")
+    assert entry["nearest"][0]["label"] == "class06"
+
+
+def test_a_model_without_a_support_set_asks_for_one(metalearn: Callable, support: Path, tmp_path: Path) -> None:
+    answer = metalearn("predict", bundle(tmp_path / "bundle", "protonet"), "--query", support)
+    assert answer.status == 2
+    assert "give --support, or a bundle made by `adapt`" in answer.errors
+
+
+def test_exports_are_written_and_refused_in_a_line(metalearn: Callable, tmp_path: Path) -> None:
+    answer = metalearn("export", bundle(tmp_path / "protonet", "protonet"), "-o", tmp_path / "exports")
+    assert answer.status == 0, answer.errors
+    assert {path.name for path in (tmp_path / "exports").iterdir()} == {
+        "backbone.onnx",
+        "backbone.pt2",
+        "backbone.json",
+    }
+    assert answer.output.count("features differ by at most") == 2
+    assert answer.errors == ""
+    answer = metalearn("export", bundle(tmp_path / "maml", "maml"), "-o", tmp_path / "other")
+    assert (answer.status, len(answer.errors.splitlines())) == (2, 1)
+    assert not (tmp_path / "other").exists()

@@ -125,6 +125,18 @@ def test_an_answer_is_what_the_model_says(server: Server) -> None:
     np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-6)
 
 
+def test_an_answer_names_the_nearest_support_examples(server: Server) -> None:
+    alike = {"support": SUPPORT, "query": [{"image": IMAGES[4]}, *QUERY]}
+    found = server.post("/predict", {"inputs": [alike]}).json()["predictions"][0]["predictions"]
+    assert found[0]["nearest"][0] == {"example": 4, "label": SUPPORT[4]["label"], "distance": 0}
+    classifier = load_model(server.bundle).adapt(np.stack(PICTURES[:6])[:, None], [one["label"] for one in SUPPORT])
+    expected = classifier.nearest(np.stack([PICTURES[4], *PICTURES[6:]])[:, None])
+    for one, places, distances in zip(found, expected.nearest, expected.distances, strict=True):
+        assert [near["example"] for near in one["nearest"]] == places.tolist()
+        assert [near["label"] for near in one["nearest"]] == [SUPPORT[place]["label"] for place in places]
+        np.testing.assert_allclose([near["distance"] for near in one["nearest"]], distances, atol=1e-6)
+
+
 def test_episodes_of_a_request_are_answered_apart(server: Server) -> None:
     other = {"support": SUPPORT[:2], "query": QUERY[:1]}
     both = server.post("/predict", {"inputs": [EPISODE, other]}).json()["predictions"]
@@ -321,7 +333,7 @@ def test_many_good_and_bad_requests_at_once_end_in_no_error_of_the_server(server
 
 
 def test_kept_classifiers_make_room(tmp_path: Path) -> None:
-    small = start(tmp_path, "--kept-mb", "0.004")
+    small = start(tmp_path, "--kept-mb", "0.04")
     try:
         tokens = []
         for name in "abcdefgh":
