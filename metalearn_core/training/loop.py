@@ -14,10 +14,8 @@ from torch import Tensor
 
 from metalearn_core import events
 from metalearn_core.backbones.contract import move_averages
-from metalearn_core.data.dataset import EpisodeDataset
-from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
-from metalearn_core.data.prefetch import Prefetch
-from metalearn_core.data.sampler import EpisodeSampler, ExampleSampler
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.data.tasks import stream_of
 from metalearn_core.errors import MetalearnError, StorageError
 from metalearn_core.evaluation.metric import metric_of
@@ -37,12 +35,12 @@ from metalearn_core.training.pretraining import Phases
 from metalearn_core.training.report import OnMetrics, Phase, Reporter
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, unpack
-from metalearn_core.training.step_graph import HeldTensors
+from metalearn_core.training.supply import Supply
 from metalearn_core.training.termination import StopRequested, sigterm_flag
 from metalearn_core.training.world import ALONE, World
 
 if TYPE_CHECKING:
-    from metalearn_core.data.tasks import Stream, Tasks
+    from metalearn_core.data.tasks import Tasks
 
 VALIDATION_SEED = 1_000_003
 STOPPED_BY_SIGTERM = 143
@@ -144,17 +142,14 @@ class _Run:
         self.device = torch.device(choices.device)
         self.learner.to(self.device)
         self.phases.trained(self.phases.first).to(self.device)
-        self.data_device = dataset.place_for(self.device)
-        self.stream = self._stream()
         pretrainer = self.phases.pretrainer
-        self.pretraining = None if pretrainer is None else self._examples(pretrainer.config.batch_size)
-        self.episodes = Prefetch(self._draw)
-        self.held = HeldTensors()
+        on_examples = pretrainer.config if pretrainer else self.config if self.train_shape is None else None
+        batch_size = getattr(on_examples, "batch_size", None)
+        self.supply = Supply(dataset, plan, self.train_shape, batch_size, self.device)
         self.validation = None
         if plan.validations:
-            self.validation = stream_of(
-                dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=self.data_device
-            )
+            place = dataset.place_for(self.device)
+            self.validation = stream_of(dataset, "validation", plan.shape, seed=VALIDATION_SEED, device=place)
         self.progress = Progress(
             fingerprint=fingerprint(spec, plan, dataset.digest), phase=self.phases.first, engine=choices
         )
@@ -191,8 +186,7 @@ class _Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(kept_memory())
             stop = stack.enter_context(sigterm_flag())
-            if self.dataset.mapped or self.data_device != self.device:
-                stack.enter_context(self.episodes)
+            stack.enter_context(self.supply.drawing_ahead())
             try:
                 self._train_phase(checkpoints, stop)
                 if self.progress.phase == "pretrain":
@@ -273,44 +267,15 @@ class _Run:
         varied = self.train_shape is not None and self.train_shape.varied
         return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size, varied=varied)
 
-    def _stream(self) -> "Stream | ExampleSampler":
-        if self.train_shape is not None:
-            return stream_of(
-                self.dataset,
-                "train",
-                self.train_shape,
-                seed=self.plan.seed,
-                within_domain=self.plan.train_within_domain,
-                device=self.data_device,
-            )
-        return self._examples(self.spec.options["batch_size"])
-
-    def _examples(self, batch_size: int) -> ExampleSampler:
-        assert isinstance(self.dataset, EpisodeDataset)
-        return ExampleSampler(
-            self.dataset, "train", seed=self.plan.seed, batch_size=batch_size, device=self.data_device
-        )
-
-    def _draw(self, first: int, count: int) -> EpisodeBatch:
-        assert not isinstance(self.stream, ExampleSampler)
-        return self.stream.batch(first, count)
-
     def _gradient(self, engine: Engine) -> tuple[Gradient, int]:
         """Return the gradient over the next episodes of the stream, and how many they are."""
-        first, learner = self.progress.episodes - self.progress.pretrained, self._trained()
+        first, learner, held = self.progress.episodes - self.progress.pretrained, self._trained(), engine.choices.graph
         if isinstance(learner, ExampleLearner):
-            stream = self.stream if learner is self.learner else self.pretraining
-            assert isinstance(stream, ExampleSampler)
-            x, y = (values.to(self.device) for values in stream.batch(first))
-            if engine.choices.graph:
-                x, y = self.held(x, y)
+            x, y = self.supply.examples(first, held=held)
             return engine.gradient(learner, lambda _: learner.train_examples(x, y), 1), 1
         left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - self.progress.episodes
         count = min(self.config.meta_batch, left)
-        batch = self.episodes(first, count).to(self.device)
-        if engine.choices.graph:
-            tensors = batch.tensors()
-            batch = batch.with_tensors(dict(zip(tensors, self.held(*tensors.values()), strict=True)))
+        batch = self.supply.episodes(first, count, held=held)
         return engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), count), count
 
     def _step(self, engine: Engine) -> None:
@@ -392,10 +357,11 @@ class _Run:
 
     def _say_if_alone(self) -> None:
         """Say so where the processes have nothing to share."""
-        alone = isinstance(self.stream, ExampleSampler) or self.config.meta_batch == 1
+        examples = self.train_shape is None
+        alone = examples or self.config.meta_batch == 1
         if self.world.size > 1 and self.world.leads and alone:
             name = self.spec.learner
-            remedy = "" if isinstance(self.stream, ExampleSampler) else f": {name}.meta_batch takes several"
+            remedy = "" if examples else f": {name}.meta_batch takes several"
             text = f"{name} takes one batch a step, so {self.world.size} processes are no quicker than one{remedy}"
             events.emit("warning", name, text=text)
 
