@@ -4,12 +4,14 @@ Every function works on the server or database that MLFLOW_TRACKING_URI names, a
 that names it, when that does not answer.
 """
 
+import getpass
 import json
 import re
 import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -311,14 +313,14 @@ def list_runs(limit: int = 20, experiment: str = DEFAULT_EXPERIMENT) -> tuple[Ru
         return tuple(_summary(run, _children(mlflow_client, identity, run.info.run_id)) for run in runs)
 
 
-def latest_experiment() -> str | None:
-    """Return the id of the experiment that a pipeline run was written to last; None where there is none."""
+def latest_experiment() -> Any:
+    """Return MLflow's `Experiment` that a pipeline run was written to last; None where there is none."""
     mlflow_client = client()
     with explained():
-        experiments = [experiment.experiment_id for experiment in mlflow_client.search_experiments()]
-        newest = ["attributes.start_time DESC"]
-        runs = mlflow_client.search_runs(experiments, f"tags.`{ROLE_TAG}` = 'pipeline'", max_results=1, order_by=newest)
-    return str(runs[0].info.experiment_id) if runs else None
+        experiments = {experiment.experiment_id: experiment for experiment in mlflow_client.search_experiments()}
+        query, newest = f"tags.`{ROLE_TAG}` = 'pipeline'", ["attributes.start_time DESC"]
+        runs = mlflow_client.search_runs(list(experiments), query, max_results=1, order_by=newest)
+    return experiments[runs[0].info.experiment_id] if runs else None
 
 
 def _children(mlflow_client: Any, experiments: list[str], parent_id: str) -> list[Any]:
@@ -352,9 +354,13 @@ def _summary(run: Any, children: list[Any]) -> RunSummary:
 
 
 def _code_tags() -> dict[str, str]:
-    image = image_name()
     tags = {"metalearn.version": package_version(), "mlflow.source.git.commit": git_commit()}
-    return {**tags, **({IMAGE_TAG: image} if image else {})}
+    tags |= {"mlflow.source.name": "metalearn", "mlflow.source.type": "LOCAL"}
+    if image := image_name():
+        return {**tags, IMAGE_TAG: image}
+    with suppress(OSError, KeyError):  # a user without a name
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
 
 
 def _log_params(run_id: str, params: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.tracking_page import experiment_tags
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_EXPERIMENT = "few-shot"
@@ -230,7 +231,7 @@ def _create(mlflow_client: Any, name: str, location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(mlflow_client.create_experiment(name, artifact_location=location))
+        return str(mlflow_client.create_experiment(name, artifact_location=location, tags=experiment_tags()))
     except MlflowException:
         found = mlflow_client.get_experiment_by_name(name)
         if found is None:

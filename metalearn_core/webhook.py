@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any, Literal
 
+from metalearn_core import tracking_page
 from metalearn_core.data.manifest import Record
 from metalearn_core.events import emit
 from metalearn_core.tracking_kubeflow import run_page
@@ -107,4 +108,4 @@ def _mlflow_page(run_id: str | None) -> str | None:
         experiment = client().get_run(run_id).info.experiment_id
     except Exception:  # the server may be what failed
         return None
-    return f"{shown(tracking_uri()).rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+    return tracking_page.run_page(shown(tracking_uri()), experiment, run_id)

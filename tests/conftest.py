@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -21,6 +23,11 @@ LONGEST = tuple(
     f"test_{name}.py" for name in ("team_stack", "container", "run", "run_interrupted", "verbs", "bad_input")
 )
 NO_GPU = "torch finds no GPU here"  # in the reason of a skip: nothing that could be installed
+
+
+# A job in the background ignores Ctrl-C, and so would all that tests start.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -23,12 +23,12 @@ def tracked_run(uri: str, pipeline_run_id: str) -> TrackedRun:
     """Return the MLflow run of KFP's run, as far as the tracking server can be asked from here."""
     from metalearn_core.tracking_kubeflow import tagged_run
     from metalearn_core.tracking_outcome import REASON_TAG
+    from metalearn_core.tracking_page import run_page
     from metalearn_core.tracking_server import client, explained, impatience
 
     with suppress(MetalearnError), impatience(), explained(uri):
         found = tagged_run(client(uri), pipeline_run_id)
         if found:
             run = client(uri).get_run(found)
-            page = f"{uri}/#/experiments/{run.info.experiment_id}/runs/{found}"
-            return TrackedRun(page, run.data.tags.get(REASON_TAG, ""))
+            return TrackedRun(run_page(uri, run.info.experiment_id, found), run.data.tags.get(REASON_TAG, ""))
     return TrackedRun(uri)

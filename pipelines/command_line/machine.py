@@ -31,6 +31,7 @@ def ui(
 ) -> None:
     """Open MLflow's page on the runs and models of the work directory; ends with Ctrl-C."""
     from metalearn_core import tracking
+    from metalearn_core.tracking_page import runs_page
     from metalearn_core.tracking_server import shown
 
     directory = workdir_at(workdir)
@@ -39,7 +40,7 @@ def ui(
         check_free("127.0.0.1", port)
     address = shown(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
     experiment = tracking.latest_experiment()
-    runs = f"{address}/#/experiments/{experiment}/runs" if experiment else address
+    runs = runs_page(address, experiment.experiment_id, experiment.tags) if experiment else address
     if json:
         print_json({"address": address, "runs": runs, "tracking_uri": shown(uri)})
     if uri.startswith("http"):

@@ -18,7 +18,7 @@ def test_a_failed_run_is_found_with_its_page_and_the_steps_own_reason(
     tracking.end_failed(run_id, "too few classes")
     found = tracked_run(uri, "kfp-run-7")
     assert found.page.startswith(f"{uri}/#/experiments/")
-    assert found.page.endswith(f"/runs/{run_id}")
+    assert f"/runs/{run_id}?" in found.page
     assert found.reason == "too few classes"
     assert tracked_run(uri, "kfp-run-8") == TrackedRun(uri)
 
