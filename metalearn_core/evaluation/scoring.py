@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -131,10 +132,23 @@ class Scorer:
             MetalearnError: an answer is no number.
         """
         parts = []
-        for part in self._by_feature(sampler, episodes) if self._embed_once else self._by_episode(sampler, episodes):
-            parts.append(part)
-            self._progress(len(part.accuracy))
+        scored = self._by_feature(sampler, episodes) if self._embed_once else self._by_episode(sampler, episodes)
+        with self._in_memory():
+            for part in scored:
+                parts.append(part)
+                self._progress(len(part.accuracy))
         return _joined(parts)
+
+    @contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        """Name what helps where a GPU's memory does not hold what is done inside the block."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise MetalearnError(
+                f"{self._learner.info.name}: the GPU's memory does not hold its evaluation: take a smaller --way or "
+                "--query, or --device cpu"
+            ) from None
 
     def squared_errors(self, stream: "Stream", episodes: int) -> NDArray[np.float64]:
         """Return the squared errors (n,) of the first `episodes` regressions of a stream, each averaged over queries.
@@ -155,9 +169,10 @@ class Scorer:
             return found
 
         parts = []
-        for part in self._side_by_side.map(errors, range(0, episodes, at_once)):
-            parts.append(part)
-            self._progress(len(part))
+        with self._in_memory():
+            for part in self._side_by_side.map(errors, range(0, episodes, at_once)):
+                parts.append(part)
+                self._progress(len(part))
         return np.concatenate(parts)
 
     def _by_feature(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:

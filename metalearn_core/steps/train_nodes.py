@@ -111,19 +111,21 @@ def main() -> int:
         write_json(place.folder / _RECORD, {"record": record, "files": files})
         place.replace(files, _RECORD)
 
-    def failed(reason: str) -> None:
+    def failed(reason: str, known: bool) -> None:
         sys.stderr.write(f"{reason}\n")
-        _leave_reason(place, reason)
+        _leave_reason(place, reason, known)
 
     shutil.rmtree(bundle, ignore_errors=True)
     return take_part(order.model_copy(update={"bundle": bundle}), done, failed)
 
 
-def _leave_reason(place: Place, reason: str) -> None:
-    """Leave a reason unless another process has: those that torchrun ends with the first say nothing of the cause."""
+def _leave_reason(place: Place, reason: str, known: bool) -> None:
+    """Leave a reason unless another process has; one that is known takes the place of one that is not."""
     path = Path(place.folder) / _FAILURE
     write_json(path, {"reason": reason})
-    if place.prefix:
+    if place.prefix and known:
+        place.prefix.write(_FAILURE, path.read_bytes())
+    elif place.prefix:
         place.prefix.write_new(_FAILURE, path.read_bytes())
 
 

@@ -7,15 +7,20 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.lifetime import OWNER_VARIABLE, end_with_owner, owner_value
 from metalearn_core.resources import available_cores
 from metalearn_core.steps.requests import TrainingOrder
 from metalearn_core.storage import read_json, write_json
+from metalearn_core.training.termination import sigterm_flag
 
-_ERROR = "error: "
+if TYPE_CHECKING:
+    from metalearn_core.training.world import World
+
+_ERROR, _BUG = "error: ", "bug: "
+_POLL_S = 0.1
 _GRACE_S = 40  # torchrun's own is 30 seconds
 
 
@@ -23,7 +28,8 @@ def train_in_processes(order: TrainingOrder) -> dict[str, Any]:
     """Train in as many processes as ordered, and return the record of the training.
 
     Raises:
-        MetalearnError: a process failed, or ended early; then all of them end.
+        MetalearnError: a process failed, or ended early; then all of them end. Where SIGTERM asked this process to end,
+            they have written a checkpoint.
     """
     with tempfile.TemporaryDirectory(prefix="metalearn-") as scratch:
         request, record, log = (Path(scratch) / name for name in ("request.json", "record.json", "log.txt"))
@@ -33,62 +39,81 @@ def train_in_processes(order: TrainingOrder) -> dict[str, Any]:
         command += ["-m", "metalearn_core.steps.train_processes", str(request), str(record)]
         threads = str(max(1, available_cores() // processes))
         environment = {**os.environ, OWNER_VARIABLE: owner_value(), "OMP_NUM_THREADS": threads}
-        with log.open("wb") as output:
+        with log.open("wb") as output, sigterm_flag() as stop:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
             try:
-                process.wait()
-            except BaseException:
-                process.terminate()
-                process.wait(_GRACE_S)
-                raise
+                while process.poll() is None and not stop.wait(_POLL_S):
+                    pass
+            finally:
+                _end(process)
+        if stop.is_set():
+            from metalearn_core.training.loop import TrainingStoppedError
+
+            raise TrainingStoppedError(_reason(log.read_text(errors="replace")))
         if process.returncode or not record.exists():
             raise MetalearnError(_reason(log.read_text(errors="replace")))
         return dict(read_json(record, "record of the training"))
 
 
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End torchrun, if it still runs: it has its processes write a checkpoint, and waits for them."""
+    process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()  # its processes end with their owner
+        process.wait()
+
+
 def _reason(log: str) -> str:
-    """Return what the first process said, or that one ended without a word."""
-    lines = [line for line in log.splitlines() if line.strip()]
-    said = [line.removeprefix(_ERROR) for line in lines if line.startswith(_ERROR)]
+    """Return what a process said that knew why; else one whose peers were gone; else that one just ended."""
+    lines = log.splitlines()
+    said = [line.removeprefix(kind) for kind in (_ERROR, _BUG) for line in lines if line.startswith(kind)]
     return said[0] if said else "a training process ended early: the same command goes on from its last checkpoint"
 
 
-def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], failed: Callable[[str], None]) -> int:
+def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], failed: Callable[[str, bool], None]) -> int:
     """Train as one of the processes that torchrun started, and return this one's exit status.
 
     Args:
         order: what all of them train.
         done: is given the record of the training, in the first process.
-        failed: is given the reason, in one line, in a process that cannot go on.
+        failed: is given the reason, in one line, in a process that cannot go on; and whether it knows why: one that has
+            lost the others does not.
     """
     from metalearn_core.steps.training import train_here
     from metalearn_core.training.world import joined
 
-    with joined(order.resources.device) as world:
+    def trained(world: "World") -> int:
         try:
             record = train_here(order, world)
             if world.leads:
                 done(record)
         except (MetalearnError, OSError) as error:
-            failed(one_line(error))
+            failed(one_line(error), True)
             return 1
         except Exception as error:
             traceback.print_exc()
-            failed(one_line(error))
+            failed(one_line(error), False)
             return 1
         world.wait()
-    return 0
+        return 0
+
+    try:
+        with joined(order.resources.device) as world:
+            return trained(world)
+    except MetalearnError as error:
+        failed(one_line(error), True)
+        return 1
 
 
 def main() -> int:
     """Train as one of the processes: `… ORDER RECORD`; the first one writes the record."""
     end_with_owner()
     order = TrainingOrder.model_validate(read_json(Path(sys.argv[1]), "order"))
-    leads = os.environ.get("RANK", "0") == "0"
 
-    def failed(reason: str) -> None:
-        if leads:
-            sys.stderr.write(f"{_ERROR}{reason}\n")
+    def failed(reason: str, known: bool) -> None:
+        sys.stderr.write(f"{_ERROR if known else _BUG}{reason}\n")
 
     return take_part(order, lambda record: write_json(Path(sys.argv[2]), record), failed)
 

@@ -87,17 +87,18 @@ def train_learner(
         )
         try:
             record = (train or carry_out)(order)
-        except ResultTakenError:
-            raise
         except BaseException as error:
-            with suppress(MetalearnError):
-                tracking.set_outcome(run_id, "FAILED", one_line(error))
+            if not (may_be_kept and isinstance(error, ResultTakenError)):
+                with suppress(MetalearnError):
+                    tracking.set_outcome(run_id, "FAILED", one_line(error))
             raise
         write_json(folder / TRAINING, {**record, "key": place.folder.name, "bundle": (place / BUNDLE).location})
 
+    may_be_kept = True
     try:
         folder, _ = kept(storage / "results", "training", key, make)
     except ResultTakenError:  # whoever took it keeps it; or, if that one was ended, the training is this step's now
+        may_be_kept = False
         folder, _ = kept(storage / "results", "training", key, make)
     checkpoints.remove()
     return folder

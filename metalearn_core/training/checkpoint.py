@@ -137,7 +137,7 @@ class Checkpoints:
             MetalearnError: it belongs to another run, or all that there are are damaged.
         """
         self._agree()
-        names = self._descriptions()
+        names, damaged = self._descriptions(), []
         for name in names:
             try:
                 progress, tensors = self._read(name)
@@ -145,12 +145,15 @@ class Checkpoints:
                 raise
             except MetalearnError as error:
                 events.emit("warning", self.learner, text=f"{error}: trying the one before")
+                damaged.append(name)
                 continue
             if progress.fingerprint != fingerprint:
                 raise MetalearnError(
                     f"checkpoint: {self.place} holds a run with another learner, option, plan or dataset: "
                     "take another folder, or discard it with restart"
                 )
+            for worthless in damaged:  # else the next one to be written would push out the whole one, and keep these
+                self._drop(worthless)
             return progress, tensors
         if names:
             raise MetalearnError(f"checkpoint: all {len(names)} in {self.place} are damaged: discard them with restart")

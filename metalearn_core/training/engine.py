@@ -33,7 +33,7 @@ class EngineChoices(Record):
         threads: chunks side by side, or threads inside an operation where there is one chunk; 0 on a GPU.
         precision: of the convolutions; statistics, distances and losses are always fp32.
         chunks: that a step's tasks are cut into, as evenly as can be; a thread takes the tasks of one at once.
-        graph: a step is a CUDA graph, where all its tasks are one chunk.
+        graph: a step is a CUDA graph, where all tasks of a process are one chunk.
     """
 
     threads: int
@@ -52,7 +52,8 @@ class EngineChoices(Record):
             plan: what is asked for.
             tasks: of a step.
             at_once: how many of them a thread takes at once, at most.
-            processes: that share the machine's cores; the chunks do not depend on their number.
+            processes: that share the machine's cores, on which the chunks do not depend on their number; on GPUs, where
+                all tasks of a process are quickest at once, each has at least one chunk.
             varied: episodes have masks, by which the work depends on what they hold: no graph can be recorded.
 
         Raises:
@@ -62,14 +63,16 @@ class EngineChoices(Record):
         precision: str = plan.precision
         if precision == "auto":
             precision = "bf16" if _native_bf16(device) else "fp32"
-        cores, threads, chunks = available_cores(), 0, 1
+        cores, threads = available_cores(), 0
         if device == "cpu":
             threads = plan.threads or (cores if tasks == 1 else max(1, cores // processes))
             chunks = cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
+        else:
+            chunks = processes
         if plan.chunk is not None:
             chunks = math.ceil(tasks / plan.chunk)
         chunks = min(tasks, chunks)
-        graph = device == "cuda" and chunks == 1 and not varied
+        graph = device == "cuda" and chunks <= processes and not varied
         return cls(device=device, threads=threads, precision=precision, chunks=chunks, graph=graph)
 
 
@@ -205,7 +208,7 @@ class Engine:
         shapes = [parameter.shape for parameter in learner.parameters()]
         lengths = [shape.numel() for shape in shapes]
         buffers = sorted((name, buffer.numel()) for name, buffer in learner.running_averages().items())
-        own = [_flat(gradients, outcome, sizes[0]) for gradients, outcome in results]
+        own = (_flat(gradients, outcome, sizes[0]) for gradients, outcome in results)
         for size, vector in zip(sizes, self._world.gather(own, len(sizes)), strict=True):
             *gradients, rest = torch.split(vector, [*lengths, len(vector) - sum(lengths)])
             rows = rest.view(sizes[0], -1)[:size]

@@ -34,7 +34,7 @@ from metalearn_core.training.plan import TrainingPlan, fingerprint, training_sha
 from metalearn_core.training.pretraining import Phases
 from metalearn_core.training.report import OnMetrics, Phase, Reporter
 from metalearn_core.training.schedule import learning_rate
-from metalearn_core.training.state import pack, unpack
+from metalearn_core.training.state import pack, told_checkpoint, unpack
 from metalearn_core.training.supply import Supply
 from metalearn_core.training.termination import StopRequested, sigterm_flag
 from metalearn_core.training.world import ALONE, World
@@ -161,7 +161,8 @@ class _Run:
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Take up the newest checkpoint, where there is one."""
-        found = checkpoints.load(self.progress.fingerprint)
+        found = checkpoints.load(self.progress.fingerprint) if self.world.leads else None
+        found = told_checkpoint(self.world, found)
         if found is not None:
             self.progress, tensors = found
             self.optimiser = self._new_optimiser()
@@ -171,7 +172,9 @@ class _Run:
                 text = f"{name}: goes on from training episode {self.progress.episodes:,} of its checkpoint"
                 events.emit("note", name, text=text)
             kept, now = self.progress.engine, self._choices(self.progress.phase)
-            if kept.device != now.device:
+            idle = now.device == "cuda" and kept.chunks < now.chunks  # there are more processes now
+            asked = self.plan.chunk is not None and kept.chunks != now.chunks
+            if kept.device != now.device or idle or asked:
                 self._update(engine=now)
             elif kept.chunks > 1:  # threads change no bit then; there may be more processes now, or fewer
                 self._update(engine=kept.model_copy(update={"threads": now.threads}))
@@ -261,11 +264,16 @@ class _Run:
     # One outer step.
 
     def _choices(self, phase: Phase) -> EngineChoices:
+        """Return the choices for a phase: this process's threads, and for all else what the first process chooses."""
         if phase == "pretrain":
-            return EngineChoices.choose(self.plan, processes=self.world.size)
-        at_once = 1 if self.train_shape is None else self.learner.episodes_at_once(self.train_shape)
-        varied = self.train_shape is not None and self.train_shape.varied
-        return EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size, varied=varied)
+            own = EngineChoices.choose(self.plan, processes=self.world.size)
+        else:
+            at_once = 1 if self.train_shape is None else self.learner.episodes_at_once(self.train_shape)
+            varied = self.train_shape is not None and self.train_shape.varied
+            own = EngineChoices.choose(self.plan, self.config.meta_batch, at_once, self.world.size, varied=varied)
+        chunks, bf16, graph = self.world.agree(own.chunks, own.precision == "bf16", own.graph)
+        precision = "bf16" if bf16 else "fp32"
+        return own.model_copy(update={"chunks": int(chunks), "precision": precision, "graph": bool(graph)})
 
     def _gradient(self, engine: Engine) -> tuple[Gradient, int]:
         """Return the gradient over the next episodes of the stream, and how many they are."""

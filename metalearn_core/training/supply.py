@@ -1,7 +1,8 @@
 """What a training learns from, where its steps want it: episodes drawn ahead, or plain examples, on the device."""
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -47,12 +48,17 @@ class Supply:
         if batch_size is not None:
             assert isinstance(dataset, EpisodeDataset)
             self._examples = ExampleSampler(dataset, "train", seed=plan.seed, batch_size=batch_size, device=place)
-        self._prefetch = Prefetch(self._draw)
+        self._ahead_episodes, self._ahead_examples = Prefetch(self._draw_episodes), Prefetch(self._draw_examples)
         self._worth_drawing_ahead = dataset.mapped or place != device
 
-    def drawing_ahead(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a block in which episodes are drawn in the background, where they have a way to go."""
-        return self._prefetch if self._worth_drawing_ahead else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def drawing_ahead(self) -> Iterator[None]:
+        """Draw in the background inside the block, where what is drawn has a way to go."""
+        with contextlib.ExitStack() as stack:
+            if self._worth_drawing_ahead:
+                stack.enter_context(self._ahead_episodes)
+                stack.enter_context(self._ahead_examples)
+            yield
 
     def examples(self, number: int, *, held: bool) -> tuple[Tensor, Tensor]:
         """Return batch `number` of plain examples: x (n, *x) and y (n,).
@@ -61,20 +67,23 @@ class Supply:
             number: from 0.
             held: in the tensors of the first batch of these shapes, as a recorded step reads them.
         """
-        assert self._examples is not None
-        x, y = (values.to(self._device) for values in self._examples.batch(number))
+        x, y = (values.to(self._device) for values in self._ahead_examples(number, 1))
         if held:
             x, y = self._held(x, y)
         return x, y
 
     def episodes(self, first: int, count: int, *, held: bool) -> EpisodeBatch:
         """Return the episodes first … first + count − 1 of the stream; `held` as for `examples`."""
-        batch = self._prefetch(first, count).to(self._device)
+        batch = self._ahead_episodes(first, count).to(self._device)
         if not held:
             return batch
         tensors = batch.tensors()
         return batch.with_tensors(dict(zip(tensors, self._held(*tensors.values()), strict=True)))
 
-    def _draw(self, first: int, count: int) -> EpisodeBatch:
+    def _draw_episodes(self, first: int, count: int) -> EpisodeBatch:
         assert self._episodes is not None
         return self._episodes.batch(first, count)
+
+    def _draw_examples(self, number: int, _: int) -> tuple[Tensor, Tensor]:
+        assert self._examples is not None
+        return self._examples.batch(number)

@@ -5,7 +5,7 @@ the tasks: the result does not depend on the number of processes, to the last bi
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from metalearn_core.errors import UsageError
 
 _PATIENCE = timedelta(
     hours=2
@@ -42,22 +44,25 @@ class World:
         """Return the tasks of this process among 0 … tasks − 1."""
         return range(self.rank, tasks, self.size)
 
-    def gather(self, own: Sequence[Tensor], tasks: int) -> Iterator[Tensor]:
-        """Yield a vector for each task, in the order of the tasks, from those (n,) of each process's share."""
+    def gather(self, own: Iterable[Tensor], tasks: int) -> Iterator[Tensor]:
+        """Yield a vector for each task, in the order of the tasks, from those (n,) of each process's share.
+
+        A round brings one vector of each process, so that memory does not grow with the number of tasks.
+        """
+        vectors = iter(own)
         if self.size == 1:
-            yield from own
+            yield from vectors
             return
-        rows = -(-tasks // self.size)
-        length = torch.tensor([len(own[0]) if own else 0, 0 if own and own[0].dtype == torch.float32 else 1])
+        mine = next(vectors, None)
+        length = torch.tensor([0 if mine is None else len(mine), int(mine is not None and mine.dtype == torch.float64)])
         dist.broadcast(length, 0)  # the first process always has a task
-        dtype = torch.float32 if length[1] == 0 else torch.float64
-        mine = torch.zeros(rows, int(length[0]), dtype=dtype, device=self.device)
-        for row, vector in enumerate(own):
-            mine[row] = vector
-        every = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(every, mine)
-        for task in range(tasks):
-            yield every[task % self.size][task // self.size]
+        dtype = torch.float64 if length[1] else torch.float32
+        nothing = torch.zeros(int(length[0]), dtype=dtype, device=self.device)
+        for first in range(0, tasks, self.size):
+            every = [torch.empty_like(nothing) for _ in range(self.size)]
+            dist.all_gather(every, nothing if mine is None else mine)
+            yield from every[: tasks - first]
+            mine = next(vectors, None)
 
     def agree(self, *values: float) -> tuple[float, ...]:
         """Return the values of the first process."""
@@ -66,6 +71,17 @@ class World:
         shared = torch.tensor(values, dtype=torch.float64)
         dist.broadcast(shared, 0)
         return tuple(shared.tolist())
+
+    def tell(self, content: bytes) -> bytes:
+        """Return the content of the first process."""
+        if self.size == 1:
+            return content
+        (length,) = self.agree(len(content))
+        shared = torch.zeros(int(length), dtype=torch.uint8)
+        if self.leads and content:
+            shared = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        dist.broadcast(shared, 0)
+        return shared.numpy().tobytes()
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
@@ -90,13 +106,19 @@ def joined(device: str = "cpu") -> Iterator[World]:
 
     Args:
         device: `cpu`; `cuda`: each process has the GPU of its number on its machine; `auto`: a GPU where there is one.
+
+    Raises:
+        UsageError: there are more processes on this machine than GPUs.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        number, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if number >= there:
+            raise UsageError(f"processes: each has a GPU of its own, and this machine has {there}: ask for fewer")
+        torch.cuda.set_device(number)
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=_PATIENCE)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), "cuda" if on_gpus else "cpu")

@@ -7,6 +7,7 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners import LearnerSpec, make_learner
 from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
+from metalearn_core.training.world import World
 
 BY_GRADIENT = ["maml", "anil", "reptile", "metasgd", "mamlpp", "protomaml"]
 
@@ -92,6 +93,18 @@ def test_bf16_is_near_fp32(dataset, name):
     assert rounded.loss != exact.loss
     assert rounded.loss == pytest.approx(exact.loss, rel=0.05)
     assert all(value.dtype == torch.float32 for value in rounded.gradients)
+
+
+@pytest.mark.parametrize(("processes", "tasks"), [(1, 8), (2, 8), (3, 8), (8, 8), (16, 8)])
+def test_every_gpu_has_tasks_as_long_as_there_are_any_and_takes_its_own_at_once(monkeypatch, processes, tasks):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    plan = TrainingPlan(way=5, shot=1, query=5, episodes=1, device="cuda")
+    choices = EngineChoices.choose(plan, tasks, 4, processes)
+    shares = [len(World(rank, processes).share(choices.chunks)) for rank in range(processes)]
+    assert max(shares) == 1
+    assert sum(shares) == min(processes, tasks)
+    assert choices.graph
 
 
 def test_explicit_choices_are_taken():

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
@@ -295,7 +296,7 @@ def test_without_validations_the_last_weights_count(dataset):
     assert result.history == []
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_checkpoint(dataset, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_run_with_what_to_try(dataset, tmp_path):
     wild = spec("maml", learning_rate=1e30, schedule="constant", inner_lr=1e30)
     with pytest.raises(
         MetalearnError, match=r"maml: training diverged at step \d+ .* smaller maml.learning_rate"
@@ -303,6 +304,28 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_checkpoint(datase
         fit(wild, dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path)
     assert "\n" not in str(error.value)
     assert "inner_lr" in str(error.value)
+
+
+def test_a_run_that_diverges_keeps_the_checkpoint_of_a_step_before(dataset, tmp_path, monkeypatch):
+    rates = iter([1e-3] * 6)
+    monkeypatch.setattr(loop, "learning_rate", lambda *_: next(rates, math.inf))
+    with pytest.raises(MetalearnError, match="training diverged at step 8 "):
+        fit(spec("maml"), dataset, plan(episodes=200, checkpoint_seconds=0), checkpoint_dir=tmp_path)
+    kept = [load_file(file) for file in sorted(tmp_path.glob("*.safetensors"))]
+    assert len(kept) == 2
+    assert all(bool(value.isfinite().all()) for value in kept[0].values())
+
+
+def test_a_chunk_that_is_asked_for_counts_when_a_run_goes_on(dataset, tmp_path):
+    with pytest.raises(MetalearnError, match="diverged"), pytest.MonkeyPatch.context() as patch:
+        rates = iter([1e-3] * 4)
+        patch.setattr(loop, "learning_rate", lambda *_: next(rates, math.inf))
+        fit(spec("maml"), dataset, plan(episodes=200, checkpoint_seconds=0), checkpoint_dir=tmp_path)
+    for newest in (sorted(tmp_path.glob("*.json"))[-1], sorted(tmp_path.glob("*.safetensors"))[-1]):
+        newest.unlink()  # of the step that diverged
+    fit(spec("maml"), dataset, plan(episodes=200, checkpoint_seconds=0, chunk=1), checkpoint_dir=tmp_path)
+    kept = json.loads(sorted(tmp_path.glob("*.json"))[-1].read_text())["progress"]
+    assert kept["engine"]["chunks"] == 4, "of as many tasks a step"
 
 
 def test_a_gradient_is_clipped_to_its_norm(dataset):

@@ -88,6 +88,7 @@ def test_alone_every_task_is_ones_own():
     assert not alone.any(False)
     vectors = [torch.tensor([1.0]), torch.tensor([2.0])]
     assert list(alone.gather(vectors, 2)) == vectors
+    assert alone.tell(b"told") == b"told"
 
 
 @pytest.mark.parametrize("size", [2, 3, 5])
