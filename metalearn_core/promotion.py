@@ -1,4 +1,4 @@
-"""Who is the champion: the gate compares a candidate with it on the same test episodes, and a rollback undoes it."""
+"""Who is the champion: the gate compares a candidate with it on the same test episodes."""
 
 import json
 import shlex
@@ -23,7 +23,6 @@ from metalearn_core.model_versions import (
     PREVIOUS,
     aliases_of,
     check_name,
-    delete_alias,
     find_version,
     set_alias,
     tag_version,
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
     from metalearn_core.learners.contract import Learner
 
 ROLLED_BACK_TAG = "rolled_back"
-_PATIENCE_S = 3600.0
+PATIENCE_S = 3600.0
+LONGEST_REASON = 1000
 
 
 class Promotion(Record):
@@ -70,17 +70,12 @@ class Promotion(Record):
     comparison: dict[str, Any] | None = None
 
 
-class Rollback(Record):
-    """What a rollback did: `version` is the champion again, `champion_before` no longer."""
-
-    model_name: str
-    version: str
-    champion_before: str
-    reasons: tuple[str, ...]
-
-
-class _Contender:
+class Contender:
     """A registered version with its bundle, fetched and checked.
+
+    Args:
+        name: of the registered model.
+        version: MLflow's `ModelVersion`.
 
     Raises:
         MetalearnError: its bundle is damaged, or not the one that was registered.
@@ -148,14 +143,14 @@ def promote(
         raise UsageError(f"the gate judges inductively on test episodes, got {protocol.batch_norm} on {protocol.split}")
     if rules.episodes:
         protocol = Protocol(**{**protocol.model_dump(), "episodes": rules.episodes})
-    with lock(f"promote {model_name}", timeout_s=_PATIENCE_S):
+    with lock(f"promote {model_name}", timeout_s=PATIENCE_S):
         version = find_version(model_name, candidate)
         outcome = _unchanged(model_name, version, rules).model_copy(update={"asked_by": asked_by})
         if outcome.champion_before == outcome.version:
             return outcome
         if ROLLED_BACK_TAG in version.tags and not after_rollback:
             return _commit(_refused(outcome, _rolled_back(outcome, version)), version.run_id or None)
-        contender = _Contender(model_name, version)
+        contender = Contender(model_name, version)
         outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
         if force is not None and not outcome.promoted:
             reasons = (f"promoted by force: {force}", *outcome.reasons)
@@ -188,7 +183,7 @@ def _unchanged(model_name: str, version: Any, rules: GateRules) -> Promotion:
 
 def _judge(
     outcome: Promotion,
-    candidate: _Contender,
+    candidate: Contender,
     dataset: "EpisodeDataset",
     protocol: "Protocol",
     checks_passed: bool | None,
@@ -203,11 +198,12 @@ def _judge(
     champion = None
     if outcome.champion_before:
         try:
-            champion = _Contender(outcome.model_name, find_version(outcome.model_name, outcome.champion_before))
+            champion = Contender(outcome.model_name, find_version(outcome.model_name, outcome.champion_before))
+            if reason := _incomparable(candidate, champion, protocol):
+                return _refused(outcome, f"{reason}: {_remedy()}")
+            check_fit(champion.learner, dataset, protocol)
         except MetalearnError as error:
-            return _refused(outcome, f"the champion cannot be compared: {error}; {_remedy(outcome)}")
-        if reason := _incomparable(candidate, champion, protocol):
-            return _refused(outcome, f"{reason}: {_remedy(outcome)}")
+            return _refused(outcome, f"the champion cannot be compared: {error}; {_remedy()}")
     contenders = [candidate, champion] if champion else [candidate]
     trained_on = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
     images = np.concatenate([one.training_images for one in contenders])
@@ -229,7 +225,7 @@ def _rolled_back(outcome: Promotion, version: Any) -> str:
     return f"version {outcome.version} was rolled back on {when} ({why}): {command} asks for it again"
 
 
-def _incomparable(candidate: _Contender, champion: _Contender, protocol: "Protocol") -> str | None:
+def _incomparable(candidate: Contender, champion: Contender, protocol: "Protocol") -> str | None:
     """Return why the two cannot be asked the same episodes; None where they can."""
     ours, theirs = candidate.description.input, champion.description.input
     if (ours.modality, ours.example_shape) != (theirs.modality, theirs.example_shape):
@@ -246,17 +242,14 @@ def _incomparable(candidate: _Contender, champion: _Contender, protocol: "Protoc
     return None
 
 
-def _remedy(outcome: Promotion) -> str:
-    return (
-        "register the candidate under another model name, or delete the alias 'champion' of "
-        f"{outcome.model_name} so that the absolute rules alone decide"
-    )
+def _remedy() -> str:
+    return "register the candidate under another model name, or promote it by --force with a --reason, which is kept"
 
 
 def _measured(
     outcome: Promotion,
-    candidate: _Contender,
-    champion: _Contender | None,
+    candidate: Contender,
+    champion: Contender | None,
     dataset: "EpisodeDataset",
     protocol: "Protocol",
     checks_passed: bool | None,
@@ -330,9 +323,10 @@ def _refused(outcome: Promotion, reason: str) -> Promotion:
 def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
     """Keep the decision, and move the champion where it says so, unless the champion changed since it was read."""
     name, before = outcome.model_name, outcome.champion_before
-    _record(outcome, run_id)
     if not outcome.promoted:
+        _record(outcome, run_id)
         return outcome
+    _record(_refused(outcome, "the alias was being moved when this was written: ask again"), None)
     tag_version(name, outcome.version, {CHAMPION_BEFORE_TAG: before or ""})
     now = aliases_of(name).get(CHAMPION)
     if now != before:
@@ -340,10 +334,11 @@ def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
         outcome = _refused(outcome, f"{changed}: promote again to compare with the new one")
         _record(outcome, run_id)
         return outcome
+    set_alias(name, CHAMPION, outcome.version)
     if before:
         set_alias(name, PREVIOUS, before)
-    set_alias(name, CHAMPION, outcome.version)
     untag_version(name, outcome.version, ROLLED_BACK_TAG)
+    _record(outcome, run_id)
     return outcome
 
 
@@ -356,7 +351,7 @@ def _record(outcome: Promotion, run_id: str | None) -> None:
         "champion_before": outcome.champion_before,
         "look": outcome.look,
         "asked_by": outcome.asked_by,
-        "forced": outcome.forced,
+        "forced": outcome.forced and outcome.forced[:LONGEST_REASON],
         "reasons": [reason[:500] for reason in outcome.reasons],
     }
     tag = {DECISION_TAG: json.dumps(short, ensure_ascii=False), "promoted": str(outcome.promoted).lower()}
@@ -368,42 +363,3 @@ def _record(outcome: Promotion, run_id: str | None) -> None:
                 {**outcome.model_dump(mode="json"), "when": when},
                 f"promotion/{outcome.model_name}-{outcome.version}-{time.time_ns() // 1_000_000}.json",
             )
-
-
-def rollback(model_name: str, reason: str = "") -> Rollback:
-    """Make the champion before the present one the champion again, after checking that its bundle is whole.
-
-    Args:
-        model_name: of the registered model.
-        reason: kept on the version that is champion no longer.
-
-    Raises:
-        MetalearnError: there is no champion or none before it, or the earlier version or its bundle is gone or damaged.
-    """
-    check_name(model_name)
-    with lock(f"promote {model_name}", timeout_s=_PATIENCE_S):
-        champion = aliases_of(model_name).get(CHAMPION)
-        if champion is None:
-            raise MetalearnError(f"model {model_name!r} has no champion: there is nothing to roll back")
-        earlier = find_version(model_name, champion).tags.get(CHAMPION_BEFORE_TAG)
-        if not earlier:
-            raise MetalearnError(f"model {model_name!r}: version {champion} had no champion before it to go back to")
-        version = find_version(model_name, earlier)
-        _Contender(model_name, version)
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        why = reason or "no reason given"
-        tag_version(
-            model_name, champion, {ROLLED_BACK_TAG: json.dumps({"when": when, "to": earlier, "reason": why[:1000]})}
-        )
-        set_alias(model_name, CHAMPION, earlier)
-        still_earlier = version.tags.get(CHAMPION_BEFORE_TAG)
-        if still_earlier:
-            set_alias(model_name, PREVIOUS, still_earlier)
-        else:
-            delete_alias(model_name, PREVIOUS)
-    return Rollback(
-        model_name=model_name,
-        version=earlier,
-        champion_before=champion,
-        reasons=(f"version {earlier} is the champion again, in place of version {champion} ({why})",),
-    )

@@ -280,7 +280,7 @@ def _numbered_as(dataset: EpisodeDataset, left: EpisodeDataset, evaluation: Eval
 
 
 def check_fit(learner: Learner, dataset: "Tasks", protocol: Protocol) -> None:
-    """Raise a UsageError where a learner cannot take the episodes of a protocol at all."""
+    """Raise a UsageError where a learner cannot take the episodes of a protocol at all; changes nothing."""
     found, wanted = dataset.spec, learner.spec
     if (found.modality, found.example_shape) != (wanted.modality, wanted.example_shape):
         raise UsageError(
@@ -299,6 +299,7 @@ def check_fit(learner: Learner, dataset: "Tasks", protocol: Protocol) -> None:
             f"way {protocol.way}: {learner.info.name} was trained for exactly {learner.way} classes: "
             f"evaluate it with way {learner.way}, or train it for {protocol.way}"
         )
+    type(learner).train_shape(protocol.shape, learner.config)  # one that is built for a number of shots says so
 
 
 def make_sampler(

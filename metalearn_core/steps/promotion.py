@@ -175,7 +175,7 @@ def promote_model(
         rules,
         checks_passed=checked,
         after_rollback=True,
-        asked_by=f"{getpass.getuser()}@{socket.gethostname()}",
+        asked_by=person(),
         force=force,
     )
 
@@ -189,3 +189,8 @@ def _checked(dataset: "EpisodeDataset", shape: "EpisodeShape") -> bool:
         text = f"{check.name}: found {check.observed}, wanted {check.expected}"
         emit("warning", "promote", text=f"dataset {dataset.digest}: {text}")
     return not any(check.blocking for check in failed)
+
+
+def person() -> str:
+    """Return who runs this process, and on which machine: who asks for a decision."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"

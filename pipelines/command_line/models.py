@@ -1,7 +1,7 @@
 """The verbs that make and measure models: `train`, `evaluate`, `compare`."""
 
 import json as jsonlib
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,6 +34,9 @@ from pipelines.command_line.options import (
     print_table,
     workdir_at,
 )
+
+if TYPE_CHECKING:
+    from metalearn_core.evaluation.compare import DomainComparison
 
 ModelArgument = Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")]
 DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
@@ -285,6 +288,18 @@ def compare(
             [model_b, percent(comparison.accuracy_b), f"{comparison.ece_b:.3f}"],
         ],
     )
-    answers.print(f"\n{comparison.conclusion}", markup=False)
+    answers.print(f"\n{comparison.conclusion} (p = {comparison.p_value:.2g})", markup=False)
+    rows = [
+        [domain, *_difference(found)] if found else [domain, "–", "–", "–"]
+        for domain, found in sorted(comparison.by_domain.items())
+    ]
+    if rows:
+        answers.print()
+        print_table(["within domain ", "a, %", "b, %", "a − b, points"], rows)
     if comparison.leakage:
         answers.print(comparison.leakage.finding, markup=False, soft_wrap=True)
+
+
+def _difference(found: "DomainComparison") -> list[str]:
+    middle, low, high = (100 * value for value in (found.difference, found.low, found.high))
+    return [percent(found.accuracy_a), percent(found.accuracy_b), f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"]

@@ -92,6 +92,8 @@ def promote(
     if force == (not reason.strip()):
         raise UsageError("--force and --reason go together: say why the rules are left out of account")
     if to or to_name:
+        if force or dataset or set_:
+            raise UsageError("--to copies a version, and no gate decides: leave out --force, --dataset and --set")
         _copy(model, to, to_name, workdir, json)
         return
     config = read_config(None, {}, set_ or [], [])
@@ -146,10 +148,11 @@ def rollback(
     json: JsonOption = False,
 ) -> None:
     """Make the previous champion the champion again, after checking that its bundle is whole."""
-    from metalearn_core import promotion
+    from metalearn_core.rollback import rollback as roll_back
+    from metalearn_core.steps.promotion import person
 
     workdir_at(workdir).open_tracking()
-    outcome = promotion.rollback(name, reason)
+    outcome = roll_back(name, reason, person())
     if json:
         print_json(outcome.model_dump(mode="json"))
     else:

@@ -333,6 +333,19 @@ def test_where_the_champion_changes_meanwhile_nothing_moves_and_it_is_said(
     assert aliases(client, "moving")["champion"] == "2"
 
 
+def test_a_champion_that_is_built_for_another_shot_is_a_recorded_reason_and_costs_no_look(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
+) -> None:
+    install_champion(workshop, client, "shots", workshop.make_bundle(tmp_path / "b", small_dataset, learner="snail"))
+    workshop.register(good, "shots")
+    protocol = workshop.PROTOCOL.model_copy(update={"shot": 2})
+    outcome = registry.promote("shots", "candidate", small_dataset, protocol)
+    assert (outcome.promoted, outcome.look) == (False, None)
+    assert "the champion cannot be compared: snail.shot" in outcome.reasons[0]
+    assert "--force" in outcome.reasons[0]
+    assert registry.promote("shots", "candidate", small_dataset, protocol, force="it is known to be better").promoted
+
+
 PROMOTE = """
 import sys
 from metalearn_core import registry
@@ -415,6 +428,38 @@ def test_rollbacks_go_back_step_by_step(
     assert aliases(client, "steps") == {"candidate": "3", "champion": "2", "previous_champion": "1"}
     assert registry.rollback("steps").version == "1"
     assert aliases(client, "steps") == {"candidate": "3", "champion": "1"}
+
+
+def test_a_rollback_goes_past_what_was_rolled_back_before(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path, tmp_path: Path
+) -> None:
+    install_champion(workshop, client, "round", guessing)
+    workshop.register(good, "round")
+    assert registry.promote("round", "candidate", small_dataset, workshop.PROTOCOL).promoted
+    client.set_model_version_tag("round", "1", "champion_before", "2")  # as where 1 was champion again in between
+    assert registry.rollback("round", asked_by="somebody").version == "1"
+    assert json.loads(client.get_model_version("round", "2").tags["rolled_back"])["asked_by"] == "somebody"
+    with pytest.raises(MetalearnError, match="had no champion before it"):
+        registry.rollback("round")
+    assert aliases(client, "round")["champion"] == "1"
+
+
+def test_a_server_that_goes_away_while_the_champion_moves_leaves_no_promoted_version_that_is_none(
+    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.register(good, "cut-off")
+
+    def gone(*_: Any) -> None:
+        raise MetalearnError("the server does not answer")
+
+    with monkeypatch.context() as patch, pytest.raises(MetalearnError, match="does not answer"):
+        patch.setattr(promotion, "set_alias", gone)
+        registry.promote("cut-off", "candidate", small_dataset, workshop.PROTOCOL)
+    tags = client.get_model_version("cut-off", "1").tags
+    assert (tags["promoted"], json.loads(tags["decision"])["promoted"]) == ("false", False)
+    assert "champion" not in aliases(client, "cut-off")
+    assert registry.promote("cut-off", "candidate", small_dataset, workshop.PROTOCOL).promoted
+    assert json.loads(client.get_model_version("cut-off", "1").tags["decision"])["promoted"] is True
 
 
 def test_a_person_can_force_a_promotion_and_it_is_recorded_as_such(
