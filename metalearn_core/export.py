@@ -1,5 +1,6 @@
 """The embedding backbone of a trained learner for other runtimes: ONNX, and torch.export without its pickle."""
 
+import json
 import logging
 import warnings
 import zipfile
@@ -25,7 +26,7 @@ INPUT, OUTPUT = "x", "features"
 TOLERANCE = 1e-5
 """How far an export's features may be from the learner's, in units of the largest of them (or of 1)."""
 _CHECKED_BATCHES = (1, 5)
-_SAMPLE_INPUTS = "/data/sample_inputs/"
+_SAMPLE_INPUTS, _CONFIG = "/data/sample_inputs/", "_config.json"
 
 
 class ExportDescription(Record):
@@ -113,21 +114,28 @@ def _write_checked(learner: "EmbeddingLearner", folder: Path) -> dict[str, float
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # torch has no type of its own for what it cannot trace
+            differences = _differences(learner, folder)
+    except MetalearnError:
+        raise
+    except Exception as error:  # torch and onnxruntime have no types of their own for what they cannot do
         what = type(learner.backbone).__name__
         raise MetalearnError(f"the backbone {what} cannot be exported: {one_line(error)}") from error
+    for name, difference in differences.items():
+        if not difference <= TOLERANCE:
+            raise MetalearnError(f"{name}: its features differ by {difference:.1e} from the learner's: it is not kept")
+    return differences
+
+
+def _differences(learner: "EmbeddingLearner", folder: Path) -> dict[str, float]:
+    """Return by file how far its features are from the learner's, in units of the largest of them (or of 1)."""
     readers = {ONNX_NAME: _onnx_reader(folder / ONNX_NAME), TORCH_NAME: _torch_reader(folder / TORCH_NAME)}
     differences = dict.fromkeys(readers, 0.0)
     for count in _CHECKED_BATCHES:
         x = _examples(learner.spec, count)
-        with torch.no_grad():
-            expected = learner.embed(x)
+        expected = learner.embed(x)
         for name, features in readers.items():
-            difference = (features(x).detach() - expected).abs().max() / expected.abs().max().clamp_min(1)
+            difference = (features(x) - expected).abs().max() / expected.abs().max().clamp_min(1)
             differences[name] = max(differences[name], float(difference))
-    for name, difference in differences.items():
-        if not difference <= TOLERANCE:
-            raise MetalearnError(f"{name}: its features differ by {difference:.1e} from the learner's: it is not kept")
     return differences
 
 
@@ -157,15 +165,29 @@ def _examples(spec: DatasetSpec, count: int) -> "Tensor":
 
 
 def _save_without_pickle(program: Any, file: Path) -> None:
-    """Save an exported program with nothing in the place of its pickled example inputs, which loading does not need."""
+    """Save an exported program with nothing in the place of its pickled example inputs, which loading does not need.
+
+    Raises:
+        MetalearnError: it holds another pickle: a tensor of a kind of its own.
+    """
     import torch
 
     whole = file.with_suffix(".whole.pt2")
     torch.export.save(program, whole)
     with zipfile.ZipFile(whole) as before, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as after:
         for entry in before.infolist():
-            after.writestr(entry.filename, b"" if _SAMPLE_INPUTS in entry.filename else before.read(entry))
+            content = b"" if _SAMPLE_INPUTS in entry.filename else before.read(entry)
+            if entry.filename.endswith(_CONFIG) and (pickled := _pickled(content)):
+                raise MetalearnError(f"the backbone cannot be exported without a pickle: {pickled[0]} is one")
+            after.writestr(entry.filename, content)
     whole.unlink()
+
+
+def _pickled(config: bytes) -> list[str]:
+    """Return the names of the tensors and constants that torch has pickled, by one of its archive's own lists."""
+    listed = json.loads(config)["config"]
+    plain = ("weight_", "tensor_")
+    return [name for name, kept in listed.items() if kept.get("use_pickle") or not kept["path_name"].startswith(plain)]
 
 
 def _onnx_reader(file: Path) -> Any:

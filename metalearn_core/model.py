@@ -1,5 +1,6 @@
 """A trained model in people's hands: a few labelled examples in, labels and probabilities of others out."""
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,6 @@ from metalearn_core.storage import json_bytes, read_json
 QUERIES_AT_ONCE = 1024
 NEIGHBOURS = 3
 _SUPPORT_X, _SUPPORT_Y, _STATE = "support_x", "support_y", "state."  # in a bundle that has a support set
-_SAVED_LABELS = (str, int, float, bool, type(None))
 
 Numbers = npt.NDArray[np.float64]
 
@@ -101,7 +101,6 @@ class Classifier:
     def _compared_support(self) -> torch.Tensor:
         return compared(self.model.learner, self.state, self.support_x)
 
-    @torch.no_grad()
     def predict(self, query_x: Any) -> Prediction:
         """Classify queries.
 
@@ -123,10 +122,12 @@ class Classifier:
         Raises:
             UsageError: a number of neighbours below one, or what `examples.to_examples` raises.
         """
-        if neighbours < 1:
-            raise UsageError(f"neighbours must be at least 1, got {neighbours}")
+        return self._nearest(self.model.tensor(query_x, "query_x"), neighbours)
+
+    def answer(self, query_x: Any, neighbours: int = NEIGHBOURS) -> tuple[Prediction, Neighbours]:
+        """Classify queries, and name the support examples that they lie nearest to: `predict` and `nearest` at once."""
         x = self.model.tensor(query_x, "query_x")
-        return nearest_support(self.model.learner, self.state, self._compared_support, x, neighbours)
+        return self._predict(x), self._nearest(x, neighbours)
 
     def save(self, path: str | Path) -> None:
         """Write a bundle of the model that has this support set in it; see `load_classifier`.
@@ -139,7 +140,7 @@ class Classifier:
         from safetensors.torch import save
 
         model = self.model
-        if strange := [label for label in self.classes if not isinstance(label, _SAVED_LABELS)]:
+        if strange := [label for label in self.classes if not _is_json(label)]:
             raise UsageError(f"label {strange[0]!r} cannot be saved: expected text, a number, true, false or none")
         if verify_bundle(model.bundle) != model.digest:
             raise MetalearnError(f"bundle {model.bundle}: it is not the one that was loaded any more: load it again")
@@ -150,7 +151,6 @@ class Classifier:
         files[ADAPTED_TENSORS_NAME] = save({name: value.cpu().contiguous() for name, value in tensors.items()})
         write_bundle(Path(path), files)
 
-    @torch.no_grad()
     def explain(self, query_x: Any, neighbours: int = NEIGHBOURS) -> Explanation:
         """Classify queries and say what the answers may go by.
 
@@ -161,16 +161,22 @@ class Classifier:
         Raises:
             UsageError: a number of neighbours below one, or what `examples.to_examples` raises.
         """
-        near = self.nearest(query_x, neighbours)
+        prediction, near = self.answer(query_x, neighbours)
         support_x, support_y = self.support_x.unsqueeze(0), self.support_y.unsqueeze(0)
         return Explanation(
-            prediction=self.predict(query_x),
+            prediction=prediction,
             nearest=near.nearest,
             distances=near.distances,
             prototype_distances=near.prototype_distances,
             adaptation=explain_adaptation(self.model.learner, self.state, support_x, support_y, way=len(self.classes)),
         )
 
+    def _nearest(self, x: torch.Tensor, neighbours: int) -> Neighbours:
+        if neighbours < 1:
+            raise UsageError(f"neighbours must be at least 1, got {neighbours}")
+        return nearest_support(self.model.learner, self.state, self._compared_support, x, neighbours)
+
+    @torch.no_grad()
     def _predict(self, x: torch.Tensor) -> Prediction:
         probabilities = self.model.answers(self.state, x).softmax(dim=-1).cpu().numpy()
         return Prediction(
@@ -351,6 +357,11 @@ def load_classifier(address: str | Path | Model) -> Classifier:
         raise MetalearnError(f"bundle {model.bundle}: {ADAPTED_TENSORS_NAME} holds no classifier: {error}") from None
     state = {name.removeprefix(_STATE): value for name, value in tensors.items()}
     return Classifier(model, support_x, support_y, classes, state)
+
+
+def _is_json(label: Hashable) -> bool:
+    """Return whether JSON has such a value; it has no infinity, and nothing that is no number."""
+    return label is None or isinstance(label, (str, int)) or (isinstance(label, float) and math.isfinite(label))
 
 
 def _listed(labels: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from metalearn_core.errors import UsageError
 Family = Literal["metric", "optimization", "model", "memory", "transfer"]
 BatchNormMode = Literal["inductive", "transductive"]
 State = Mapping[str, Tensor]
+EMBEDDED_AT_ONCE = 256
 STATISTICS = "statistics."
 """What the names of the backbone's batch-norm statistics in a state begin with."""
 
@@ -335,7 +336,10 @@ class EmbeddingLearner(Learner):
     def _embed_episodes(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Return features (b, n, d) of x (b, n, *x) in the batch-norm mode that is set; zeros where masked out."""
         if self.batch_norm == "inductive":
-            features = self.embed(x.flatten(0, 1)).view(*x.shape[:2], -1)
+            examples = x.flatten(0, 1)
+            at_once = len(examples) if torch.is_grad_enabled() else EMBEDDED_AT_ONCE  # a graph holds them all anyway
+            features = torch.cat([self.embed(part) for part in torch.split(examples, max(1, at_once))])
+            features = features.view(*x.shape[:2], -1)
             return features if mask is None else torch.where(mask.unsqueeze(-1), features, 0.0)
         return self.embed_by_episode(x, mask)[0]
 

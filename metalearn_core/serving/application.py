@@ -162,14 +162,18 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
     async def unknown(_: Request, error: _UnknownTokenError) -> JSONResponse:
         return _problem(404, str(error))
 
+    @application.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return _problem(500, f"this is a bug: {type(error).__name__}")
+
     @application.exception_handler(HTTPException)
     async def unusual(request: Request, error: HTTPException) -> JSONResponse:
         path, method = request.url.path, request.method
         texts = {404: f"there is no {path}: see /docs", 405: f"{path} takes no {method}"}
         return _problem(error.status_code, texts.get(error.status_code, error.detail))
 
-    application.add_middleware(metrics.measured)
     application.add_middleware(Limited, limits=limits)
+    application.add_middleware(metrics.measured)  # the last one is the outermost: what the limits refuse is counted too
     return application
 
 
@@ -224,7 +228,7 @@ class _Metrics:
         self._requests = Counter("metalearn_requests", "Requests answered.", labels, registry=self._registry)
         self._seconds = Histogram(
             "metalearn_request_seconds",
-            "From a request's arrival, whole, to its answer.",
+            "From the arrival of a request's head to its answer.",
             ("path",),
             registry=self._registry,
             buckets=_SECONDS,
@@ -248,6 +252,10 @@ class _Metrics:
                     self._seconds.labels(path).observe(time.perf_counter() - started)
                 await send(message)
 
-            await application(scope, receive, sent)
+            try:
+                await application(scope, receive, sent)
+            except Exception:
+                self._requests.labels("other", "500").inc()  # it is answered outside
+                raise
 
         return counted

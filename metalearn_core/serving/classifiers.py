@@ -34,11 +34,12 @@ class Classifiers:
 
     def keep(self, token: str, classifier: Classifier) -> None:
         """Keep a classifier; those that were not asked for longest go."""
+        size = classifier.nbytes  # the first time it embeds the support set: nobody else has to wait for that
         with self._lock:
             if token in self._kept:
                 self._bytes -= self._kept.pop(token).nbytes
             self._kept[token] = classifier
-            self._bytes += classifier.nbytes
+            self._bytes += size
             while self._bytes > self._most_bytes and len(self._kept) > 1:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
 

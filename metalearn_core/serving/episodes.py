@@ -134,7 +134,7 @@ def answered(classifier: Classifier, reader: Reader, query: Sequence[Example], p
     """
     examples = reader.examples(query, f"{place}query")
     try:
-        found, near = classifier.predict(examples), classifier.nearest(examples)
+        found, near = classifier.answer(examples)
     except UsageError as error:
         raise UsageError(f"{place}{error}") from None
     return EpisodePrediction(predictions=_answers(classifier, found, near))

@@ -1,6 +1,8 @@
 """Runs the application on a port, and ends connections whose request never arrives."""
 
 import asyncio
+import signal
+import threading
 from typing import Any
 
 import uvicorn
@@ -35,6 +37,9 @@ def listen(application: FastAPI, host: str, port: int, head_seconds: float) -> N
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn handles them, and raises them again at its end
+            signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run()
 
 

@@ -233,6 +233,8 @@ def test_labels_that_json_knows_are_kept_and_others_are_refused(protonet, tmp_pa
     with pytest.raises(UsageError, match=r"label \('a', 1\) cannot be saved"):
         protonet.adapt(X[:2], [("a", 1), "b"]).save(tmp_path / "tuple")
     assert not (tmp_path / "tuple").exists()
+    with pytest.raises(UsageError, match="label nan cannot be saved"):
+        protonet.adapt(X[:2], [float("nan"), "b"]).save(tmp_path / "nan")
 
 
 def test_what_is_no_classifier_is_said(protonet, tmp_path):

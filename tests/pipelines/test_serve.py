@@ -103,7 +103,8 @@ def start(folder: Path, *options: str, learner: str = "protonet", vectors: bool 
 
 def end(server: Server) -> None:
     server.process.send_signal(signal.SIGINT)
-    assert server.process.wait(timeout=30) is not None
+    _, errors = server.process.communicate(timeout=30)
+    assert (server.process.returncode, "error" in errors) == (0, False), errors
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +168,9 @@ def test_health_metrics_and_the_description_are_there(server: Server) -> None:
     assert health["model"]["learner"] == "protonet"
     assert health["model"]["way"] is None
     server.post("/predict", {"inputs": [EPISODE]})
+    assert server.post("/predict", {"inputs": [], "much": "x" * 3_000_000}).status_code == 413
     text = server.get("/metrics").text
+    assert 'metalearn_requests_total{path="other",status="413"}' in text
     assert 'metalearn_requests_total{path="/predict",status="200"}' in text
     assert "metalearn_request_seconds_bucket" in text
     document = server.get("/openapi.json").json()
