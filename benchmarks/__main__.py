@@ -17,7 +17,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--omniglot", type=Path, help="Omniglot's images_background, unpacked")
     parser.add_argument(
-        "--full", action="store_true", help="with --omniglot: train against plain loops, and build a million examples"
+        "--full",
+        action="store_true",
+        help="with --omniglot: training too, and a million examples",
     )
     arguments = parser.parse_args()
     if arguments.full and not arguments.omniglot:
@@ -33,6 +35,7 @@ def main() -> int:
             runs.append(["benchmarks.metric", source])
         if arguments.full:
             runs.append(["benchmarks.scale"])
+            runs.append(["benchmarks.sinusoid"])
             runs.append(["benchmarks.omniglot", source])
         failed = [run[0] for run in runs if subprocess.run([sys.executable, "-m", *run], check=False).returncode]
     if failed:
