@@ -16,7 +16,15 @@ from metalearn_core.version import digest_of_sources, git_commit, image_name, pa
 
 REPOSITORY = "metalearn-python"
 PACKAGES = ("metalearn_core", "components", "pipelines")  # whose sources are in the image
-RECIPE = ("pyproject.toml", "infra/requirements.lock", "infra/images/Containerfile", "infra/images/build")
+SUFFIXES = (".py", ".j2", ".yaml", ".md", ".typed")  # of what is installed of them
+RECIPE = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "infra/requirements.lock",
+    "infra/images/Containerfile",
+    "infra/images/build",
+)
 ARGUMENTS = ("BASE_IMAGE", "TORCH", "TORCH_INDEX")
 """What decides, beside the sources, what `make image` builds: files of the checkout, and variables."""
 _ROOT = Path(__file__).parent.parent
@@ -30,7 +38,7 @@ def default_image(root: Path = _ROOT) -> str:
     cluster's node keeps whichever it saw first.
     """
     parts = [root / name for name in (*PACKAGES, *RECIPE)]
-    return image_name() or f"{REPOSITORY}:{package_version()}-{digest_of_sources(*parts)}"
+    return image_name() or f"{REPOSITORY}:{package_version()}-{digest_of_sources(*parts, suffixes=SUFFIXES)}"
 
 
 IMAGE = default_image()

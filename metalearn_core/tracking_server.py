@@ -9,7 +9,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -218,12 +218,23 @@ def experiment_id(name: str, artifact_root: Path | None = None, uri: str | None 
             ours = artifact_root if not uri.startswith(("http://", "https://")) else None
             location = (ours / name).absolute().as_uri() if ours else None
             return str(_create(mlflow_client, name, location))
+        _describe(mlflow_client, found)
     if found.lifecycle_stage == "deleted":
         raise MetalearnError(
             f"experiment {name!r} was deleted at {shown(uri)}: restore it there (mlflow experiments restore "
             f"--experiment-id {found.experiment_id}), or give another name"
         )
     return str(found.experiment_id)
+
+
+def _describe(mlflow_client: Any, experiment: Any) -> None:
+    """Give an experiment that somebody else has made what MLflow's page knows ours by, where that may be."""
+    from mlflow.exceptions import MlflowException
+
+    with suppress(MlflowException):
+        for name, value in experiment_tags().items():
+            if name not in experiment.tags and experiment.lifecycle_stage != "deleted":
+                mlflow_client.set_experiment_tag(experiment.experiment_id, name, value)
 
 
 def _create(mlflow_client: Any, name: str, location: str | None) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,19 +35,24 @@ def source_digest() -> str:
     return digest_of_sources(Path(__file__).parent)
 
 
-def digest_of_sources(*places: Path) -> str:
-    """Return 16 hexadecimal digits over the sources in the folders of some packages, and over single files."""
+def digest_of_sources(*places: Path, suffixes: Collection[str] = (".py", ".j2")) -> str:
+    """Return 16 hexadecimal digits over the sources in the folders of some packages, and over single files.
+
+    Args:
+        places: folders and files.
+        suffixes: of the files in the folders that count.
+    """
     digest = hashlib.sha256()
     for place in places:
         root = place.parent if place.is_file() else place
-        for path in [place] if place.is_file() else sorted(_sources(place)):
+        for path in [place] if place.is_file() else sorted(_sources(place, suffixes)):
             digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 
-def _sources(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix in {".py", ".j2"} and "__pycache__" not in path.parts)
+def _sources(folder: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix in suffixes and "__pycache__" not in path.parts)
 
 
 @cache

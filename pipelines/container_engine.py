@@ -22,6 +22,7 @@ _HOME = "/tmp"
 _PASSED = ("AWS_", "MLFLOW_", "OMP_", "GOMP_", "MKL_")
 _PASSED_OURS = {f"METALEARN_{name}" for name in ("EVENTS", "PIPELINE_RUN_ID", "WEBHOOK_URL", "KFP_URL", "DEBUG")}
 _PASSED_NAMES = {"requests_ca_bundle", "ssl_cert_file", "http_proxy", "https_proxy", "no_proxy", "all_proxy"}
+_NAMES_A_FILE = ("_FILE", "_BUNDLE", "_PATH")
 _AWS = ".aws"  # in a home: profiles, keys, and the tokens of `aws sso login`
 _TAIL = 4000
 _LAST_LINES = 3
@@ -66,8 +67,7 @@ def _arguments(containers: Containers, run_id: str, owner: str, scratch: Path) -
     database = sqlite_path(os.environ[TRACKING_VARIABLE])
     if database:  # its place may be relative to where this process is
         own[TRACKING_VARIABLE] = f"sqlite:///{database.resolve()}"
-    named = (Path(value) for value in passed.values() if value.startswith("/"))  # credentials, certificates
-    files = {path for path in named if path.is_file() and not any(map(path.is_relative_to, containers.writable))}
+    files = {path for path in _named_files(passed) if not any(map(path.is_relative_to, containers.writable))}
     mounts = [Mount(str(path), str(path), type="bind") for path in containers.writable]
     mounts += [Mount(str(path), str(path), type="bind", read_only=True) for path in files.union(containers.readable)]
     mounts.append(Mount(_HOME, str(scratch), type="bind"))
@@ -104,6 +104,15 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if name.startswith(_PASSED) or name in _PASSED_OURS or name.lower() in _PASSED_NAMES
     }
+
+
+def _named_files(environment: Mapping[str, str]) -> Iterator[Path]:
+    """Yield the files that variables name: credentials, certificates. Only what such variables hold is looked at."""
+    for name, value in environment.items():
+        if name.upper().endswith(_NAMES_A_FILE) and value.startswith("/"):
+            with suppress(OSError):
+                if Path(value).is_file():
+                    yield Path(value)
 
 
 def run_to_its_end(client: Any, image: str, command: list[str], volumes: dict[str, Any], **arguments: Any) -> int:

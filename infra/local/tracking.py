@@ -12,8 +12,10 @@ from infra.local.database import DATABASE, Database
 from infra.local.object_store import ObjectStore
 from infra.local.process import Process
 from infra.local.settings import Settings
+from metalearn_core.errors import MetalearnError
 
 ADMIN, ACCOUNT = "admin", "pipeline"
+_REFUSED = (401, 403)
 _AUTHENTICATION = Path(__file__).parent.parent / "kubernetes" / "server" / "basic_auth.ini"  # the cluster's own
 
 
@@ -71,6 +73,13 @@ class TrackingServer:
         try:
             urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
             self._make_account()
+        except urllib.error.HTTPError as error:
+            if error.code in _REFUSED:
+                raise MetalearnError(
+                    f"MLflow at {self.uri} does not take the password of `{ADMIN}` in settings.json ({error.code}): "
+                    "it was changed there; write the new one into the file"
+                ) from None
+            return False
         except (urllib.error.URLError, OSError):
             return False
         return True

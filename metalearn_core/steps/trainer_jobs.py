@@ -1,5 +1,6 @@
 """TrainJobs of Kubeflow Trainer by their names: found, started, awaited and removed. Only this module calls the SDK."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -9,21 +10,22 @@ from typing import Any
 from metalearn_core.errors import MetalearnError
 
 _PATIENCE_S = 600  # without an answer
+_TIMEOUT_S = (10, 60)  # to connect, and to answer
 _LOG_LINES = 3
 _GONE_AFTER_S = 60
 _POD_LABEL = "jobset.sigs.k8s.io/jobset-name"
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 401, 403, 404, 409
 _REASONS: Mapping[int, str] = {
     _UNAUTHORIZED: "TrainJob: Kubernetes does not know this step's service account (401)",
-    _FORBIDDEN: (
-        "TrainJob: this step's service account may not use trainjobs.trainer.kubeflow.org here (403): give it the role "
-        "that docs/cluster.md names"
-    ),
     _NOT_FOUND: (
         "TrainJob: this cluster has no trainjobs.trainer.kubeflow.org, or no such runtime (404): install Kubeflow "
         "Trainer and its runtimes"
     ),
 }
+_NO_ROLE = (
+    "TrainJob: this step's service account may not use trainjobs.trainer.kubeflow.org here (403): give it the role "
+    "that docs/cluster.md names"
+)
 COMPLETE, FAILED, GONE, UNDER_WAY = "Complete", "Failed", "gone", "under way"
 
 
@@ -118,7 +120,7 @@ class Jobs:
         backend = self._client.backend
         call = getattr(backend.custom_api, method)
         kind = (constants.GROUP, constants.VERSION, backend.namespace, constants.TRAINJOB_PLURAL)
-        return call(*kind, *arguments, **options)
+        return call(*kind, *arguments, _request_timeout=_TIMEOUT_S, **options)
 
 
 def _job(content: Mapping[str, Any]) -> Job:
@@ -163,7 +165,24 @@ def explained() -> Iterator[None]:
     except MetalearnError:
         raise
     except Exception as error:
-        raise MetalearnError(_REASONS.get(_http_status(error) or 0, f"TrainJob: {_innermost(error)}")) from None
+        status = _http_status(error)
+        if status == _FORBIDDEN:
+            raise MetalearnError(_refusal(error)) from None
+        raise MetalearnError(_REASONS.get(status or 0, f"TrainJob: {_innermost(error)}")) from None
+
+
+def _refusal(error: BaseException) -> str:
+    """Return why Kubernetes forbids a job: a role is missing, or a quota or a webhook refuses it, in its own words."""
+    cause: BaseException | None = error
+    while cause is not None and not getattr(cause, "body", None):
+        cause = cause.__cause__
+    try:
+        message = str(json.loads(getattr(cause, "body", None) or "{}").get("message", ""))
+    except (ValueError, AttributeError):
+        message = ""
+    if not message or ("cannot" in message and "resource" in message):
+        return _NO_ROLE
+    return f"TrainJob: Kubernetes refuses it (403): {' '.join(message.split())[:300]}"
 
 
 def _innermost(error: BaseException) -> str:

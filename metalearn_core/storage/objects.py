@@ -108,9 +108,10 @@ class Prefix:
             try:
                 entry = client().head_object(Bucket=self.bucket, Key=self._key(name).rstrip("/"))
             except _client_error() as error:
-                if _code(error) in _MISSING:
-                    return None
-                raise
+                if _code(error) not in _MISSING:
+                    raise
+                self.check()  # an answer without a body does not say whether the bucket is missing, or the object
+                return None
         return StoredObject(name, entry["ContentLength"], entry["ETag"].strip('"'))
 
     def read(self, name: str) -> bytes:

@@ -72,7 +72,7 @@ def check_tracking(uri: str | None, placement: Placement) -> str:
         raise UsageError(f"--tracking-uri is not given: {wanted}")
     try:
         parts = urlsplit(uri)
-        host = parts.hostname or ""
+        host, _ = parts.hostname or "", parts.port
     except ValueError:
         raise UsageError(f"--tracking-uri: {wanted}") from None
     if parts.username or parts.password or "@" in uri:

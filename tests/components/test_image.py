@@ -9,6 +9,7 @@ from components.image import ARGUMENTS, IMAGE, PACKAGES, RECIPE, build, default_
 from metalearn_core.errors import UsageError
 from metalearn_core.version import IMAGE_VARIABLE, git_commit, package_version
 
+OTHERS = ("pipelines/recipes/one.yaml", "components/one/README.md", "metalearn_core/page.html.j2")
 DIGEST = f"sha256:{'0a' * 32}"
 
 
@@ -17,7 +18,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with one file where each part of an image has its own, all of them committed."""
     monkeypatch.delenv(IMAGE_VARIABLE, raising=False)
     monkeypatch.delenv("METALEARN_GIT_COMMIT", raising=False)
-    for name in [*(f"{package}/module.py" for package in PACKAGES), *RECIPE]:
+    for name in [*(f"{package}/module.py" for package in PACKAGES), *OTHERS, *RECIPE]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     git(tmp_path, "init", "--quiet")
@@ -40,7 +41,7 @@ def test_the_own_image_is_named_by_version_and_content() -> None:
     assert IMAGE == pinned(IMAGE) == default_image()
 
 
-@pytest.mark.parametrize("name", [*(f"{package}/module.py" for package in PACKAGES), *RECIPE])
+@pytest.mark.parametrize("name", [*(f"{package}/module.py" for package in PACKAGES), *OTHERS, *RECIPE])
 def test_every_edit_of_a_package_or_of_the_recipe_is_another_image(checkout: Path, name: str) -> None:
     before = default_image(checkout)
     (checkout / name).write_text("# edited")

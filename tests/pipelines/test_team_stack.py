@@ -95,16 +95,16 @@ def answer_to(url: str, **headers: str) -> int:
             return error.code
 
 
-def bucket_of(stack: Stack) -> Any:
-    """The bucket of MLflow's artifacts, as the MLflow server sees it."""
-    key = stack.settings.artifacts_key
+def bucket_of(stack: Stack, name: str = "mlflow") -> Any:
+    """The bucket of MLflow's artifacts, as the MLflow server sees it; or that of the pipelines, as these do."""
+    key = stack.settings.artifacts_key if name == "mlflow" else stack.settings.pipeline_key
     return boto3.resource(
         "s3",
         endpoint_url=stack.store.endpoint,
         region_name="us-east-1",
         aws_access_key_id=key.access,
         aws_secret_access_key=key.secret,
-    ).Bucket("mlflow")
+    ).Bucket(name)
 
 
 def champions(registry: Any, model: str) -> dict[str, str]:
@@ -163,11 +163,16 @@ def test_a_run_is_kept_on_the_servers_and_the_verbs_work_on_it(
         if path not in private and "postgres" not in path.parts and "s3" not in path.parts:
             content = path.read_bytes()
             assert not any(secret.encode() in content for secret in secrets), path
-    for entry in bucket_of(team_stack).objects.all():
+    for entry in (*bucket_of(team_stack).objects.all(), *bucket_of(team_stack, "metalearn").objects.all()):
         content = entry.get()["Body"].read()
         assert not any(secret.encode() in content for secret in secrets), entry.key
     record = registry.get_run(summary["run_id"])
-    text = json.dumps([record.data.params, record.data.tags])
+    records = registry.search_runs([record.info.experiment_id])
+    assert len(records) == 2, "the run and its learner's"
+    told = [registry.get_experiment(record.info.experiment_id).tags, *(dict(one.data) for one in records)]
+    told.append([dict(version.tags) for version in registry.search_model_versions("name = 'whole'")])
+    text = json.dumps(told, default=str)
+    assert "whole" in text
     assert not any(secret in text for secret in secrets)
 
 

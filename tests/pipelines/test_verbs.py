@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.pipelines.small_run import events_of
+
 Run = Callable[..., Any]
 Draw = Callable[..., Path]
 Command = Callable[..., list[str]]
@@ -183,13 +185,15 @@ def test_a_place_that_no_bundle_can_have_is_told_before_training(place: Place, t
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_step_that_is_stopped_keeps_its_checkpoint_and_mlflow_knows_that_it_failed(
-    tmp_path: Path, metalearn: Run, command: Command, draw_classes: Draw
+    tmp_path: Path, metalearn: Run, command: Command, draw_classes: Draw, processes: int
 ) -> None:
     images, workdir = draw_classes(tmp_path / "images"), tmp_path / "work"
-    arguments = ("run", images, *SMALL, "--train-seconds", 8, "--workdir", workdir)
+    arguments = ("run", images, *SMALL, "--train-seconds", 8, "--workdir", workdir, "--checkpoint-seconds", 3600)
+    arguments += ("--processes", processes)
     run = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: list(workdir.glob("checkpoints/*/.lock")))
+    wait_for(lambda: any((e["step"], e["kind"]) == ("meta_train", "progress") for e in events_of(workdir)))
     for process in psutil.Process(run.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if process.name() == "meta_train":

@@ -64,6 +64,9 @@ class Cluster:
     folder: Path
     secrets: dict[tuple[str, str], str] = field(default_factory=dict)
     refused: int | None = None
+    refusal: str = (
+        'trainjobs.trainer.kubeflow.org is forbidden: User "x" cannot create resource "trainjobs" in API group'
+    )
     has_trainer: bool = True
     runs_jobs: bool = True
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -77,7 +80,7 @@ class Cluster:
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         if self.refused:
-            return self.refused, {"kind": "Status", "message": "no"}
+            return self.refused, {"kind": "Status", "message": self.refusal}
         if path == "/api/v1/namespaces/team/pods":
             return 200, {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": []}
         if self.has_trainer and path.endswith("/clustertrainingruntimes/torch-distributed"):

@@ -360,6 +360,12 @@ def test_without_a_cluster_it_says_so(order, request_, monkeypatch, tmp_path) ->
         train_in_job(order, request_)
 
 
+def test_a_job_that_a_quota_forbids_is_refused_in_kubernetes_own_words(cluster, order, request_) -> None:
+    cluster.refused, cluster.refusal = 403, "admission webhook denied: exceeded quota: gpus, used: 4, limited: 4"
+    with pytest.raises(MetalearnError, match=r"TrainJob: Kubernetes refuses it \(403\): .*exceeded quota: gpus"):
+        train_in_job(order, request_, poll_s=0.2)
+
+
 def test_storage_that_only_one_machine_has_is_refused(cluster, order, request_, tmp_path) -> None:
     local = order.model_copy(update={"checkpoints": str(tmp_path / "checkpoints" / ("cd" * 16))})
     with pytest.raises(MetalearnError, match="several nodes need storage that all of them reach"):

@@ -245,6 +245,7 @@ def _listed(name: str, entries: dict[str, dict[str, Any]], request: Request) -> 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     cluster: Cluster
+    request_: Request
 
     def do_GET(self) -> None:
         self._serve()
@@ -257,14 +258,14 @@ class Handler(BaseHTTPRequestHandler):
         cluster = self.cluster
         target = self.path.removeprefix(PREFIX)
         fault = cluster.take_fault(self.command, target)
-        if fault is not None:
-            fault(self)
-            return
         try:
-            request = cluster.contract.request(self.command, target, self.headers, body)
+            self.request_ = request = cluster.contract.request(self.command, target, self.headers, body)
         except ContractError as error:
             cluster.violations.append(str(error))
             self.send(400, {"code": CODES[400], "message": str(error), "details": []})
+            return
+        if fault is not None:
+            fault(self)
             return
         cluster.requests.append(request)
         try:
@@ -277,10 +278,14 @@ class Handler(BaseHTTPRequestHandler):
                 status, content = 200, route(cluster, request)
         except RefusalError as refusal:
             status, content = refusal.status, {"code": CODES[refusal.status], "message": str(refusal), "details": []}
+        self.answer(status, content)
+
+    def answer(self, status: int, content: Any) -> None:
+        """Send what the document lets the server say."""
         try:
-            cluster.contract.check_answer(request, status, content)
+            self.cluster.contract.check_answer(self.request_, status, content)
         except ContractError as error:
-            cluster.violations.append(str(error))
+            self.cluster.violations.append(str(error))
         self.send(status, content)
 
     def _authenticate(self) -> None:
@@ -303,7 +308,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def refuse(status: int, message: str = "it went wrong") -> Fault:
-    return lambda handler: handler.send(status, {"code": CODES[status], "message": message, "details": []})
+    return lambda handler: handler.answer(status, {"code": CODES[status], "message": message, "details": []})
 
 
 def web_page(handler: Handler) -> None:
