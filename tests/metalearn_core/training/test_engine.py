@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -166,3 +169,38 @@ def test_a_recorded_step_is_recorded_anew_for_each_stage(dataset, monkeypatch):
     assert found == pytest.approx(expected)
     assert found[0] == found[1]
     assert len(set(found)) == 3
+
+
+PEAK = """
+import resource, sys
+import torch
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
+from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.learners import LearnerSpec, make_learner
+from metalearn_core.memory import kept_memory
+from metalearn_core.training.engine import Engine, EngineChoices
+from metalearn_core.training.plan import TrainingPlan
+
+tasks = int(sys.argv[1])
+spec = DatasetSpec(modality="image", example_shape=(1, 28, 28), dtype="uint8", mean=(.5,), std=(.2,), train_classes=9)
+learner = make_learner(LearnerSpec(learner="maml"), spec, way=5).train()
+y = torch.arange(5).repeat(64, 1)
+x = torch.randint(0, 256, (64, 5, 1, 28, 28), dtype=torch.uint8)
+batch = EpisodeBatch(5, x, y, x.repeat(1, 15, 1, 1, 1), y.repeat(1, 15))
+plan = TrainingPlan(way=5, shot=1, query=15, episodes=1, precision="fp32")
+choices = EngineChoices.choose(plan, tasks, learner.episodes_at_once(EpisodeShape(5, 1, 15)))
+with kept_memory(), Engine(choices) as engine:
+    for _ in range(3):
+        engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), tasks)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_the_peak_of_memory_does_not_grow_with_the_number_of_tasks():
+    """Largest resident sizes in KiB, of processes that hold the same batch: a task's activations are some 10 MB."""
+    few, many = (
+        int(subprocess.run([sys.executable, "-c", PEAK, str(tasks)], check=True, capture_output=True, text=True).stdout)
+        for tasks in (8, 64)
+    )
+    assert many < few + 40_000
