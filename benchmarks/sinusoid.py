@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from metalearn_core.data.sinusoid import SinusoidTasks
+from metalearn_core.errors import MetalearnError
 from metalearn_core.evaluation.evaluate import Protocol, evaluate
 from metalearn_core.evaluation.regression import RegressionEvaluation
 from metalearn_core.learners import LearnerSpec
@@ -97,17 +98,27 @@ def trained_learner(contestant: Contestant, iterations: int, seed: int) -> tuple
     return learner, rate
 
 
-def errors(learner: Learner, points: int) -> list[RegressionEvaluation]:
-    """Return the evaluations after 1, 5 and 10 inner steps; of a learner that takes none, a single one."""
+def errors(learner: Learner, points: int) -> list[RegressionEvaluation | None]:
+    """Return the evaluations after 1, 5 and 10 inner steps; of a learner that takes none, a single one.
+
+    None: an answer was no number, as where the steps are larger than the curvature lets them be.
+    """
     protocol = Protocol(way=1, shot=points, query=TEST_QUERIES, episodes=TEST_TASKS, seed=TEST_SEED)
     if not hasattr(learner.config, "eval_steps"):
-        return [evaluate(learner, SinusoidTasks(), protocol)]
+        return [_evaluated(learner, protocol)]
     found = []
     for steps in STEPS:
         shorter = copy.copy(learner)  # shares the weights
         shorter.config = learner.config.model_copy(update={"eval_steps": steps})
-        found.append(evaluate(shorter, SinusoidTasks(), protocol))
+        found.append(_evaluated(shorter, protocol))
     return found
+
+
+def _evaluated(learner: Learner, protocol: Protocol) -> RegressionEvaluation | None:
+    try:
+        return evaluate(learner, SinusoidTasks(), protocol)
+    except MetalearnError:
+        return None
 
 
 def _row(name: str, points: int, trained: Sequence[tuple[Learner, float]]) -> str:
@@ -120,8 +131,11 @@ def _row(name: str, points: int, trained: Sequence[tuple[Learner, float]]) -> st
     return f"| {name} | {points} | {' | '.join(cells)} | {paper} | {rate:,.0f} | {parameters:,} |"
 
 
-def _figure(found: Sequence[RegressionEvaluation]) -> str:
+def _figure(evaluated: Sequence[RegressionEvaluation | None]) -> str:
     """Return the mean squared error: of one seed with its interval over tasks, of several their mean and range."""
+    found = [one for one in evaluated if one]
+    if len(found) < len(evaluated):
+        return f"diverges ({len(evaluated) - len(found)} of {len(evaluated)})"
     values = [one.mse for one in found]
     if len(found) == 1:
         return f"{values[0]:.3f}" + (f" ± {found[0].ci95:.3f}" if found[0].ci95 else "")

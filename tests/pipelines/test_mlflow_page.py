@@ -1,6 +1,7 @@
 """MLflow's own page on what a run leaves, in Chromium, as it looks to someone who has never been there."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -48,7 +49,8 @@ def site(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     line = command("ui", "--workdir", folder / "work", "--port", port, "--json")
-    server = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "METALEARN_"))}
+    server = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=clean)
     try:
         assert server.stdout is not None
         lines = list(takewhile(lambda line: line != "}\n", server.stdout))

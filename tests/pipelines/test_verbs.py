@@ -193,7 +193,7 @@ def test_a_step_that_is_stopped_keeps_its_checkpoint_and_mlflow_knows_that_it_fa
     arguments = ("run", images, *SMALL, "--train-seconds", 8, "--workdir", workdir, "--checkpoint-seconds", 3600)
     arguments += ("--processes", processes)
     run = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any((e["step"], e["kind"]) == ("meta_train", "progress") for e in events_of(workdir)))
+    wait_for(lambda: any((e["step"], e["kind"]) == ("protonet", "progress") for e in events_of(workdir)))
     for process in psutil.Process(run.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             if process.name() == "meta_train":
