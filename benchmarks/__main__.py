@@ -30,7 +30,7 @@ def main() -> int:
         build = [sys.executable, "-c", "from pipelines.command_line import main; main()"]
         subprocess.run([*build, "dataset", "build", "glyphs", dataset], check=True, capture_output=True)
         runs = [["benchmarks.command_line"], ["benchmarks.data", source], ["benchmarks.evaluation", str(dataset)]]
-        runs += [["benchmarks.engine", "--dataset", str(dataset)], ["benchmarks.resume"]]
+        runs += [["benchmarks.engine", "--dataset", str(dataset)], ["benchmarks.resume"], ["benchmarks.serving"]]
         if arguments.omniglot:
             runs.append(["benchmarks.metric", source])
         if arguments.full:
