@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from metalearn_core.bundle import load_bundle, verify_bundle
 from metalearn_core.data.manifest import DatasetSpec, Record
@@ -53,7 +53,7 @@ class ExportDescription(Record):
     torch: str
 
 
-def has_embedding(learner: "Learner") -> bool:
+def has_embedding(learner: "Learner") -> "TypeGuard[EmbeddingLearner]":
     """Return whether a learner embeds each example on its own, whatever the support set."""
     from metalearn_core.learners.contract import EmbeddingLearner
 
@@ -81,7 +81,7 @@ def export_backbone(bundle: Path, folder: Path) -> ExportDescription:
             "`metalearn serve`; learners of the metric family have one"
         )
     with new_folder(folder) as made:
-        differences = _write_checked(learner, made)  # type: ignore[arg-type]
+        differences = _write_checked(learner, made)
         found = ExportDescription(
             learner=description.learner,
             backbone=description.backbone,

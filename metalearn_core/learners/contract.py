@@ -19,6 +19,7 @@ Family = Literal["metric", "optimization", "model", "memory", "transfer"]
 BatchNormMode = Literal["inductive", "transductive"]
 State = Mapping[str, Tensor]
 EMBEDDED_AT_ONCE = 256
+"""Examples, where no gradient is asked for, so that memory does not grow with a support set."""
 STATISTICS = "statistics."
 """What the names of the backbone's batch-norm statistics in a state begin with."""
 

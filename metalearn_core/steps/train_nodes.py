@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.errors import MetalearnError, StorageError
+from metalearn_core.errors import MetalearnError, StorageError, one_line
 from metalearn_core.steps.requests import TrainingOrder
-from metalearn_core.steps.train_processes import take_part
+from metalearn_core.steps.train_processes import knows_why, take_part
 from metalearn_core.storage import copy_folder, read_json, text_digest, write_json
 from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
@@ -111,19 +111,19 @@ def main() -> int:
         write_json(place.folder / _RECORD, {"record": record, "files": files})
         place.replace(files, _RECORD)
 
-    def failed(reason: str, known: bool) -> None:
-        sys.stderr.write(f"{reason}\n")
-        _leave_reason(place, reason, known)
+    def failed(error: Exception) -> None:
+        sys.stderr.write(f"{one_line(error)}\n")
+        _leave_reason(place, error)
 
     shutil.rmtree(bundle, ignore_errors=True)
     return take_part(order.model_copy(update={"bundle": bundle}), done, failed)
 
 
-def _leave_reason(place: Place, reason: str, known: bool) -> None:
+def _leave_reason(place: Place, error: Exception) -> None:
     """Leave a reason unless another process has; one that is known takes the place of one that is not."""
     path = Path(place.folder) / _FAILURE
-    write_json(path, {"reason": reason})
-    if place.prefix and known:
+    write_json(path, {"reason": one_line(error)})
+    if place.prefix and knows_why(error):
         place.prefix.write(_FAILURE, path.read_bytes())
     elif place.prefix:
         place.prefix.write_new(_FAILURE, path.read_bytes())

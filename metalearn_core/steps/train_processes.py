@@ -72,14 +72,13 @@ def _reason(log: str) -> str:
     return said[0] if said else "a training process ended early: the same command goes on from its last checkpoint"
 
 
-def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], failed: Callable[[str, bool], None]) -> int:
+def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], failed: Callable[[Exception], None]) -> int:
     """Train as one of the processes that torchrun started, and return this one's exit status.
 
     Args:
         order: what all of them train.
         done: is given the record of the training, in the first process.
-        failed: is given the reason, in one line, in a process that cannot go on; and whether it knows why: one that has
-            lost the others does not.
+        failed: is given what a process raised that cannot go on; see `knows_why`.
     """
     from metalearn_core.steps.training import train_here
     from metalearn_core.training.world import joined
@@ -89,12 +88,10 @@ def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], fail
             record = train_here(order, world)
             if world.leads:
                 done(record)
-        except (MetalearnError, OSError) as error:
-            failed(one_line(error), True)
-            return 1
         except Exception as error:
-            traceback.print_exc()
-            failed(one_line(error), False)
+            if not knows_why(error):
+                traceback.print_exc()
+            failed(error)
             return 1
         world.wait()
         return 0
@@ -103,8 +100,13 @@ def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], fail
         with joined(order.resources.device) as world:
             return trained(world)
     except MetalearnError as error:
-        failed(one_line(error), True)
+        failed(error)
         return 1
+
+
+def knows_why(error: Exception) -> bool:
+    """Return whether an error says why a process cannot go on; one that has only lost the others does not."""
+    return isinstance(error, (MetalearnError, OSError))
 
 
 def main() -> int:
@@ -112,8 +114,8 @@ def main() -> int:
     end_with_owner()
     order = TrainingOrder.model_validate(read_json(Path(sys.argv[1]), "order"))
 
-    def failed(reason: str, known: bool) -> None:
-        sys.stderr.write(f"{_ERROR if known else _BUG}{reason}\n")
+    def failed(error: Exception) -> None:
+        sys.stderr.write(f"{_ERROR if knows_why(error) else _BUG}{one_line(error)}\n")
 
     return take_part(order, lambda record: write_json(Path(sys.argv[2]), record), failed)
 

@@ -18,28 +18,9 @@ from metalearn_core.gate import GateRules
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def good(workshop: Any, small_dataset: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return workshop.make_bundle(tmp_path_factory.mktemp("good") / "b", small_dataset, seed=1)
-
-
-@pytest.fixture(scope="module")
-def guessing(workshop: Any, small_dataset: EpisodeDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return workshop.make_bundle(tmp_path_factory.mktemp("bad") / "b", small_dataset, guesses=True)
-
-
-def aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    return {alias: str(version) for alias, version in client.get_registered_model(name).aliases.items()}
-
-
 def looks(client: MlflowClient, name: str) -> int:
     tags = client.get_registered_model(name).tags
     return sum(len(value.split()) for tag, value in tags.items() if tag.startswith("gate_looks."))
-
-
-def install_champion(workshop: Any, client: MlflowClient, name: str, bundle: Path) -> None:
-    """Make a bundle the champion without asking the gate, which would refuse one that guesses."""
-    client.set_registered_model_alias(name, "champion", workshop.register(bundle, name).version)
 
 
 def test_without_a_champion_the_absolute_rules_promote(
@@ -50,7 +31,7 @@ def test_without_a_champion_the_absolute_rules_promote(
     assert outcome.promoted
     assert outcome.champion_before is None
     assert any("there is no champion" in reason for reason in outcome.reasons)
-    assert aliases(client, "first") == {"candidate": "1", "champion": "1"}
+    assert workshop.aliases(client, "first") == {"candidate": "1", "champion": "1"}
     assert looks(client, "first") == 0
 
 
@@ -63,7 +44,7 @@ def test_a_floor_that_is_not_reached_is_recorded_and_nothing_moves(
     assert not outcome.promoted
     assert "not above chance" in outcome.reasons[0]
     assert "below min_accuracy 0.9" in outcome.reasons[1]
-    assert aliases(client, "floor") == {"candidate": "1"}
+    assert workshop.aliases(client, "floor") == {"candidate": "1"}
     kept = json.loads(client.get_model_version("floor", "1").tags["decision"])
     assert (kept["promoted"], tuple(kept["reasons"])) == (False, outcome.reasons)
     (artifact,) = client.list_artifacts(run_id, "promotion")
@@ -75,7 +56,7 @@ def test_a_floor_that_is_not_reached_is_recorded_and_nothing_moves(
 def test_the_champion_again_is_a_success_that_changes_nothing(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
 ) -> None:
-    install_champion(workshop, client, "again", good)
+    workshop.install_champion(client, "again", good)
     before = client.get_model_version("again", "1").tags
     outcome = registry.promote("again", "candidate", small_dataset, workshop.PROTOCOL, GateRules(min_accuracy=1))
     assert outcome.promoted
@@ -86,16 +67,16 @@ def test_the_champion_again_is_a_success_that_changes_nothing(
 def test_a_better_candidate_takes_the_place_and_a_rollback_gives_it_back(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
 ) -> None:
-    install_champion(workshop, client, "better", guessing)
+    workshop.install_champion(client, "better", guessing)
     workshop.register(good, "better")
     outcome = registry.promote("better", "candidate", small_dataset, workshop.PROTOCOL)
     assert outcome.promoted, outcome.reasons
     assert (outcome.version, outcome.champion_before, outcome.look) == ("2", "1", 1)
     assert outcome.comparison is not None and outcome.comparison["alpha"] == pytest.approx(0.05)
-    assert aliases(client, "better") == {"candidate": "2", "champion": "2", "previous_champion": "1"}
+    assert workshop.aliases(client, "better") == {"candidate": "2", "champion": "2", "previous_champion": "1"}
     undone = registry.rollback("better", "complaints from the field")
     assert (undone.version, undone.champion_before) == ("1", "2")
-    assert aliases(client, "better") == {"candidate": "2", "champion": "1"}
+    assert workshop.aliases(client, "better") == {"candidate": "2", "champion": "1"}
     kept = json.loads(client.get_model_version("better", "2").tags["rolled_back"])
     assert (kept["to"], kept["reason"]) == ("1", "complaints from the field")
     with pytest.raises(MetalearnError, match="version 1 had no champion before it"):
@@ -118,7 +99,7 @@ def test_each_of_the_two_answers_every_episode_once(
         return score(self, sampler, episodes)
 
     monkeypatch.setattr(Scorer, "score", counted)
-    install_champion(workshop, client, "once", guessing)
+    workshop.install_champion(client, "once", guessing)
     workshop.register(good, "once")
     outcome = registry.promote("once", "candidate", small_dataset, workshop.PROTOCOL)
     assert [episodes for _, episodes in asked] == [60, 60]
@@ -130,7 +111,7 @@ def test_each_of_the_two_answers_every_episode_once(
 def test_a_version_that_was_rolled_back_becomes_champion_again_only_when_a_person_asks(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
 ) -> None:
-    install_champion(workshop, client, "undone", guessing)
+    workshop.install_champion(client, "undone", guessing)
     workshop.register(good, "undone")
     assert registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL).promoted
     registry.rollback("undone", "complaints from the field")
@@ -139,18 +120,18 @@ def test_a_version_that_was_rolled_back_becomes_champion_again_only_when_a_perso
     assert not refused.promoted
     assert "version 2 was rolled back" in refused.reasons[0] and "complaints from the field" in refused.reasons[0]
     assert "metalearn promote models:/undone/2" in refused.reasons[0]
-    assert aliases(client, "undone") == {"candidate": "2", "champion": "1"}
+    assert workshop.aliases(client, "undone") == {"candidate": "2", "champion": "1"}
     assert json.loads(client.get_model_version("undone", "2").tags["decision"])["promoted"] is False
     asked = registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL, after_rollback=True)
     assert asked.promoted
-    assert aliases(client, "undone")["champion"] == "2"
+    assert workshop.aliases(client, "undone")["champion"] == "2"
     assert "rolled_back" not in client.get_model_version("undone", "2").tags
 
 
 def test_a_candidate_no_better_than_the_champion_is_not_promoted_and_each_look_costs(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path, tmp_path: Path
 ) -> None:
-    install_champion(workshop, client, "worse", good)
+    workshop.install_champion(client, "worse", good)
     workshop.register(guessing, "worse")
     first = registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL)
     assert not first.promoted
@@ -163,13 +144,13 @@ def test_a_candidate_no_better_than_the_champion_is_not_promoted_and_each_look_c
     assert second.comparison is not None and second.comparison["alpha"] == pytest.approx(2 * 0.05 / 6)
     workshop.register(workshop.make_bundle(tmp_path / "third", small_dataset, seed=7), "worse")
     assert registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL).look == 3
-    assert aliases(client, "worse")["champion"] == "1"
+    assert workshop.aliases(client, "worse")["champion"] == "1"
 
 
 def test_noninferiority_lets_an_equal_model_in(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
 ) -> None:
-    install_champion(workshop, client, "equal", good)
+    workshop.install_champion(client, "equal", good)
     workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=2), "equal")
     rules = GateRules(mode="noninferiority", margin=0.5)
     assert registry.promote("equal", "candidate", small_dataset, workshop.PROTOCOL, rules).promoted
@@ -179,20 +160,20 @@ def test_a_champion_of_another_input_shape_is_a_recorded_reason(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
 ) -> None:
     larger = workshop.make_dataset(tmp_path, 16)
-    install_champion(workshop, client, "shapes", workshop.make_bundle(tmp_path / "b", larger))
+    workshop.install_champion(client, "shapes", workshop.make_bundle(tmp_path / "b", larger))
     workshop.register(good, "shapes")
     outcome = registry.promote("shapes", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
     assert "(1, 16, 16)" in outcome.reasons[0] and "(1, 12, 12)" in outcome.reasons[0]
     assert "register the candidate under another model name" in outcome.reasons[0]
     assert json.loads(client.get_model_version("shapes", "2").tags["decision"])["promoted"] is False
-    assert aliases(client, "shapes")["champion"] == "1"
+    assert workshop.aliases(client, "shapes")["champion"] == "1"
 
 
 def test_a_champion_of_another_way_is_a_recorded_reason(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
 ) -> None:
-    install_champion(workshop, client, "ways", workshop.make_bundle(tmp_path / "b", small_dataset, learner="maml"))
+    workshop.install_champion(client, "ways", workshop.make_bundle(tmp_path / "b", small_dataset, learner="maml"))
     workshop.register(good, "ways")
     protocol = workshop.PROTOCOL.model_copy(update={"way": 4})
     outcome = registry.promote("ways", "candidate", small_dataset, protocol)
@@ -213,7 +194,7 @@ def test_test_classes_that_a_model_has_seen_are_left_out(
 ) -> None:
     tested = [entry.digest for entry in small_dataset.manifest.of_split("test")]
     cheat = workshop.make_bundle(tmp_path / "b", small_dataset, guesses=True, seen=tested[:4])
-    install_champion(workshop, client, "seen", cheat)
+    workshop.install_champion(client, "seen", cheat)
     workshop.register(good, "seen")
     outcome = registry.promote("seen", "candidate", small_dataset, workshop.PROTOCOL)
     assert outcome.comparison is not None
@@ -228,7 +209,7 @@ def test_test_classes_that_share_an_image_with_the_training_of_a_model_are_left_
     tested = split_hashes(small_dataset, "test")
     count = small_dataset.manifest.of_split("test")[0].count
     champion = workshop.make_bundle(tmp_path / "a", small_dataset, guesses=True, images=tested[:1])
-    install_champion(workshop, client, "shared", champion)
+    workshop.install_champion(client, "shared", champion)
     candidate = workshop.make_bundle(tmp_path / "b", small_dataset, images=[*tested[1:3], *tested[count : count + 1]])
     workshop.register(candidate, "shared")
     outcome = registry.promote("shared", "candidate", small_dataset, workshop.PROTOCOL)
@@ -244,7 +225,7 @@ def test_too_few_unseen_test_classes_are_a_recorded_reason(
     outcome = registry.promote("few", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
     assert "7 test classes" in outcome.reasons[0]
-    assert aliases(client, "few") == {"candidate": "1"}
+    assert workshop.aliases(client, "few") == {"candidate": "1"}
 
 
 def test_failed_checks_of_the_dataset_stand_against_promotion(
@@ -289,19 +270,19 @@ def test_a_damaged_candidate_is_never_promoted(
     _spoil(client, "spoilt", "1")
     with pytest.raises(MetalearnError, match="damaged"):
         registry.promote("spoilt", "candidate", small_dataset, workshop.PROTOCOL)
-    assert aliases(client, "spoilt") == {"candidate": "1"}
+    assert workshop.aliases(client, "spoilt") == {"candidate": "1"}
 
 
 def test_a_damaged_champion_is_a_recorded_reason_and_a_rollback_to_one_is_refused(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
 ) -> None:
-    install_champion(workshop, client, "spoilt-champion", guessing)
+    workshop.install_champion(client, "spoilt-champion", guessing)
     workshop.register(good, "spoilt-champion")
     assert registry.promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL).promoted
     _spoil(client, "spoilt-champion", "1")
     with pytest.raises(MetalearnError, match="damaged"):
         registry.rollback("spoilt-champion")
-    assert aliases(client, "spoilt-champion")["champion"] == "2"
+    assert workshop.aliases(client, "spoilt-champion")["champion"] == "2"
     client.set_registered_model_alias("spoilt-champion", "champion", "1")
     outcome = registry.promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
@@ -317,7 +298,7 @@ def test_where_the_champion_changes_meanwhile_nothing_moves_and_it_is_said(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    install_champion(workshop, client, "moving", guessing)
+    workshop.install_champion(client, "moving", guessing)
     third = workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=3), "moving").version
     workshop.register(good, "moving")
     record = promotion._record
@@ -330,13 +311,13 @@ def test_where_the_champion_changes_meanwhile_nothing_moves_and_it_is_said(
     outcome = registry.promote("moving", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
     assert "the champion changed from version 1 to 2" in outcome.reasons[0]
-    assert aliases(client, "moving")["champion"] == "2"
+    assert workshop.aliases(client, "moving")["champion"] == "2"
 
 
 def test_a_champion_that_is_built_for_another_shot_is_a_recorded_reason_and_costs_no_look(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, tmp_path: Path
 ) -> None:
-    install_champion(workshop, client, "shots", workshop.make_bundle(tmp_path / "b", small_dataset, learner="snail"))
+    workshop.install_champion(client, "shots", workshop.make_bundle(tmp_path / "b", small_dataset, learner="snail"))
     workshop.register(good, "shots")
     protocol = workshop.PROTOCOL.model_copy(update={"shot": 2})
     outcome = registry.promote("shots", "candidate", small_dataset, protocol)
@@ -365,7 +346,7 @@ def test_two_promotions_at_once_take_turns(
     guessing: Path,
     tmp_path: Path,
 ) -> None:
-    install_champion(workshop, client, "both", guessing)
+    workshop.install_champion(client, "both", guessing)
     workshop.register(good, "both")
     workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=4), "both")
     processes = [
@@ -382,7 +363,7 @@ def test_two_promotions_at_once_take_turns(
     assert first["promoted"]
     assert second["champion_before"] == first["version"]
     winner = second["version"] if second["promoted"] else first["version"]
-    assert aliases(client, "both")["champion"] == winner
+    assert workshop.aliases(client, "both")["champion"] == winner
     assert {first["look"], second["look"]} == {1, 2}
 
 
@@ -409,41 +390,6 @@ def test_what_does_not_exist_is_named_with_what_does(
     assert "\n" not in str(caught.value)
 
 
-def test_a_rollback_without_a_champion_is_one_line(workshop: Any, client: MlflowClient, good: Path) -> None:
-    workshop.register(good, "no-champion")
-    with pytest.raises(MetalearnError, match="has no champion"):
-        registry.rollback("no-champion")
-
-
-def test_rollbacks_go_back_step_by_step(
-    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path, tmp_path: Path
-) -> None:
-    install_champion(workshop, client, "steps", guessing)
-    rules = GateRules(mode="noninferiority", margin=0.9)
-    for bundle in (good, workshop.make_bundle(tmp_path / "b", small_dataset, seed=6)):
-        workshop.register(bundle, "steps")
-        assert registry.promote("steps", "candidate", small_dataset, workshop.PROTOCOL, rules).promoted
-    assert aliases(client, "steps") == {"candidate": "3", "champion": "3", "previous_champion": "2"}
-    assert registry.rollback("steps").version == "2"
-    assert aliases(client, "steps") == {"candidate": "3", "champion": "2", "previous_champion": "1"}
-    assert registry.rollback("steps").version == "1"
-    assert aliases(client, "steps") == {"candidate": "3", "champion": "1"}
-
-
-def test_a_rollback_goes_past_what_was_rolled_back_before(
-    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path, tmp_path: Path
-) -> None:
-    install_champion(workshop, client, "round", guessing)
-    workshop.register(good, "round")
-    assert registry.promote("round", "candidate", small_dataset, workshop.PROTOCOL).promoted
-    client.set_model_version_tag("round", "1", "champion_before", "2")  # as where 1 was champion again in between
-    assert registry.rollback("round", asked_by="somebody").version == "1"
-    assert json.loads(client.get_model_version("round", "2").tags["rolled_back"])["asked_by"] == "somebody"
-    with pytest.raises(MetalearnError, match="had no champion before it"):
-        registry.rollback("round")
-    assert aliases(client, "round")["champion"] == "1"
-
-
 def test_a_server_that_goes_away_while_the_champion_moves_leaves_no_promoted_version_that_is_none(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -457,7 +403,7 @@ def test_a_server_that_goes_away_while_the_champion_moves_leaves_no_promoted_ver
         registry.promote("cut-off", "candidate", small_dataset, workshop.PROTOCOL)
     tags = client.get_model_version("cut-off", "1").tags
     assert (tags["promoted"], json.loads(tags["decision"])["promoted"]) == ("false", False)
-    assert "champion" not in aliases(client, "cut-off")
+    assert "champion" not in workshop.aliases(client, "cut-off")
     assert registry.promote("cut-off", "candidate", small_dataset, workshop.PROTOCOL).promoted
     assert json.loads(client.get_model_version("cut-off", "1").tags["decision"])["promoted"] is True
 
@@ -465,7 +411,7 @@ def test_a_server_that_goes_away_while_the_champion_moves_leaves_no_promoted_ver
 def test_a_person_can_force_a_promotion_and_it_is_recorded_as_such(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
 ) -> None:
-    install_champion(workshop, client, "forced", good)
+    workshop.install_champion(client, "forced", good)
     workshop.register(guessing, "forced")
     outcome = registry.promote(
         "forced",
@@ -478,7 +424,7 @@ def test_a_person_can_force_a_promotion_and_it_is_recorded_as_such(
     assert outcome.promoted
     assert outcome.reasons[0] == "promoted by force: the old one breaks the line"
     assert len(outcome.reasons) > 1
-    assert aliases(client, "forced")["champion"] == "2"
+    assert workshop.aliases(client, "forced")["champion"] == "2"
     record = json.loads(client.get_model_version("forced", "2").tags["decision"])
     assert (record["forced"], record["asked_by"]) == ("the old one breaks the line", "ann@desk")
 
