@@ -1,6 +1,7 @@
 """How much of a training's budget is spent, and when its validations are due: functions of plan and progress."""
 
 import math
+import time
 
 from metalearn_core.training.checkpoint import Progress
 from metalearn_core.training.plan import TrainingPlan
@@ -47,3 +48,18 @@ def validation_is_due(plan: TrainingPlan, progress: Progress, now: float, *, spe
     scheduled = math.floor(share_of_budget(plan, progress, now) * plan.validations)
     affordable = plan.seconds is None or progress.validation_seconds <= VALIDATION_SHARE * now
     return scheduled > progress.validations and affordable
+
+
+class Clock:
+    """Seconds spent, those of earlier attempts included.
+
+    Args:
+        before: of the earlier attempts.
+    """
+
+    def __init__(self, before: float) -> None:
+        self._before, self._started = before, time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the seconds spent so far."""
+        return self._before + time.monotonic() - self._started

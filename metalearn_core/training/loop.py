@@ -15,18 +15,14 @@ from torch import Tensor
 from metalearn_core import events
 from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.episodes import EpisodeShape
-from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.data.tasks import stream_of
 from metalearn_core.errors import MetalearnError, StorageError
 from metalearn_core.evaluation.metric import metric_of
-from metalearn_core.evaluation.regression import error_interval
-from metalearn_core.evaluation.scoring import Scorer
-from metalearn_core.evaluation.statistics import t_interval
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
-from metalearn_core.training.budget import is_spent, share_of_budget, validation_is_due
+from metalearn_core.training.budget import Clock, is_spent, share_of_budget, validation_is_due
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
 from metalearn_core.training.optimiser import OPTIMISERS, Optimiser
@@ -37,6 +33,7 @@ from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, told_checkpoint, unpack
 from metalearn_core.training.supply import Supply
 from metalearn_core.training.termination import StopRequested, sigterm_flag
+from metalearn_core.training.validation import validated
 from metalearn_core.training.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -155,7 +152,7 @@ class _Run:
         )
         self.optimiser = self._new_optimiser()
         self.best = self._weights()
-        self.clock = _Clock(0.0)
+        self.clock = Clock(0.0)
         self.now = 0.0
         self.reporter = Reporter(spec.learner, on_metrics, self.metric) if world.leads else None
 
@@ -184,7 +181,7 @@ class _Run:
         if self.progress.finished:
             return self._result()
         self._say_if_alone()
-        self.clock = _Clock(self.progress.seconds)
+        self.clock = Clock(self.progress.seconds)
         self.learner.train()
         with contextlib.ExitStack() as stack:
             stack.enter_context(kept_memory())
@@ -352,16 +349,9 @@ class _Run:
         if not self.world.leads:
             return math.nan, math.nan
         try:
-            with Scorer(self.learner, self.learner.batch_norm, stop_if_asked) as scorer:
-                if not isinstance(self.validation, EpisodeSampler):
-                    errors = scorer.squared_errors(self.validation, self.plan.validation_episodes)
-                    mean, half_width, _ = error_interval(errors)
-                    return mean, half_width or 0.0
-                scores = scorer.score(self.validation, self.plan.validation_episodes)
+            return validated(self.learner, self.validation, self.plan.validation_episodes, stop_if_asked)
         except StopRequested:
             return math.nan, math.nan
-        interval = t_interval(scores.accuracy)
-        return interval.mean, interval.half_width
 
     def _say_if_alone(self) -> None:
         """Say so where the processes have nothing to share."""
@@ -414,13 +404,3 @@ class _Run:
             best_validation=math.nan if best is None else best,
             train_shape=self.train_shape,
         )
-
-
-class _Clock:
-    """Seconds spent, those of earlier attempts included."""
-
-    def __init__(self, before: float) -> None:
-        self._before, self._started = before, time.monotonic()
-
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._started
