@@ -42,6 +42,8 @@ def test_after_one_flipped_byte_the_one_before_is_taken(checkpoints, suffix):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert checkpoints.load("f")[0].step == 2
+    kept = {path.name[:12] for path in checkpoints.place.folder.glob("0*")}
+    assert kept == {f"{2:012d}"}, "the damaged one would outlive the whole one"
 
 
 def test_a_half_written_one_does_not_count(checkpoints):
