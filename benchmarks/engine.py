@@ -6,7 +6,8 @@
 Omniglot's shape: 5-way 1-shot 15-query, conv4-64 with strides, second order, meta-batch 32. Every peer normalises
 transductively, since none can do otherwise. Each is a process of its own, with an allocator and threads of its own; in
 each round all of them take a step, one after the other. A figure is the median of the rounds, a ratio that of the
-rounds' own ratios to higher; memory is the largest resident size of the process, data and libraries included.
+rounds' own ratios to higher; memory is the largest resident size of the process, data and libraries included. "Its
+arithmetic alone" (`benchmarks.arithmetic`) is no contestant, but what no engine on torch's kernels can pass.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.arithmetic import training
 from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
@@ -39,8 +41,9 @@ WAY, INNER_LR, META_BATCH = 5, 0.4, 32
 OURS = ("ours, fp32", "ours, bf16")
 PLAIN, VMAP = "a plain loop over tasks", "torch.func.vmap"
 PEERS = ("higher", "torchopt")
+BARE = {"its arithmetic alone, fp32": torch.float32, "its arithmetic alone, bf16": torch.bfloat16}
 Gradients = list[Tensor]
-Step = Callable[[], Gradients]
+Step = Callable[[], Gradients | None]
 
 
 class Network(nn.Module):
@@ -123,7 +126,7 @@ class Contestant:
 
 def table(dataset: Path, inner_steps: int, rounds: int, scratch: Path) -> None:
     """Print the rows for one number of inner steps."""
-    names = [*OURS, PLAIN, VMAP, *(name for name in PEERS if _installed(name))]
+    names = [*OURS, *BARE, PLAIN, VMAP, *(name for name in PEERS if _installed(name))]
     contestants = {
         name: Contestant(name, dataset, inner_steps, scratch / f"{number}") for number, name in enumerate(names)
     }
@@ -137,13 +140,14 @@ def table(dataset: Path, inner_steps: int, rounds: int, scratch: Path) -> None:
     for name, spent in seconds.items():
         ratios = sorted(one / other for one, other in zip(base, spent, strict=True))
         found = contestants[name].gradient
-        difference = max(
-            ((found[key] - expected[key]).norm() / expected[key].norm().clamp_min(1e-12)).item() for key in expected
+        differences = (
+            (value - expected[key]).norm() / expected[key].norm().clamp_min(1e-12) for key, value in found.items()
         )
+        difference = f"{max(differences):.1e}" if found else ""
         print(
             f"| {inner_steps} | {name} | {META_BATCH / statistics.median(spent):.1f} "
             f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) "
-            f"| {memory[name]:.0f} MB | {difference:.1e} |",
+            f"| {memory[name]:.0f} MB | {difference} |",
             flush=True,
         )
 
@@ -168,7 +172,7 @@ def serve(name: str, dataset: Path, inner_steps: int, out: Path) -> None:
     copy_weights(learner, network)
     with contextlib.ExitStack() as stack:
         step = _step(name, stack, network, learner, batch, inner_steps)
-        save_file({f"{number}": value.contiguous() for number, value in enumerate(step())}, out)
+        save_file({f"{number}": value.contiguous() for number, value in enumerate(step() or [])}, out)
         print("ready", flush=True)
         for line in sys.stdin:
             if line.strip() == "end":
@@ -183,6 +187,9 @@ def _step(
     name: str, stack: contextlib.ExitStack, network: Network, learner: Learner, batch: EpisodeBatch, inner_steps: int
 ) -> Step:
     """Return what a contestant does."""
+    if name in BARE:
+        stack.enter_context(kept_memory())
+        return training(META_BATCH, inner_steps, BARE[name])
     if name in OURS:
         return ours(stack, learner, batch, name.removeprefix("ours, "))
     if name == VMAP:

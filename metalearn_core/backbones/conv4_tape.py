@@ -14,6 +14,7 @@ where ∂ is the gradient of the loss with respect to what follows. A group is a
 calling a kernel costs more than its arithmetic: every operation is for all groups at once, each with its own weights.
 """
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,14 @@ class _Block:
 
 
 @dataclass(frozen=True)
+class _Patches:
+    """What a convolution sees, between two passes that both need it: U is much larger than what it is made of."""
+
+    still: Tensor  # U
+    moving: Tensor | None = None  # R{U}
+
+
+@dataclass(frozen=True)
 class _Gradient:
     """What the backward pass has found for a block."""
 
@@ -53,9 +62,8 @@ class _Gradient:
 
 @dataclass(frozen=True)
 class _Tangent:
-    """R{·} of what a block has computed; the first block's input does not move."""
+    """R{·} of what a block has computed."""
 
-    hidden: Tensor | None  # R{h}
     normal: Tensor  # R{x̂}
     factor: Tensor  # R{γ r}
 
@@ -81,13 +89,16 @@ class Conv4Tape:
         self._groups, self._examples = x.shape[0], x.shape[1]
         self._stride = 1 if pooled else 2
         self._blocks: list[_Block] = []
+        self._patches: list[_Patches] = []
         self._gradients: list[_Gradient] = []
         self._tangents: list[_Tangent] = []
         size = (x.shape[3], x.shape[4])
         self._x = hidden = x.permute(0, 1, 3, 4, 2).reshape(self._groups, -1, x.shape[2])
         for number in range(blocks):
             weight, scale, shift = _of_block(weights, number)
-            normal = self._unfold(hidden, size) @ weight.mT
+            patches = self._unfold(hidden, size)
+            self._patches.append(_Patches(patches))
+            normal = patches @ weight.mT
             normal.sub_(normal.mean(1, keepdim=True))
             inverse = torch.rsqrt(normal.square().mean(1, keepdim=True) + EPSILON)
             normal.mul_(inverse)
@@ -103,16 +114,14 @@ class Conv4Tape:
     def backward(self, gradient: Tensor) -> dict[str, Tensor]:
         """Return the gradient with respect to every weight, from that with respect to the features (g, n, d)."""
         found: dict[str, Tensor] = {}
-        hidden, after = self._from_features(gradient), self._out(self._blocks[-1])
+        hidden = self._from_features(gradient)
         self._gradients = []
         for number, block in reversed(list(enumerate(self._blocks))):
-            before = self._out(self._blocks[number - 1]) if number else self._x
-            out = self._through_relu(block, after, hidden)
-            after = before
+            out = self._through_relu(block, hidden)
             shift, scale = out.sum(1, keepdim=True), (out * block.normal).sum(1, keepdim=True)
             self._gradients.insert(0, _Gradient(out, shift, scale))
             z = _direction(block, self._gradients[0]).mul_(block.scale * block.inverse)
-            found |= _named(number, self._weight_gradient(z, before, block.size), scale, shift)
+            found |= _named(number, _weight_gradient(z, self._patches.pop().still), scale, shift)
             if number:
                 hidden = self._fold(z @ block.weight, block.size)
         return found
@@ -120,16 +129,19 @@ class Conv4Tape:
     def forward_tangent(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return R{features} (g, n, d), the derivative of the features as the weights move along `direction`."""
         before, hidden = self._x, None
-        self._tangents = []
+        self._tangents, self._patches = [], []
         for number, block in enumerate(self._blocks):
             weight, scale, shift = _of_block(direction, number)
-            normal = self._tangent_product(self._unfold(self._rounded(before), block.size), weight.mT)
-            if hidden is not None:
-                normal += self._tangent_product(self._unfold(self._rounded(hidden), block.size), block.weight.mT)
+            still = self._unfold(self._rounded(before), block.size)
+            moving = None if hidden is None else self._unfold(self._rounded(hidden), block.size)
+            self._patches.append(_Patches(still, moving))
+            normal = self._tangent_product(still, weight.mT)
+            if moving is not None:
+                normal += self._tangent_product(moving, block.weight.mT)
             correlation = (normal * block.normal).mean(1, keepdim=True)
             normal.sub_(torch.addcmul(normal.mean(1, keepdim=True), block.normal, correlation)).mul_(block.inverse)
             factor = scale * block.inverse - block.scale * block.inverse.square() * correlation
-            self._tangents.append(_Tangent(hidden, normal, factor))
+            self._tangents.append(_Tangent(normal, factor))
             hidden = self._pooled(block, torch.addcmul(shift, block.normal, scale).addcmul_(normal, block.scale))
             before = self._out(block)
             hidden = _where_positive(before, hidden)
@@ -139,12 +151,11 @@ class Conv4Tape:
     def backward_tangent(self, gradient_tangent: Tensor, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return R{gradient of every weight} along `direction`, from R{gradient of the features} (g, n, d)."""
         found: dict[str, Tensor] = {}
-        hidden, after = self._from_features(gradient_tangent), self._out(self._blocks[-1])
+        hidden = self._from_features(gradient_tangent)
         passes = zip(self._blocks, self._gradients, self._tangents, strict=True)
         for number, (block, gradient, tangent) in reversed(list(enumerate(passes))):
-            before = self._out(self._blocks[number - 1]) if number else self._x
-            out = self._through_relu(block, after, hidden)
-            after = before
+            patches = self._patches.pop()
+            out = self._through_relu(block, hidden)
             shift = out.sum(1, keepdim=True)
             scale = (out * block.normal).addcmul_(gradient.out, tangent.normal).sum(1, keepdim=True)
             mean = torch.addcmul(shift, block.normal, scale).addcmul_(tangent.normal, gradient.scale)
@@ -152,13 +163,13 @@ class Conv4Tape:
             still = _direction(block, gradient)
             moved = mean.mul_(-1 / mean.shape[1]).add_(out).mul_(factor).addcmul_(still, tangent.factor)
             rounded = self._rounded(moved)
-            weight = self._weight_gradient(rounded, self._rounded(before), block.size).to(moved.dtype)
-            if tangent.hidden is not None:
+            weight = _weight_gradient(rounded, patches.still).to(moved.dtype)
+            if patches.moving is not None:
                 z = self._rounded(still.mul_(factor))
                 along, _, _ = _of_block(direction, number)
-                weight += self._weight_gradient(z, self._rounded(tangent.hidden), block.size)
-                patches = self._tangent_product(rounded, block.weight)
-                hidden = self._fold(patches.add_(self._tangent_product(z, along)), block.size)
+                weight += _weight_gradient(z, patches.moving)
+                both = torch.cat([rounded, z], dim=2), torch.cat([block.weight, along], dim=1)  # their products' sum
+                hidden = self._fold(self._tangent_product(*both), block.size)
             found |= _named(number, weight, scale, shift)
         self._tangents = []
         return found
@@ -180,21 +191,18 @@ class Conv4Tape:
 
     def _fold(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the sums (g, n·h·w, c) over the patches that each value is in: the transpose of `_unfold`."""
-        (height, width), stride = size, self._stride
+        stride = self._stride
         down, right = (-(-length // stride) for length in size)
         windows = patches.view(self._groups * self._examples, down, right, _TAPS, _TAPS, -1)
-        padded = patches.new_zeros(len(windows), stride * down + 2, stride * right + 2, windows.shape[-1])
-        for i in range(_TAPS):
-            for j in range(_TAPS):
-                padded[:, i : i + stride * down : stride, j : j + stride * right : stride] += windows[:, :, :, i, j]
-        return padded[:, 1 : height + 1, 1 : width + 1].reshape(self._groups, -1, windows.shape[-1])
-
-    def _weight_gradient(self, z: Tensor, hidden: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return zᵀ U (g, o, 9·c), from a gradient z and an input h; U, much larger than h, is made again for it."""
-        patches = self._unfold(hidden, size)
-        if patches.shape[-1] > z.shape[-1]:
-            return z.mT @ patches
-        return (patches.mT @ z).mT.contiguous()  # several times faster where U is the narrow one
+        maps = patches.new_empty(len(windows), *size, windows.shape[-1])
+        rows, columns = ([_reach(tap, length, stride) for tap in range(_TAPS)] for length in size)
+        for i, j in itertools.product((1, 2, 0), repeat=2):  # from the middle: the first to reach a value reach all
+            source, target = windows[:, rows[i][0], columns[j][0], i, j], maps[:, rows[i][1], columns[j][1]]
+            if 0 < i <= stride and 0 < j <= stride:
+                target.copy_(source)
+            else:
+                target.add_(source)
+        return maps.view(self._groups, -1, windows.shape[-1])
 
     def _rounded(self, values: Tensor) -> Tensor:
         return values.to(self._tangent_precision)
@@ -221,7 +229,11 @@ class Conv4Tape:
 
     def _out(self, block: _Block) -> Tensor:
         """Return the block's output, the next h (g, n·h·w, o)."""
-        return self._pooled(block, torch.addcmul(block.shift, block.normal, block.scale)).relu_()
+        return self._activation(block).relu_()
+
+    def _activation(self, block: _Block) -> Tensor:
+        """Return u (g, n·h·w, o), max-pooled where the block has a max-pool."""
+        return self._pooled(block, torch.addcmul(block.shift, block.normal, block.scale))
 
     def _pooled(self, block: _Block, rows: Tensor) -> Tensor:
         """Return, where the block has a max-pool, what that chose when it saw u."""
@@ -229,15 +241,28 @@ class Conv4Tape:
             return rows
         return self._rows(self._images(rows, block.size).flatten(2).gather(2, block.indices))
 
-    def _through_relu(self, block: _Block, out: Tensor, gradient: Tensor) -> Tensor:
-        """Return the gradient before ReLU (and max-pool) from that after it; `out` is the block's output."""
-        gradient = _where_positive(out, gradient)
+    def _through_relu(self, block: _Block, gradient: Tensor) -> Tensor:
+        """Return the gradient before ReLU (and max-pool) from that after it."""
+        gradient = _where_positive(self._activation(block), gradient)
         if block.indices is None:
             return gradient
         before = torch.zeros_like(block.normal)
         images = self._images(gradient, self._halved(block.size)).flatten(2)
         self._images(before, block.size).flatten(2).scatter_add_(2, block.indices, images)
         return before
+
+
+def _reach(tap: int, length: int, stride: int) -> tuple[slice, slice]:
+    """Return which windows see an image by this tap, along an axis of that length, and which values they see."""
+    first, last = (1 if tap == 0 else 0), (length - max(tap, 1)) // stride
+    return slice(first, last + 1), slice(stride * first + tap - 1, stride * last + tap, stride)
+
+
+def _weight_gradient(z: Tensor, patches: Tensor) -> Tensor:
+    """Return zᵀ U (g, o, 9·c)."""
+    if patches.shape[-1] > z.shape[-1]:
+        return z.mT @ patches
+    return (patches.mT @ z).mT.contiguous()  # several times faster where U is the narrow one
 
 
 def _where_positive(out: Tensor, values: Tensor) -> Tensor:

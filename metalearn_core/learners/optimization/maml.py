@@ -41,4 +41,4 @@ class MAML(InnerLoopLearner):
     def step(self, weights: Weights, gradients: Weights, number: int) -> Weights:
         """θ ← θ − α ∇L."""
         del number
-        return {name: weight - self.config.inner_lr * gradients[name] for name, weight in weights.items()}
+        return {name: weight.sub(gradients[name], alpha=self.config.inner_lr) for name, weight in weights.items()}
