@@ -3,9 +3,11 @@
     python -m benchmarks.learners images_background -o results [--seconds 60]
     python -m benchmarks.learners images_background -o results --learners protonet,maml,transfer --seconds 1800 \
         --seeds 0,1,2 --shapes 5x1,5x5,20x1,20x5
+    python -m benchmarks.learners images_background -o results --seconds 180 --seeds 1,2 --as-seed 0
     python -m benchmarks.learners -o results              the tables alone, of what is there
 
-Each cell (learner, shape, seed, seconds) is a file in the output folder, written when it is finished; started again,
+A machine is not as fast every day: with `--as-seed`, further seeds are trained for as many episodes as that seed's model
+made in its seconds. Each cell (learner, shape, seed, seconds) is a file in the output folder, written when it is finished; started again,
 the benchmark goes on, also within a training. Prints the tables of docs/benchmarks.md: one for each shape and budget.
 """
 
@@ -73,7 +75,7 @@ class Cell(Record):
     def table(self) -> tuple[int, int, float]:
         """Way, shot and seconds: cells of one table have them in common."""
         request = self.key["request"]
-        return request["way"], request["shot"], request["seconds"]
+        return request["way"], request["shot"], request["seconds"] or self.key["seconds"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=60, help="of each training")
     parser.add_argument("--learners", default=",".join(sorted(LEARNERS)))
     parser.add_argument("--seeds", default="0", help="of training, as 0,1,2")
+    parser.add_argument(
+        "--as-seed", type=int, help="train for as many episodes as this seed's model, whatever the time"
+    )
     parser.add_argument("--shapes", default="5x1", help="way x shot, as 5x1,20x5")
     parser.add_argument("--episodes", type=int, default=1000, help="test episodes")
     parser.add_argument("--image-size", type=int, default=28)
@@ -114,6 +119,9 @@ def make_cells(asked: argparse.Namespace) -> None:
         own = [text.removeprefix(f"{name}.").split("=", 1) for text in asked.set if text.startswith(f"{name}.")]
         item = parse_spec(name, dict(own)).model_dump(mode="json")
         request = TrainingRequest(way=way, shot=shot, query=QUERY, seconds=asked.seconds, seed=seed)
+        if asked.as_seed is not None:
+            known = _episodes(read_cells(asked.output), item, request.model_copy(update={"seed": asked.as_seed}))
+            request = request.model_copy(update={"seconds": 0.0, "episodes": known})
         protocol = Protocol(way=way, shot=shot, query=QUERY, episodes=asked.episodes, seed=TEST_SEED, domain_episodes=0)
         key = {
             "item": item,
@@ -121,11 +129,23 @@ def make_cells(asked: argparse.Namespace) -> None:
             "dataset": dataset.digest,
             "protocol": protocol.model_dump(),
         }
+        if asked.as_seed is not None:
+            key["seconds"] = asked.seconds
         file = asked.output / f"{name}-{way}x{shot}-{asked.seconds:g}s-seed{seed}-{text_digest(key)[:8]}.json"
         if file.exists() and not (asked.retry and Cell.model_validate(read_json(file, "cell")).failure):
             continue
         print(f"{number} of {len(todo)}: {file.stem}", file=sys.stderr, flush=True)
         write_json(file, _made(key, item, request, protocol, place, dataset).model_dump(mode="json"))
+
+
+def _episodes(cells: Iterable[Cell], item: dict[str, Any], request: TrainingRequest) -> int:
+    """Return how many training episodes the model made that was trained so."""
+    for cell in cells:
+        if cell.key["item"] == item and cell.key["request"] == request.model_dump() and cell.failure is None:
+            return int(cell.ended["train_episodes"])
+    raise SystemExit(
+        f"--as-seed {request.seed}: there is no cell of {item['learner']} with that seed and these seconds"
+    )
 
 
 def built(images: Path, output: Path, image_size: int) -> Path:

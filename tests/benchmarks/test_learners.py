@@ -71,6 +71,21 @@ def test_a_cell_is_made_once_and_the_benchmark_goes_on(
         assert one.ended["peak_memory_bytes"] > 1e8
 
 
+def test_a_further_seed_makes_as_many_episodes_and_stands_in_the_same_table(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [str(images), "-o", str(tmp_path), "--seconds", "0.5", "--episodes", "20", "--image-size", "16"]
+    line += ["--learners", "protonet"]
+    with pytest.raises(SystemExit, match="no cell of protonet"):
+        main([*line, "--seeds", "1", "--as-seed", "0"])
+    assert main(line) == 0
+    assert main([*line, "--seeds", "1,2", "--as-seed", "0"]) == 0
+    cells = read_cells(tmp_path)
+    assert len({one.ended["train_episodes"] for one in cells}) == 1
+    assert len({one.accuracies for one in cells}) == 3
+    assert "| protonet | 3 |" in capsys.readouterr().out
+
+
 def test_a_learner_that_cannot_be_trained_is_told_below_the_table(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
