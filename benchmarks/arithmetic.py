@@ -1,9 +1,9 @@
 """What MAML's convolutions and matrix products take by themselves: how fast an engine could be at best.
 
 Everything else is left out: batch norm, ReLU, patches, losses, updates, Python around it. The operands lie ready, and
-each kernel is the quickest that was found for its shape: oneDNN's convolutions for queries, batched products for support
-sets. An inner step is a forward and a backward pass of the support set; where it is differentiated, each of their
-products has two derivatives (`metalearn_core.backbones.conv4_tape`).
+each kernel is the quickest that was found for its shape: oneDNN's convolutions for queries, batched products for
+support sets. An inner step is a forward and a backward pass of the support set; where it is differentiated, each of
+their products has two derivatives (`metalearn_core.backbones.conv4_tape`).
 """
 
 import threading

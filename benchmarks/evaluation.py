@@ -110,8 +110,8 @@ def beside_a_loop(dataset: EpisodeDataset, episodes: int, repeats: int) -> None:
     ours, plain, alone = (statistics.median(column) for column in zip(*rates, strict=True))
     own, possible = zip(*ratios, strict=True)
     print(
-        f"\nMAML, ten inner steps, {episodes} episodes: {ours:.0f} episodes a second, a loop over the tasks {plain:.0f}; "
-        f"ratio {statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f}); accuracies "
+        f"\nMAML, ten inner steps, {episodes} episodes: {ours:.0f} episodes a second, a loop over the tasks "
+        f"{plain:.0f}; ratio {statistics.median(own):.2f} ({min(own):.2f} to {max(own):.2f}); accuracies "
         f"{accuracies[0][0]:.4f} and {accuracies[0][1]:.4f}; its arithmetic alone {alone:.0f}, "
         f"ratio {statistics.median(possible):.2f} ({min(possible):.2f} to {max(possible):.2f})"
     )

@@ -6,9 +6,10 @@
     python -m benchmarks.learners images_background -o results --seconds 180 --seeds 1,2 --as-seed 0
     python -m benchmarks.learners -o results              the tables alone, of what is there
 
-A machine is not as fast every day: with `--as-seed`, further seeds are trained for as many episodes as that seed's model
-made in its seconds. Each cell (learner, shape, seed, seconds) is a file in the output folder, written when it is finished; started again,
-the benchmark goes on, also within a training. Prints the tables of docs/benchmarks.md: one for each shape and budget.
+Each cell (learner, shape, seed, seconds) is a file in the output folder, written when it is finished; started again,
+the benchmark goes on, also within a training. A machine is not as fast every day: with `--as-seed`, further seeds are
+trained for as many episodes as that seed's model made in its seconds. Prints the tables of docs/benchmarks.md: one for
+each shape and budget.
 """
 
 import argparse
