@@ -1,9 +1,9 @@
-"""Charts as SVG elements that stand inside a page and take the colour of the text around them."""
+"""Charts: as SVG elements that stand inside a page and take the colour of the text around them, or as pictures."""
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,13 +16,58 @@ LEGEND_LETTERS = 46  # that stand side by side
 _MARKERS = "osD^vPX*"
 _INK = "#010203"  # replaced by the colour of the text around it, whatever that is
 
+_DOTS_AN_INCH = 200
+_NO_METADATA: dict[str, dict[str, None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+}
+
 Curve = Sequence[tuple[float, float]]
 
 
-def curves_svg(
+@dataclass(frozen=True)
+class Chart:
+    """A chart that is drawn when it is asked for.
+
+    Attributes:
+        description: what it shows, for those who do not see it.
+        draw: draws it on axes.
+        height: in inches.
+    """
+
+    description: str
+    draw: Callable[["Axes"], None]
+    height: float = HEIGHT
+
+    def svg(self) -> str:
+        """Return an SVG element."""
+        return _inline(self._drawn("svg", transparent=True).decode(), self.description)
+
+    def png(self) -> bytes:
+        """Return a picture, dark on white."""
+        return self._drawn("png", dpi=_DOTS_AN_INCH)
+
+    def _drawn(self, kind: str, **options: Any) -> bytes:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+
+        content = io.BytesIO()
+        with rc_context({**_STYLE, "svg.hashsalt": self.description}):
+            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            self.draw(figure.add_subplot())
+            figure.savefig(content, format=kind, metadata=_NO_METADATA.get(kind, {}), **options)
+        return content.getvalue()
+
+
+def curves_chart(
     curves: Mapping[str, Curve], x_label: str, y_label: str, *, per_cent: bool = True, markers: bool = True
-) -> str:
-    """Draw curves, one a name.
+) -> Chart:
+    """Return a chart of curves, one a name.
 
     Args:
         curves: (x, y) points by name.
@@ -31,29 +76,33 @@ def curves_svg(
         markers: points are marked.
     """
     last = "; ".join(f"{name} ends at {_figure(points[-1][1], per_cent)}" for name, points in curves.items())
-    with _chart(f"{y_label} over {x_label}: {last}") as (axes, finished):
+
+    def draw(axes: "Axes") -> None:
         _draw(axes, curves, markers)
         axes.set_xlim(left=0)
         _label(axes, x_label, y_label, per_cent)
-    return finished[0]
+
+    return Chart(f"{y_label} over {x_label}: {last}", draw)
 
 
-def reliability_svg(curves: Mapping[str, Curve]) -> str:
-    """Draw reliability diagrams: how often answers were right, over the confidence with which they were given."""
+def reliability_chart(curves: Mapping[str, Curve]) -> Chart:
+    """Return reliability diagrams: how often answers were right, over the confidence with which they were given."""
     gaps = {name: max((right - sure for sure, right in points), key=abs) for name, points in curves.items()}
     told = "; ".join(f"{name} is off by at most {100 * gap:+.0f} points" for name, gap in gaps.items())
-    with _chart(f"right answers over confidence, on the diagonal where calibrated: {told}") as (axes, finished):
+
+    def draw(axes: "Axes") -> None:
         axes.plot([0, 1], [0, 1], color=_INK, alpha=0.5, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
         _draw(axes, curves, markers=True)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
         _label(axes, "confidence", "right answers", per_cent=True)
         axes.xaxis.set_major_formatter(axes.yaxis.get_major_formatter())
-    return finished[0]
+
+    return Chart(f"right answers over confidence, on the diagonal where calibrated: {told}", draw)
 
 
-def layers_svg(changes: Mapping[str, Mapping[str, float]]) -> str:
-    """Draw how far each layer moved, as points on a logarithmic scale.
+def layers_chart(changes: Mapping[str, Mapping[str, float]]) -> Chart:
+    """Return a chart of how far each layer moved, as points on a logarithmic scale.
 
     Args:
         changes: by learner and layer, relative to the layer's norm and above zero; layers in their order.
@@ -61,7 +110,8 @@ def layers_svg(changes: Mapping[str, Mapping[str, float]]) -> str:
     layers = list(dict.fromkeys(layer for moved in changes.values() for layer in moved))
     most = {name: max(moved, key=lambda layer: moved[layer]) for name, moved in changes.items()}
     told = "; ".join(f"{name} moves {layer} most, by {changes[name][layer]:.1%}" for name, layer in most.items())
-    with _chart(f"how far each layer moved: {told}", height=1.1 + 0.21 * len(layers)) as (axes, finished):
+
+    def draw(axes: "Axes") -> None:
         for number, (name, moved) in enumerate(changes.items()):
             places = [layers.index(layer) for layer in moved]
             axes.plot(list(moved.values()), places, **_look(number), linestyle="none", label=name)
@@ -71,36 +121,8 @@ def layers_svg(changes: Mapping[str, Mapping[str, float]]) -> str:
         _label(axes, "moved by, of the layer's norm", "", per_cent=False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
         axes.xaxis.set_minor_formatter(lambda *_: "")
-    return finished[0]
 
-
-@contextmanager
-def _chart(description: str, height: float = HEIGHT) -> Iterator[tuple["Axes", list[str]]]:
-    """Yield axes to draw on, and a list that holds the SVG element after the block.
-
-    Args:
-        description: what the chart shows, for those who do not see it.
-        height: of the chart, in inches.
-    """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": description,
-        "font.family": "sans-serif",
-        "font.size": 10.5,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    }
-    finished: list[str] = []
-    with rc_context(style):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        yield figure.add_subplot(), finished
-        content = io.StringIO()
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    finished.append(_inline(content.getvalue(), description))
+    return Chart(f"how far each layer moved: {told}", draw, height=1.1 + 0.21 * len(layers))
 
 
 def _draw(axes: "Axes", curves: Mapping[str, Curve], markers: bool) -> None:

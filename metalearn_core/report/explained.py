@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from metalearn_core.explanation.answers import Answer, Example, NearExample
 from metalearn_core.explanation.embedding_map import EmbeddingMap
-from metalearn_core.report.charts import COLOURS, curves_svg, layers_svg
+from metalearn_core.report.charts import COLOURS, curves_chart, layers_chart
 from metalearn_core.report.content import ReportContent
 from metalearn_core.report.pictures import Album, Picture
 
@@ -106,8 +106,8 @@ def adaptation(content: ReportContent) -> AdaptationReport | None:
         if moved.support_losses:
             losses[name] = [(float(one.steps), one.loss) for one in moved.support_losses]
     return AdaptationReport(
-        layers=layers_svg(changes) if changes else "",
-        losses=curves_svg(losses, "inner steps", "loss on the support set", per_cent=False) if losses else "",
+        layers=layers_chart(changes).svg() if changes else "",
+        losses=curves_chart(losses, "inner steps", "loss on the support set", per_cent=False).svg() if losses else "",
         from_zero=from_zero,
         unmoved=tuple(name for name, moved in known.items() if not any(one.change for one in moved.layers)),
     )

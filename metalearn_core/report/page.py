@@ -32,7 +32,7 @@ def write_report(path: Path, content: ReportContent, dataset: EpisodeDataset | N
         class_curves=results.class_curves(content),
         hardest=results.hardest(content, album),
         reliability=results.reliability(content),
-        confusions=results.confusions(content, album),
+        confusions=results.confusions(content.selected, album),
         answers=explained.answers(content, album),
         adaptation=explained.adaptation(content),
         class_map=explained.class_map(content, album),

@@ -24,6 +24,11 @@ class Picture:
     address: str
     name: str
 
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """Return the picture as (h, w) or (h, w, 3)."""
+        content = base64.b64decode(self.address.partition(",")[2])
+        return np.asarray(Image.open(io.BytesIO(content)))
+
 
 class Album:
     """The pictures of a dataset.

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from metalearn_core.evaluation.evaluate import ClassAccuracy, Confusion
-from metalearn_core.report.charts import curves_svg, reliability_svg
-from metalearn_core.report.content import ReportContent
+from metalearn_core.report.charts import Chart, curves_chart, reliability_chart
+from metalearn_core.report.content import LearnerReport, ReportContent
 from metalearn_core.report.pictures import Album, Picture
 
 SHOWN_DOMAINS = 60
@@ -80,9 +80,9 @@ def scale(content: ReportContent) -> Scale:
     return Scale(low, high, marks)
 
 
-def learning_curves(content: ReportContent) -> tuple[str, ...]:
-    """Return charts of validation accuracy and training loss over time; a single figure is a point."""
-    charts = []
+def learning_curves(content: ReportContent) -> dict[str, Chart]:
+    """Return charts of validation accuracy and training loss over time, by name; a single figure is a point."""
+    charts = {}
     for name, label, per_cent in (
         ("validation/accuracy", "validation accuracy", True),
         ("train/loss", "training loss", False),
@@ -93,11 +93,11 @@ def learning_curves(content: ReportContent) -> tuple[str, ...]:
             if (points := [(record["seconds"], record[name]) for record in one.history if name in record])
         }
         if curves:
-            charts.append(curves_svg(curves, "seconds of training", label, per_cent=per_cent))
-    return tuple(charts)
+            charts[label] = curves_chart(curves, "seconds of training", label, per_cent=per_cent)
+    return charts
 
 
-def class_curves(content: ReportContent) -> str:
+def class_curves(content: ReportContent) -> Chart | None:
     """Return a chart of the accuracies of the test classes, from the hardest to the easiest; none of no classes."""
     curves = {}
     for one in content.learners:
@@ -105,15 +105,15 @@ def class_curves(content: ReportContent) -> str:
         if accuracies:
             curves[one.name] = list(zip(np.linspace(0, 1, len(accuracies)).tolist(), accuracies, strict=True))
     label = "share of the test classes, hardest first"
-    return curves_svg(curves, label, "accuracy", markers=False) if curves else ""
+    return curves_chart(curves, label, "accuracy", markers=False) if curves else None
 
 
-def reliability(content: ReportContent) -> str:
+def reliability(content: ReportContent) -> Chart:
     """Return the learners' reliability diagram."""
     curves = {
         one.name: [(part.confidence, part.accuracy) for part in one.evaluation.reliability] for one in content.learners
     }
-    return reliability_svg(curves)
+    return reliability_chart(curves)
 
 
 def domains(content: ReportContent) -> Domains:
@@ -122,15 +122,15 @@ def domains(content: ReportContent) -> Domains:
     return Domains(tuple(names[:SHOWN_DOMAINS]), max(0, len(names) - SHOWN_DOMAINS))
 
 
-def confusions(content: ReportContent, album: Album) -> tuple[PicturedConfusion, ...]:
-    """Return what the selected learner confuses most."""
+def confusions(learner: LearnerReport, album: Album) -> tuple[PicturedConfusion, ...]:
+    """Return what a learner confuses most."""
     return tuple(
         PicturedConfusion(
             one,
             album.of_class(one.class_id, one.rotation, PICTURES_A_CLASS),
             album.of_class(one.predicted_id, one.predicted_rotation, PICTURES_A_CLASS),
         )
-        for one in content.selected.evaluation.confusions[:SHOWN_CONFUSIONS]
+        for one in learner.evaluation.confusions[:SHOWN_CONFUSIONS]
     )
 
 

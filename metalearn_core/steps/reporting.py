@@ -1,57 +1,52 @@
-"""The report of a pipeline run, from what its steps recorded."""
+"""What the report of a pipeline run says, from what its steps recorded."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import Manifest
 from metalearn_core.evaluation.evaluate import Evaluation
 from metalearn_core.evaluation.ranking import Ranking
 from metalearn_core.explanation.learner import LearnerExplanation
 from metalearn_core.report.content import CheckReport, DecisionReport, LearnerReport, ReportContent
-from metalearn_core.report.page import write_report
 from metalearn_core.steps.naming import learner_name
 from metalearn_core.steps.promotion import best_models
 from metalearn_core.storage import read_json
 from metalearn_core.version import git_commit, package_version
 
 
-def write_run_report(
-    path: Path,
-    dataset: str,
+def run_content(
+    manifest: Manifest,
     quality: Path,
     records: Sequence[Mapping[str, Any]],
     ranking: Ranking,
     verdict: Mapping[str, Any],
     run: Mapping[str, str],
-) -> None:
-    """Write the report of a run as one self-contained page.
+) -> ReportContent:
+    """Return what the report of a run says.
 
     Args:
-        path: of the HTML file.
-        dataset: the episode dataset's location.
+        manifest: of the episode dataset.
         quality: the folder with the verdict on it.
         records: the content of `evaluation.json` of each model, in the order in which the learners were asked for.
         ranking: of the learners.
         verdict: the gate's decision.
         run: `run`, the MLflow run's id, and `command`, which reproduces the run.
     """
-    opened = EpisodeDataset.open(dataset)
     request = records[0]["training"]["request"]
     budget = f"{request['episodes']:,} episodes" if request["episodes"] else f"{request['seconds']:g} s"
-    title = f"{request['way']}-way {request['shot']}-shot on {Path(opened.manifest.source).name}"
-    content = ReportContent(
+    title = f"{request['way']}-way {request['shot']}-shot on {Path(manifest.source).name}"
+    return ReportContent(
         title=title,
         asked={
-            "source": opened.manifest.source,
+            "source": manifest.source,
             "learners": ", ".join(line.name for line in ranking.learners),
             "episodes": f"{request['way']}-way {request['shot']}-shot, {request['query']} queries a class",
             "training budget of each learner": budget,
             "training seeds": ", ".join(str(one.seed) for one in ranking.learners[0].seeds),
         },
-        manifest=opened.manifest,
-        learners=tuple(_learner(record, verdict) for record in best_models(records)),
+        manifest=manifest,
+        learners=tuple(learner_report(record, verdict) for record in best_models(records)),
         ranking=ranking,
         checks=_checks(quality),
         decision=DecisionReport(
@@ -61,13 +56,13 @@ def write_run_report(
             champion_before=verdict["champion_before"],
             look=verdict["look"],
         ),
-        lineage=_lineage(opened.manifest, run["run"], str(verdict["bundle_digest"])),
+        lineage=_lineage(manifest, run["run"], str(verdict["bundle_digest"])),
         command=run["command"],
     )
-    write_report(path, content, opened)
 
 
-def _learner(record: Mapping[str, Any], verdict: Mapping[str, Any]) -> LearnerReport:
+def learner_report(record: Mapping[str, Any], verdict: Mapping[str, Any]) -> LearnerReport:
+    """Return what the report says of one model, from its record and the gate's decision."""
     training = record["training"]
     return LearnerReport(
         name=learner_name(training["item"]),

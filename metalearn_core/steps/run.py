@@ -138,9 +138,12 @@ def close_run(
     Returns:
         the summary that `metalearn run --json` prints, without where things are.
     """
+    from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.quality import PAGE_NAME, REPORT_NAME, SUITE_NAME
+    from metalearn_core.report.page import write_report
+    from metalearn_core.report.plots import comparisons, most_confused
     from metalearn_core.steps.ranking import rank
-    from metalearn_core.steps.reporting import write_run_report
+    from metalearn_core.steps.reporting import learner_report, run_content
 
     run_id = parent_run()
     manifest = read_dataset(dataset, dataset_digest)
@@ -148,8 +151,10 @@ def close_run(
     verdict = read_json(decision, "decision")
     chosen = next(record for record in records if record["training"]["bundle_digest"] == verdict["bundle_digest"])
     ranking = rank(records, chosen)
+    examples = EpisodeDataset.open(dataset)
     for record in records:
-        _complete_child(record, ranking)
+        child = _complete_child(record, ranking)
+        _log_plots(child, most_confused(learner_report(record, verdict), examples))
     summary = {
         "run_id": run_id,
         "dataset": dataset_summary(dataset, manifest),
@@ -164,9 +169,11 @@ def close_run(
         },
         "promotion": {name: verdict[name] for name in ("promoted", "reasons", "champion_before")},
     }
-    write_run_report(report, dataset, quality, records, ranking, verdict, {"run": run_id, "command": command})
+    content = run_content(manifest, quality, records, ranking, verdict, {"run": run_id, "command": command})
+    write_report(report, content, examples)
     tracking.log_dataset(run_id, manifest, dataset, context="meta-learning")
     _log_page(run_id, report, "report.html")
+    _log_plots(run_id, comparisons(content))
     _log_ranking(run_id, ranking)
     for name in (REPORT_NAME, SUITE_NAME, PAGE_NAME):
         tracking.log_artifact(run_id, quality / name, folder="data-quality")
@@ -207,6 +214,15 @@ def _log_page(run_id: str, page: Path, name: str) -> None:
         tracking.log_artifact(run_id, Path(shutil.copyfile(page, Path(folder) / name)))
 
 
+def _log_plots(run_id: str, pictures: Mapping[str, bytes]) -> None:
+    """Log PNG pictures by their names, where MLflow shows them."""
+    with TemporaryDirectory() as folder:
+        for name, content in pictures.items():
+            path = Path(folder) / f"{name}.png"
+            path.write_bytes(content)
+            tracking.log_artifact(run_id, path, folder="plots")
+
+
 def _log_ranking(run_id: str, ranking: "Ranking") -> None:
     from metalearn_core.steps.ranking import write_ranking
 
@@ -215,8 +231,8 @@ def _log_ranking(run_id: str, ranking: "Ranking") -> None:
             tracking.log_artifact(run_id, file)
 
 
-def _complete_child(record: Mapping[str, Any], ranking: "Ranking") -> None:
-    """Give the run of a model its place among the others; its figures too where they were found, not made."""
+def _complete_child(record: Mapping[str, Any], ranking: "Ranking") -> str:
+    """Give the run of a model its place among the others, and its figures where they were found; return its id."""
     from metalearn_core.steps.ranking import ranking_metrics
 
     child = child_of(record["training"])
@@ -225,6 +241,7 @@ def _complete_child(record: Mapping[str, Any], ranking: "Ranking") -> None:
     if not child.finished:
         tracking.log_metrics(child.run_id, result_metrics(record["training"], record))
         tracking.set_outcome(child.run_id, "FINISHED")
+    return child.run_id
 
 
 def dataset_summary(location: str | Path, manifest: Manifest) -> dict[str, Any]:

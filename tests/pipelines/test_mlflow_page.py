@@ -130,6 +130,20 @@ def test_a_run_tells_what_was_selected_and_shows_its_report(page: Any, site: Sit
     report.get_by_text("3-way 1-shot on").first.wait_for()
 
 
+def test_plots_and_confusion_pictures_are_artifacts_that_the_page_shows(page: Any, site: Site) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=site.summary["tracking_uri"])
+    runs = [site.summary["run_id"], *(child.info.run_id for child in children(site))]
+    pictures = [(run_id, artifact.path) for run_id in runs for artifact in client.list_artifacts(run_id, "plots")]
+    assert {Path(path).stem for _, path in pictures} >= {"calibration", "accuracy-by-class", "most-confused"}
+    for run_id, path in pictures:
+        page.goto(f"{site.address}/#/experiments/{site.experiment}/runs/{run_id}/artifacts/{path}")
+        shown = page.locator(f"img[src*='{Path(path).name}'], img[alt*='{Path(path).stem}'], img[src^='blob:']").first
+        shown.wait_for()
+        assert shown.evaluate("image => image.decode().then(() => image.naturalWidth)") > 400
+
+
 def test_a_learners_run_has_curves_over_episodes(page: Any, site: Site) -> None:
     child = next(child for child in children(site) if child.data.tags["learner"] == "protonet")
     page.goto(f"{site.address}/#/experiments/{site.experiment}/runs/{child.info.run_id}/model-metrics")

@@ -112,6 +112,7 @@ def test_mlflow_has_the_run_its_children_and_the_report(project: Project, first:
     assert {artifact.path for artifact in client.list_artifacts(first["run_id"], "data-quality")} >= {
         "data-quality/quality.html"
     }
+    assert "plots/calibration.png" in {artifact.path for artifact in client.list_artifacts(first["run_id"], "plots")}
 
 
 def test_learners_are_set_against_the_selected_one_everywhere(project: Project, first: dict) -> None:

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from metalearn_core.report.charts import COLOURS, curves_svg, layers_svg, reliability_svg
+from metalearn_core.report.charts import COLOURS, curves_chart, layers_chart, reliability_chart
 
 CURVES = {"first <b>": [(0.0, 0.25), (1.0, 0.5)], "second": [(0.5, 0.125)]}
 
@@ -28,14 +28,14 @@ def test_curves_stand_out_from_white_and_from_dark_grey(colour, background):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: curves_svg(CURVES, "seconds", "accuracy"),
-        lambda: reliability_svg(CURVES),
-        lambda: layers_svg({"maml": {"conv": 0.01, "head": 2.0}}),
+        lambda: curves_chart(CURVES, "seconds", "accuracy"),
+        lambda: reliability_chart(CURVES),
+        lambda: layers_chart({"maml": {"conv": 0.01, "head": 2.0}}),
     ],
     ids=["curves", "reliability", "layers"],
 )
 def test_a_chart_is_one_element_that_takes_width_and_colour_from_its_place(draw):
-    svg = draw()
+    svg = draw().svg()
     assert svg.startswith("<svg ")
     assert svg.rstrip().endswith("</svg>")
     opening = svg[: svg.index(">")]
@@ -47,13 +47,13 @@ def test_a_chart_is_one_element_that_takes_width_and_colour_from_its_place(draw)
 
 
 def test_a_chart_says_its_figures_in_words():
-    assert "first &lt;b&gt; ends at 50.0%; second ends at 12.5%" in curves_svg(CURVES, "seconds", "accuracy")
-    assert "first &lt;b&gt; is off by at most -50 points" in reliability_svg(CURVES)
-    assert "maml moves head most, by 200.0%" in layers_svg({"maml": {"conv": 0.01, "head": 2.0}})
+    assert "first &lt;b&gt; ends at 50.0%; second ends at 12.5%" in curves_chart(CURVES, "seconds", "accuracy").svg()
+    assert "first &lt;b&gt; is off by at most -50 points" in reliability_chart(CURVES).svg()
+    assert "maml moves head most, by 200.0%" in layers_chart({"maml": {"conv": 0.01, "head": 2.0}}).svg()
 
 
 def test_points_lie_where_their_figures_say():
-    svg = layers_svg({"maml": {"near": 0.01, "middle": 0.1, "far": 1.0}})
+    svg = layers_chart({"maml": {"near": 0.01, "middle": 0.1, "far": 1.0}}).svg()
     found = re.findall(r'<use [^>]*x="([\d.]+)" y="([\d.]+)"[^>]*fill: #4a7dc4', svg)
     (x1, y1), (x2, y2), (x3, y3) = [tuple(map(float, place)) for place in found[:3]]
     assert x3 - x2 == pytest.approx(x2 - x1, rel=1e-3), "each ten times the one before: equal steps"
@@ -61,4 +61,4 @@ def test_points_lie_where_their_figures_say():
 
 
 def test_the_same_curves_give_the_same_chart():
-    assert curves_svg(CURVES, "x", "y") == curves_svg(CURVES, "x", "y")
+    assert curves_chart(CURVES, "x", "y").svg() == curves_chart(CURVES, "x", "y").svg()
