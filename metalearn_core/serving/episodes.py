@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from metalearn_core.errors import UsageError
 from metalearn_core.explanation.neighbours import Neighbours
 from metalearn_core.model import Classifier, Model, Prediction
+from metalearn_core.serving.footprint import check_support
 
 MOST_EPISODES, MOST_EXAMPLES = 100, 1000
 MOST_PIXELS = 64_000_000  # of all images of a request, before they are resized
@@ -117,8 +118,9 @@ def adapted(model: Model, reader: Reader, support: Sequence[LabelledExample], pl
     """Adapt a model to the support set of a request.
 
     Raises:
-        UsageError: the support set makes no sense; the line names the example.
+        UsageError: the support set makes no sense, or is too large for this model; the line names the example.
     """
+    check_support(model, len(support), place)
     examples = reader.examples(support, f"{place}support")
     try:
         return model.adapt(examples, [example.label for example in support])
