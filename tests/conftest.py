@@ -20,7 +20,8 @@ from tests.fault_proxy import FaultProxy
 SKIPS_FAIL = "METALEARN_SKIPS_FAIL"
 OMNIGLOT = "METALEARN_OMNIGLOT"
 LONGEST = tuple(
-    f"test_{name}.py" for name in ("team_stack", "container", "run", "run_interrupted", "verbs", "bad_input")
+    f"test_{name}.py"
+    for name in ("team_stack", "container", "documented_pages", "run", "run_interrupted", "verbs", "bad_input")
 )
 NO_GPU = "torch finds no GPU here"  # in the reason of a skip: nothing that could be installed
 
