@@ -14,6 +14,7 @@ import pytest
 from infra.local.process import Process, program
 from infra.local.settings import Settings, open_settings
 from infra.local.stack import Stack
+from infra.local.tracking import TrackingServer
 from metalearn_core.errors import MetalearnError
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +112,16 @@ def test_the_account_of_the_pipelines_reaches_its_own_bucket_only(s3_store: Stac
     anonymous = boto3.client("s3", aws_access_key_id="nobody", aws_secret_access_key="nothing")
     with pytest.raises(client.exceptions.ClientError, match="InvalidAccessKeyId"):
         anonymous.list_objects_v2(Bucket="metalearn")
+
+
+@pytest.mark.slow
+def test_a_password_of_the_administrator_that_was_changed_is_one_line_that_names_the_file(team_stack: Stack) -> None:
+    settings = team_stack.settings.model_copy(update={"admin_password": "another"})
+    server = TrackingServer(team_stack.folder, settings, team_stack.database, team_stack.store)
+    with pytest.raises(MetalearnError, match=r"does not take the password of `admin` in settings\.json") as caught:
+        server.ready()
+    assert "another" not in str(caught.value)
+    assert team_stack.tracking.ready()
 
 
 @pytest.mark.slow
