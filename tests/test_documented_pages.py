@@ -236,8 +236,6 @@ for version in "12":
             *(self.folder / name for name in ("photos", "labelled", "unlabelled")),
         ):
             (page / entry.name).symlink_to(entry)
-        (page / "path" / "to").mkdir(parents=True)
-        (page / "path" / "to" / "omniglot").symlink_to(self.folder / "photos")
         ready = page / ".venv" / ".ready"  # for make: newer than the lock file
         ready.unlink(missing_ok=True)
         ready.touch()
@@ -274,7 +272,7 @@ def with_budget(command: Command) -> str:
     words = _plain(text).split()
     verb = words[1] if words[0] == "metalearn" else " ".join(words[:2])
     budget = BUDGETS.get(verb, "") if command.language != PYTHON else ""
-    if verb == "run" and "--learner" not in words and "--config" not in words:
+    if verb == "run" and "--learner" not in words:
         budget = f"{ONE_LEARNER} {budget}"
     return f"{text} {budget}".strip()
 
