@@ -6,11 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.bundle import DESCRIPTION_NAME
+from metalearn_core.bundle import DESCRIPTION_NAME, verify_bundle
 from metalearn_core.errors import MetalearnError, unknown
 from metalearn_core.tracking_server import client, explained, is_missing, quiet_mlflow, shown, tracking_uri
 
 LARGEST_VERSION = 2**31 - 1
+DIGEST_TAG = "bundle_digest"
 
 
 def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
@@ -20,7 +21,7 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
 
     Raises:
         MetalearnError: no such model, alias or version (the line names those that exist), a server that does not
-            answer, or a version that holds no bundle.
+            answer, a version that holds no bundle, or one whose bundle is damaged or not what was registered.
     """
     mlflow_client = client()
     number = version or version_of(mlflow_client, name, alias or "")
@@ -31,7 +32,7 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
     atexit.register(shutil.rmtree, target, ignore_errors=True)
     with explained():
         try:
-            mlflow_client.get_model_version(name, number)
+            registered = mlflow_client.get_model_version(name, number)
         except mlflow.exceptions.MlflowException as error:
             if not is_missing(error):
                 raise
@@ -45,6 +46,9 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
     found = sorted(folder.rglob(DESCRIPTION_NAME))
     if not found:
         raise MetalearnError(f"model {uri}: holds no {DESCRIPTION_NAME}: it was not registered by metalearn")
+    digest = verify_bundle(found[0].parent)
+    if digest != registered.tags.get(DIGEST_TAG, digest):
+        raise MetalearnError(f"version {number} of {name}: its bundle is not the one that was registered")
     return found[0].parent
 
 

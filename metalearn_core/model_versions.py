@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from metalearn_core.bundle_fetch import LARGEST_VERSION, no_such_version, registered_model, version_of
+from metalearn_core.bundle_fetch import DIGEST_TAG, LARGEST_VERSION, no_such_version, registered_model, version_of
 from metalearn_core.errors import UsageError
 from metalearn_core.tracking_server import LONGEST_TAG, client, explained, is_missing
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous_champion"
-DIGEST_TAG = "bundle_digest"
 LEARNER_TAG = "learner"
 ACCURACY_TAG = "accuracy"
 CHAMPION_BEFORE_TAG = "champion_before"

@@ -3,13 +3,15 @@
 import json
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metalearn_core.bundle import BundleDescription, read_bundle, read_training_images, verify_bundle
-from metalearn_core.bundle_fetch import fetch_bundle
+from metalearn_core.bundle_fetch import DIGEST_TAG, fetch_bundle
 from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.gate import Decision, Figures, GateRules, PairedFigures, decide
@@ -18,7 +20,6 @@ from metalearn_core.model_versions import (
     CHAMPION,
     CHAMPION_BEFORE_TAG,
     DECISION_TAG,
-    DIGEST_TAG,
     LEARNER_TAG,
     PREVIOUS,
     aliases_of,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 ROLLED_BACK_TAG = "rolled_back"
 PATIENCE_S = 3600.0
 LONGEST_REASON = 1000
+_MOVING = "the alias was being moved when this was written: ask again"
 
 
 class Promotion(Record):
@@ -86,8 +88,6 @@ class Contender:
         self.run_id = version.run_id or None
         self.folder: Path = fetch_bundle(name, None, self.number)
         self.digest = verify_bundle(self.folder)
-        if self.digest != version.tags.get(DIGEST_TAG, self.digest):
-            raise MetalearnError(f"version {self.number} of {name}: its bundle is not the one that was registered")
         self.description: BundleDescription = read_bundle(self.folder)
         self.training_images = read_training_images(self.folder)
 
@@ -145,17 +145,18 @@ def promote(
         protocol = Protocol(**{**protocol.model_dump(), "episodes": rules.episodes})
     with lock(f"promote {model_name}", timeout_s=PATIENCE_S):
         version = find_version(model_name, candidate)
-        outcome = _unchanged(model_name, version, rules).model_copy(update={"asked_by": asked_by})
-        if outcome.champion_before == outcome.version:
-            return outcome
-        if ROLLED_BACK_TAG in version.tags and not after_rollback:
-            return _commit(_refused(outcome, _rolled_back(outcome, version)), version.run_id or None)
-        contender = Contender(model_name, version)
-        outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
-        if force is not None and not outcome.promoted:
-            reasons = (f"promoted by force: {force}", *outcome.reasons)
-            outcome = outcome.model_copy(update={"promoted": True, "forced": force, "reasons": reasons})
-        return _commit(outcome, contender.run_id)
+        with _and_then("nothing was moved"):
+            outcome = _unchanged(model_name, version, rules).model_copy(update={"asked_by": asked_by})
+            if outcome.champion_before == outcome.version:
+                return _completed(outcome, version)
+            if ROLLED_BACK_TAG in version.tags and not after_rollback:
+                return _commit(_refused(outcome, _rolled_back(outcome, version)), version.run_id or None)
+            contender = Contender(model_name, version)
+            outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
+            if force is not None and not outcome.promoted:
+                reasons = (f"promoted by force: {force}", *outcome.reasons)
+                outcome = outcome.model_copy(update={"promoted": True, "forced": force, "reasons": reasons})
+            return _commit(outcome, contender.run_id)
 
 
 def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | None:
@@ -164,8 +165,24 @@ def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | N
     Raises:
         MetalearnError: no such model or version, or the tracking server does not answer.
     """
-    outcome = _unchanged(model_name, find_version(check_name(model_name), candidate), rules)
-    return outcome if outcome.champion_before == outcome.version else None
+    version = find_version(check_name(model_name), candidate)
+    outcome = _unchanged(model_name, version, rules)
+    return _completed(outcome, version) if outcome.champion_before == outcome.version else None
+
+
+def _completed(outcome: Promotion, version: Any) -> Promotion:
+    """Return the outcome for the champion; where its promotion was cut off after the alias had moved, end that."""
+    if _MOVING not in version.tags.get(DECISION_TAG, ""):
+        return outcome
+    outcome = outcome.model_copy(
+        update={
+            "champion_before": version.tags.get(CHAMPION_BEFORE_TAG) or None,
+            "reasons": (f"version {outcome.version} is the champion: its promotion was cut off, and is complete now",),
+        }
+    )
+    _follow(outcome)
+    _record(outcome, version.run_id or None)
+    return outcome
 
 
 def _unchanged(model_name: str, version: Any, rules: GateRules) -> Promotion:
@@ -326,20 +343,42 @@ def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
     if not outcome.promoted:
         _record(outcome, run_id)
         return outcome
-    _record(_refused(outcome, "the alias was being moved when this was written: ask again"), None)
-    tag_version(name, outcome.version, {CHAMPION_BEFORE_TAG: before or ""})
+    _record(_refused(outcome, _MOVING), None)
     now = aliases_of(name).get(CHAMPION)
     if now != before:
         changed = f"the champion changed from version {before or 'none'} to {now or 'none'} during the comparison"
         outcome = _refused(outcome, f"{changed}: promote again to compare with the new one")
         _record(outcome, run_id)
         return outcome
-    set_alias(name, CHAMPION, outcome.version)
-    if before:
-        set_alias(name, PREVIOUS, before)
-    untag_version(name, outcome.version, ROLLED_BACK_TAG)
-    _record(outcome, run_id)
+    tag_version(name, outcome.version, {CHAMPION_BEFORE_TAG: before or ""})
+    with _and_then(f"whether version {outcome.version} is the champion now is not known: ask again"):
+        set_alias(name, CHAMPION, outcome.version)
+    with _and_then(f"version {outcome.version} is the champion, its record is not complete: ask again"):
+        _follow(outcome)
+        _record(outcome, run_id)
     return outcome
+
+
+def _follow(outcome: Promotion) -> None:
+    """Do what follows the champion's alias: the champion before is the previous one, and a rollback is forgotten."""
+    if outcome.champion_before:
+        set_alias(outcome.model_name, PREVIOUS, outcome.champion_before)
+    untag_version(outcome.model_name, outcome.version, ROLLED_BACK_TAG)
+
+
+@contextmanager
+def _and_then(consequence: str) -> Iterator[None]:
+    """Say what an error inside the block has left behind, once: the innermost block knows best."""
+    try:
+        yield
+    except (UsageError, _ToldError):
+        raise
+    except MetalearnError as error:
+        raise _ToldError(f"{error}; {consequence}") from None
+
+
+class _ToldError(MetalearnError):
+    """An error that says already what it has left behind."""
 
 
 def _record(outcome: Promotion, run_id: str | None) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from metalearn_core.bundle import BundleDescription, read_bundle, verify_bundle
-from metalearn_core.bundle_fetch import fetch_bundle
+from metalearn_core.bundle_fetch import DIGEST_TAG, fetch_bundle
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
 from metalearn_core.export import export_backbone
 from metalearn_core.model_versions import (
     ACCURACY_TAG,
     CANDIDATE,
-    DIGEST_TAG,
     LEARNER_TAG,
     ModelVersion,
     check_name,

@@ -8,12 +8,12 @@ from typing import Any
 from metalearn_core.bundle import verify_bundle
 from metalearn_core.bundle_fetch import fetch_bundle
 from metalearn_core.errors import MetalearnError, UsageError
-from metalearn_core.model_versions import DIGEST_TAG, check_name, find_version, versions_with
+from metalearn_core.model_versions import check_name, find_version, versions_with
 from metalearn_core.registry import RegisteredVersion, register_bundle
 from metalearn_core.tracking import finished_run
 from metalearn_core.tracking_server import DEFAULT_EXPERIMENT, elsewhere, prepare, shown, sqlite_path, tracking_uri
 
-_LINEAGE = ("dataset_digest", "pipeline_run_id", "decision")
+_LINEAGE = ("dataset_digest", "pipeline_run_id", "git_commit", "metalearn.version", "decision")
 
 
 def copy_version(model_name: str, version: str, target_uri: str, target_name: str | None = None) -> RegisteredVersion:
@@ -38,8 +38,6 @@ def copy_version(model_name: str, version: str, target_uri: str, target_name: st
     found = find_version(check_name(model_name), version)
     bundle = fetch_bundle(model_name, None, str(found.version))
     digest = verify_bundle(bundle)
-    if digest != found.tags.get(DIGEST_TAG, digest):
-        raise MetalearnError(f"version {found.version} of {model_name}: its bundle is not the one that was registered")
     origin = {
         "source_registry": shown(source_uri),
         "source_model": f"models:/{model_name}/{found.version}",

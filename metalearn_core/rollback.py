@@ -51,12 +51,16 @@ def rollback(model_name: str, reason: str = "", asked_by: str = "") -> Rollback:
         Contender(model_name, version)
         record = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "asked_by": asked_by}
         why = reason or "no reason given"
+        now = aliases_of(model_name).get(CHAMPION)
+        if now != champion:
+            changed = f"the champion changed from version {champion} to {now or 'none'} meanwhile"
+            raise MetalearnError(f"model {model_name!r}: {changed}; nothing was moved: ask again")
+        set_alias(model_name, CHAMPION, earlier)
         tag_version(
             model_name,
             champion,
             {ROLLED_BACK_TAG: json.dumps(record | {"to": earlier, "reason": why[:LONGEST_REASON]})},
         )
-        set_alias(model_name, CHAMPION, earlier)
         still_earlier = version.tags.get(CHAMPION_BEFORE_TAG)
         if still_earlier:
             set_alias(model_name, PREVIOUS, still_earlier)

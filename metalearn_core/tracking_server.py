@@ -8,7 +8,7 @@ import sqlite3
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.tracking_page import experiment_tags
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
+TARGET_VARIABLES = {f"MLFLOW_TRACKING_{name}": f"METALEARN_TARGET_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN")}
+"""What MLflow logs in with, and what it logs in with at the registry that a version is copied to."""
 DEFAULT_EXPERIMENT = "few-shot"
 LONGEST_TAG = 5000
 """Characters of a tag's value that every database holds; sqlite takes more, PostgreSQL refuses it."""
@@ -89,8 +91,12 @@ def client(uri: str | None = None) -> Any:
 
 @contextmanager
 def elsewhere(uri: str) -> Iterator[None]:
-    """Make another tracking URI the one of this process, inside the block."""
-    with _environment({URI_VARIABLE: uri}):
+    """Make another tracking URI the one of this process, inside the block.
+
+    What this one is logged in with is not sent there; the variables of `TARGET_VARIABLES` are, where they are set.
+    """
+    login = {variable: os.environ.get(own) for variable, own in TARGET_VARIABLES.items()}
+    with _environment({URI_VARIABLE: uri, **login}):
         yield
 
 
@@ -324,15 +330,19 @@ def _schema_errors(database: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the length of the block: MLflow reads these at each request."""
+def _environment(values: Mapping[str, str | None]) -> Iterator[None]:
+    """Set environment variables for the length of the block, None being unset: MLflow reads these at each request."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value

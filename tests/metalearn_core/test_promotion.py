@@ -390,24 +390,6 @@ def test_what_does_not_exist_is_named_with_what_does(
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_that_goes_away_while_the_champion_moves_leaves_no_promoted_version_that_is_none(
-    workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workshop.register(good, "cut-off")
-
-    def gone(*_: Any) -> None:
-        raise MetalearnError("the server does not answer")
-
-    with monkeypatch.context() as patch, pytest.raises(MetalearnError, match="does not answer"):
-        patch.setattr(promotion, "set_alias", gone)
-        registry.promote("cut-off", "candidate", small_dataset, workshop.PROTOCOL)
-    tags = client.get_model_version("cut-off", "1").tags
-    assert (tags["promoted"], json.loads(tags["decision"])["promoted"]) == ("false", False)
-    assert "champion" not in workshop.aliases(client, "cut-off")
-    assert registry.promote("cut-off", "candidate", small_dataset, workshop.PROTOCOL).promoted
-    assert json.loads(client.get_model_version("cut-off", "1").tags["decision"])["promoted"] is True
-
-
 def test_a_person_can_force_a_promotion_and_it_is_recorded_as_such(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path, guessing: Path
 ) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,14 @@ def test_a_copy_is_the_same_bundle_and_says_where_it_is_from(
     workshop: Any, client: MlflowClient, bundle: Path, production: str
 ) -> None:
     registered = workshop.register(bundle, "staged")
+    client.set_model_version_tag("staged", registered.version, "git_commit", "that of the training")
     for _ in range(2):  # twice is once
         copied = copy_version("staged", "candidate", production, "live")
         assert (copied.name, copied.version) == ("live", "1")
     there = MlflowClient(production)
     (version,) = there.search_model_versions("name = 'live'")
     assert version.tags["bundle_digest"] == registered.bundle_digest
+    assert version.tags["git_commit"] == "that of the training"
     assert version.tags["source_model"] == f"models:/staged/{registered.version}"
     assert version.tags["source_run_id"] == client.get_model_version("staged", registered.version).run_id
     assert json.loads(version.tags["evaluation"])["protocol"]["way"] == 3
@@ -41,6 +44,17 @@ def test_a_copy_is_the_same_bundle_and_says_where_it_is_from(
     with elsewhere(production):
         assert verify_bundle(fetch_bundle("live", "candidate", None)) == registered.bundle_digest
     assert not client.search_registered_models("name = 'live'")
+
+
+def test_each_registry_gets_its_own_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "here")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret of here")
+    monkeypatch.setenv("METALEARN_TARGET_USERNAME", "there")
+    with elsewhere("https://there.example"):
+        assert os.environ["MLFLOW_TRACKING_USERNAME"] == "there"
+        assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "here"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "secret of here"
 
 
 def test_the_registry_itself_is_no_other(workshop: Any, client: MlflowClient, bundle: Path, database: str) -> None:
