@@ -28,7 +28,8 @@ from metalearn_core.explanation.neighbours import Neighbours, compared, nearest_
 from metalearn_core.learners.contract import Learner, State
 from metalearn_core.storage import json_bytes, read_json
 
-QUERIES_AT_ONCE = 1024
+QUERIES_AT_ONCE, ANSWERS_AT_ONCE = 256, 2**14
+"""What the learner is asked at once: so many queries, and of many classes so few that these are the pairs of both."""
 NEIGHBOURS = 3
 _SUPPORT_X, _SUPPORT_Y, _STATE = "support_x", "support_y", "state."  # in a bundle that has a support set
 
@@ -108,7 +109,7 @@ class Classifier:
             query_x: q examples, in any form that `Model.adapt` takes.
 
         Raises:
-            UsageError: what `examples.to_examples` raises.
+            UsageError: what `examples.to_examples` raises, or numbers so large that the answer is none.
         """
         return self._predict(self.model.tensor(query_x, "query_x"))
 
@@ -178,7 +179,12 @@ class Classifier:
 
     @torch.no_grad()
     def _predict(self, x: torch.Tensor) -> Prediction:
-        probabilities = self.model.answers(self.state, x).softmax(dim=-1).cpu().numpy()
+        probabilities = self.model.answers(self.state, x, len(self.classes)).softmax(dim=-1).cpu().numpy()
+        if len(strange := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))):
+            raise UsageError(
+                f"query_x[{strange[0]}]: the model's answer is no number: values in it, or in the support set, are too "
+                "large to compute with"
+            )
         return Prediction(
             [self.classes[column] for column in probabilities.argmax(axis=1)], probabilities, self.classes
         )
@@ -242,9 +248,10 @@ class Model:
             examples = examples.to(self.learner.mean.dtype)
         return examples.to(self.learner.mean.device)
 
-    def answers(self, state: State, x: torch.Tensor) -> torch.Tensor:
+    def answers(self, state: State, x: torch.Tensor, way: int = 1) -> torch.Tensor:
         """Return the learner's answers to queries x (q, *x) in fp64: logits (q, way), or in regression (q, d)."""
-        parts = [self.learner.predict(state, part.unsqueeze(0))[0] for part in torch.split(x, QUERIES_AT_ONCE)]
+        at_once = max(1, min(QUERIES_AT_ONCE, ANSWERS_AT_ONCE // way))
+        parts = [self.learner.predict(state, part.unsqueeze(0))[0] for part in torch.split(x, at_once)]
         return torch.cat(parts).double()
 
     def _check_way(self, way: int) -> None:

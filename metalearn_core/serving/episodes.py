@@ -15,6 +15,7 @@ from metalearn_core.serving.footprint import check_support
 
 MOST_EPISODES, MOST_EXAMPLES = 100, 1000
 MOST_PIXELS = 64_000_000  # of all images of a request, before they are resized
+MOST_PROBABILITIES = 100_000  # of all answers to a request: a small one can ask many queries about many classes
 
 
 class _Strict(BaseModel):
@@ -68,14 +69,14 @@ class EpisodePrediction(BaseModel):
 
 
 class Reader:
-    """Brings the examples of one request to a model's input; counts their pixels.
+    """Brings the examples of one request to a model's input; counts their pixels, and what is to be answered.
 
     Args:
         model: whose input contract holds.
     """
 
     def __init__(self, model: Model) -> None:
-        self._input, self._pixels = model.description.input, 0
+        self._input, self._pixels, self._probabilities = model.description.input, 0, 0
 
     def examples(self, examples: Sequence[Example], place: str) -> list[Any]:
         """Return what `Model.adapt` takes of examples; `place` names them in errors.
@@ -84,6 +85,19 @@ class Reader:
             UsageError: an example of another kind than the model's, no base64, no picture, or too many pixels.
         """
         return [self._example(example, f"{place}[{number}]") for number, example in enumerate(examples)]
+
+    def count(self, queries: int, classes: int, place: str) -> None:
+        """Count the probabilities of an answer.
+
+        Raises:
+            UsageError: the request asks for too many.
+        """
+        self._probabilities += queries * classes
+        if self._probabilities > MOST_PROBABILITIES:
+            raise UsageError(
+                f"{place}query: the answers to a request have at most {MOST_PROBABILITIES:,} probabilities, one a "
+                "query and class: ask for fewer queries at once"
+            )
 
     def _example(self, example: Example, place: str) -> Any:
         if self._input.modality == "vector":
@@ -134,6 +148,7 @@ def answered(classifier: Classifier, reader: Reader, query: Sequence[Example], p
     Raises:
         UsageError: a query makes no sense; the line names it.
     """
+    reader.count(len(query), len(classifier.classes), place)
     examples = reader.examples(query, f"{place}query")
     try:
         found, near = classifier.answer(examples)

@@ -48,6 +48,23 @@ def colour(tmp_path_factory):
     return model(tmp_path_factory.mktemp("model") / "b", channels=3)
 
 
+def test_an_answer_that_is_no_number_is_refused_and_its_query_named(tmp_path):
+    vectors = DatasetSpec(
+        modality="vector", example_shape=(4,), dtype="float32", mean=(0.0,) * 4, std=(1.0,) * 4, train_classes=20
+    )
+    support = RANDOM.normal(size=(6, 4)).astype(np.float32)
+    classifier = model(tmp_path / "b", dataset=vectors).adapt(support, list("ababab"))
+    with pytest.raises(UsageError, match=r"^query_x\[1\]: the model's answer is no number"):
+        classifier.predict(np.array([[1.0] * 4, [3e38, -3e38, 3e38, -3e38]], np.float32))
+
+
+def test_queries_about_many_classes_get_the_same_answers_a_few_at_a_time(protonet, monkeypatch):
+    classifier = protonet.adapt(X, LABELS)
+    whole = classifier.predict(QUERY).probabilities
+    monkeypatch.setattr("metalearn_core.model.ANSWERS_AT_ONCE", 3)
+    np.testing.assert_allclose(classifier.predict(QUERY).probabilities, whole, rtol=1e-5)
+
+
 def test_prediction_is_the_nearest_mean_of_the_learners_own_features(protonet):
     with torch.no_grad():
         features = protonet.learner.embed(torch.from_numpy(np.concatenate([X, QUERY]))).double().numpy()

@@ -49,6 +49,21 @@ def test_a_learner_that_embeds_examples_takes_no_more_for_more_of_them():
     assert footprint.bytes_an_example(make_learner(LearnerSpec(learner="protonet"), SPEC)) == 0
 
 
+def test_a_request_can_ask_for_so_many_probabilities_and_no_more(tmp_path):
+    description = LearnerSpec(learner="protonet")
+    save_bundle(
+        tmp_path / "b",
+        make_learner(description, SPEC),
+        description,
+        episode=EpisodeShape(2, 1, 5),
+        lineage={"dataset_digest": "d"},
+    )
+    reader = episodes.Reader(load_model(tmp_path / "b"))
+    reader.count(900, 100, "inputs[0].")
+    with pytest.raises(UsageError, match=r"^inputs\[1\]\.query: the answers to a request have at most 100,000"):
+        reader.count(101, 100, "inputs[1].")
+
+
 def test_a_support_set_that_takes_too_much_is_refused_before_it_is_read(tmp_path, monkeypatch):
     description = LearnerSpec(learner="maml")
     save_bundle(
