@@ -25,7 +25,7 @@ from metalearn_core.steps.requests import (
     training_request,
     training_resources,
 )
-from metalearn_core.steps.training import EVALUATION, evaluation_result, result_metrics
+from metalearn_core.steps.training import EVALUATION, evaluation_result, log_results, result_metrics
 from metalearn_core.storage import read_json
 from metalearn_core.storage.objects import is_address
 from metalearn_core.storage.place import Place
@@ -239,7 +239,7 @@ def _complete_child(record: Mapping[str, Any], ranking: "Ranking") -> str:
     name = learner_name(record["training"]["item"])
     tracking.log_metrics(child.run_id, ranking_metrics(next(one for one in ranking.learners if one.name == name)))
     if not child.finished:
-        tracking.log_metrics(child.run_id, result_metrics(record["training"], record))
+        log_results(child.run_id, record["training"], record)
         tracking.set_outcome(child.run_id, "FINISHED")
     return child.run_id
 

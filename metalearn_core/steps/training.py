@@ -331,7 +331,7 @@ def evaluate_learner(
         raise
     if not was_kept:
         child = child_of(record)
-        tracking.log_metrics(child.run_id, result_metrics(record, read_json(folder / EVALUATION, "evaluation")))
+        log_results(child.run_id, record, read_json(folder / EVALUATION, "evaluation"))
         tracking.set_outcome(child.run_id, "FINISHED")
     return folder
 
@@ -373,6 +373,13 @@ def evaluation_result(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "adaptation_ms": evaluation["adaptation_ms"],
         "leakage": leakage and {name: value for name, value in leakage.items() if name != "class_digests"},
     }
+
+
+def log_results(run_id: str, training: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """Log the figures of a model on its run: at the end of its curves, so that they are the latest ones."""
+    from metalearn_core import tracking
+
+    tracking.log_metrics(run_id, result_metrics(training, results), step=training["train_episodes"])
 
 
 def result_metrics(training: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, float]:

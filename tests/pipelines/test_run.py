@@ -104,6 +104,9 @@ def test_mlflow_has_the_run_its_children_and_the_report(project: Project, first:
         assert child.info.status == "FINISHED"
         assert child.data.metrics["test/accuracy"] >= 0
         assert child.data.params["cfg/learner"] in {"protonet", "transfer"}
+        [result] = [one for one in first["results"] if one["learner"] == child.data.params["cfg/learner"]]
+        for split, name in (("validation", "validation_accuracy"), ("test", "accuracy")):
+            assert child.data.metrics[f"{split}/accuracy"] == pytest.approx(result[name], abs=1e-9), "the latest ones"
     names = [artifact.path for artifact in client.list_artifacts(first["run_id"])]
     report = next(name for name in names if name.endswith(".html"))
     page = Path(client.download_artifacts(first["run_id"], report)).read_text()
