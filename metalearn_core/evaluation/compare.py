@@ -214,5 +214,6 @@ def _conclusion(result: PairedDifference, protocol: Protocol, alpha: float, name
         )
     return (
         f"No difference between {a} and {b} is shown {where}: {100 * result.difference:+.2f} points, {level} "
-        f"{low:+.2f} to {high:+.2f}; a difference within that interval can be neither shown nor ruled out"
+        f"{low:+.2f} to {high:+.2f}; a difference within that interval can be neither shown nor ruled out, "
+        "and this speaks of these two models on these classes"
     )

@@ -38,6 +38,7 @@ from pipelines.command_line.options import (
 if TYPE_CHECKING:
     from metalearn_core.evaluation.compare import DomainComparison
 
+LEAST_P = 1e-16  # smaller ones are the limits of the arithmetic
 ModelArgument = Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")]
 DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
 TasksArgument = Annotated[
@@ -288,14 +289,15 @@ def compare(
             [model_b, percent(comparison.accuracy_b), f"{comparison.ece_b:.3f}"],
         ],
     )
-    answers.print(f"\n{comparison.conclusion} (p = {comparison.p_value:.2g})", markup=False)
-    rows = [
-        [domain, *_difference(found)] if found else [domain, "–", "–", "–"]
-        for domain, found in sorted(comparison.by_domain.items())
-    ]
+    p_value = f"p = {comparison.p_value:.2g}" if comparison.p_value >= LEAST_P else f"p < {LEAST_P:g}"
+    answers.print(f"\n{comparison.conclusion} ({p_value})", markup=False)
+    rows = [[domain, *_difference(found)] for domain, found in sorted(comparison.by_domain.items()) if found]
     if rows:
         answers.print()
         print_table(["within domain ", "a, %", "b, %", "a − b, points"], rows)
+        answers.print("Each domain's interval is by itself: of many domains, some differ by chance.")
+    for domain, reason in sorted(comparison.by_domain_reason.items()):
+        answers.print(f"{domain}: not compared: {reason}", markup=False, soft_wrap=True)
     if comparison.leakage:
         answers.print(comparison.leakage.finding, markup=False, soft_wrap=True)
 

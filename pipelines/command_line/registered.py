@@ -92,8 +92,11 @@ def promote(
     if force == (not reason.strip()):
         raise UsageError("--force and --reason go together: say why the rules are left out of account")
     if to or to_name:
-        if force or dataset or set_:
-            raise UsageError("--to copies a version, and no gate decides: leave out --force, --dataset and --set")
+        if force or dataset or set_ or given(way=way, shot=shot, query=query):
+            raise UsageError(
+                "--to copies a version, and no gate decides: leave out --force, --dataset, --set, --way, "
+                "--shot and --query"
+            )
         _copy(model, to, to_name, workdir, json)
         return
     config = read_config(None, {}, set_ or [], [])
