@@ -20,13 +20,15 @@ class Limits:
     Attributes:
         body_bytes: of a request's body.
         seconds: for a request's body, and for its head, to arrive.
-        waiting: requests that are worked on or wait, at most; further ones are told to come again.
+        waiting: requests that are worked on or wait for it, at most; further ones are told to come again.
+        arriving_bytes: of all bodies that have come, whole or in part: those that never end take no other's place.
         classifier_bytes: of adapted classifiers that are kept.
     """
 
     body_bytes: int = 16 * 2**20
     seconds: float = 10.0
     waiting: int = 64
+    arriving_bytes: int = 256 * 2**20
     classifier_bytes: int = 256 * 2**20
 
 
@@ -37,51 +39,68 @@ class Limited:
     """
 
     def __init__(self, app: Application, limits: Limits) -> None:
-        self._app, self._limits, self._there = app, limits, 0
+        self._app, self._limits, self._there, self._held = app, limits, 0, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http" or scope["method"] in {"GET", "HEAD"}:
             await self._app(scope, receive, send)
             return
+        body = bytearray()
+        try:
+            if await self._arrived(body, scope, receive, send):
+                await self._work(body, scope, receive, send)
+        finally:
+            self._held -= len(body)
+
+    async def _work(self, body: bytearray, scope: Scope, receive: Receive, send: Send) -> None:
         if self._there >= self._limits.waiting:
-            await refuse(send, 429, "too many requests at once: try again in a moment", {"retry-after": "1"})
+            await refuse_for_now(send)
             return
+        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+        async def replay() -> Message:
+            return whole.pop() if whole else await receive()
+
         self._there += 1
         try:
-            await self._handle(scope, receive, send)
+            await self._app(scope, replay, send)
         finally:
             self._there -= 1
 
-    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _arrived(self, body: bytearray, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Fill the body; return False where it was refused, or the client went away."""
         most = self._limits.body_bytes
         too_large = f"the body is larger than {most / 2**20:g} MB: send fewer or smaller examples"
         if _length(scope) > most:
             await refuse(send, 413, too_large)
-            return
-        body = bytearray()
+            return False
         try:
             async with asyncio.timeout(self._limits.seconds):
                 more = True
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        return
-                    body += message.get("body", b"")
+                        return False
+                    came = message.get("body", b"")
+                    body += came
+                    self._held += len(came)
                     more = message.get("more_body", False)
                     if len(body) > most:
                         await refuse(send, 413, too_large)
-                        return
+                        return False
+                    if self._held > self._limits.arriving_bytes:
+                        await refuse_for_now(send)
+                        return False
         except TimeoutError:
             await refuse(send, 408, f"the body did not arrive within {self._limits.seconds:g} seconds")
-            return
-        whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
-        body.clear()
+            return False
+        return True
 
-        async def replay() -> Message:
-            return whole.pop() if whole else await receive()
 
-        await self._app(scope, replay, send)
+async def refuse_for_now(send: Send) -> None:
+    """Answer that there is too much to do."""
+    await refuse(send, 429, "too many requests at once: try again in a moment", {"retry-after": "1"})
 
 
 async def refuse(send: Send, status: int, error: str, headers: dict[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Runs the application on a port, and ends connections whose request never arrives."""
+"""Runs the application on a port, and ends connections whose request never arrives or whose answer nobody reads."""
 
 import asyncio
 import signal
@@ -44,10 +44,11 @@ def listen(application: FastAPI, host: str, port: int, head_seconds: float) -> N
 
 
 class _Patient(H11Protocol):
-    """HTTP/1.1 that waits for the head of a request, but not for ever."""
+    """HTTP/1.1 that waits for the head of a request, and for an answer to be read, but not for ever."""
 
     seconds: float
     _deadline: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -61,14 +62,31 @@ class _Patient(H11Protocol):
         elif not waiting:
             self._forget()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_reader()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget()
+        if self._unread is not None:
+            self._unread.cancel()
         super().connection_lost(exc)
 
     def _forget(self, *_: Any) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _await_reader(self) -> None:
+        """Look again whether the client has read any of its answer, where it has not read all."""
+        left = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(self.seconds, self._check_reader, left) if left else None
+
+    def _check_reader(self, left_before: int) -> None:
+        if self.transport.get_write_buffer_size() < left_before:
+            self._await_reader()
+        else:
+            self.transport.abort()
 
     def _give_up(self) -> None:
         self._deadline = None
