@@ -232,7 +232,8 @@ def _table(title: str, cells: Sequence[Cell]) -> str:
 def _row(name: str, models: Sequence[Cell], difference: Difference | None, *, below: bool) -> str:
     accuracy, half_width = over_seeds([cell.accuracies for cell in models])
     batches = models[0].ended["train_shape"] == "plain examples"
-    rate = mean(cell.ended["train_episodes"] / cell.ended["train_seconds"] for cell in models)
+    timed = [cell for cell in models if cell.key["request"]["seconds"]] or models  # others were made on slower days
+    rate = mean(cell.ended["train_episodes"] / cell.ended["train_seconds"] for cell in timed)
     less = ""
     if difference is not None:
         middle, low, high = (100 * value for value in (difference.difference, difference.low, difference.high))
@@ -247,7 +248,7 @@ def _row(name: str, models: Sequence[Cell], difference: Difference | None, *, be
         f"{mean(cell.ece for cell in models):.3f}",
         models[0].batch_norm,
         f"{rate:,.1f}{' batches' if batches else ''}",
-        f"{mean(cell.adaptation_ms for cell in models):.1f} ms",
+        f"{mean(cell.adaptation_ms for cell in timed):.1f} ms",
         f"{models[0].ended['parameters']:,}",
         f"{memory / 1e6:,.0f} MB",
     ]
@@ -255,13 +256,28 @@ def _row(name: str, models: Sequence[Cell], difference: Difference | None, *, be
 
 
 def _against_baseline(models: dict[str, list[Cell]]) -> tuple[dict[str, Difference | None], str]:
-    """Return the differences to the baseline, of learners with as many seeds and episodes, and how they were made."""
-    if BASELINE not in models:
-        return {}, ""
-    accuracies = {name: np.array([cell.accuracies for cell in own]) for name, own in models.items()}
-    alike = {name: one for name, one in accuracies.items() if one.shape == accuracies[BASELINE].shape}
-    found, method = against(BASELINE, alike)
-    return found, f"Differences: {method}."
+    """Return the differences to the baseline's models of the same seeds, and how they were made.
+
+    Learners of which there are the same seeds are compared together, most seeds first.
+    """
+    baseline = {_seed(cell): cell.accuracies for cell in models.get(BASELINE, ())}
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, own in models.items():
+        seeds = tuple(sorted(_seed(cell) for cell in own))
+        if name != BASELINE and baseline.keys() >= set(seeds):
+            groups.setdefault(seeds, []).append(name)
+    differences: dict[str, Difference | None] = {}
+    methods = []
+    for seeds, names in sorted(groups.items(), key=lambda group: -len(group[0])):
+        alike = {name: [cell.accuracies for cell in sorted(models[name], key=_seed)] for name in names}
+        found, method = against(BASELINE, {BASELINE: [baseline[seed] for seed in seeds], **alike})
+        differences |= found
+        methods.append(method)
+    return differences, f"Differences: {'; the others: '.join(methods)}." if methods else ""
+
+
+def _seed(cell: Cell) -> int:
+    return int(cell.key["request"]["seed"])
 
 
 def _mean_accuracy(models: Sequence[Cell]) -> float:

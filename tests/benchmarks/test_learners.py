@@ -114,6 +114,20 @@ def test_differences_are_paired_over_episodes_and_by_welch_over_seeds() -> None:
     assert f"{100 * np.mean(means['maml']):.2f} ± {100 * half_width:.2f}" in text
 
 
+def test_learners_of_fewer_seeds_are_compared_with_the_baseline_of_the_same_seeds() -> None:
+    several = [
+        cell(name, accuracy, seed=seed) for name, accuracy in (("transfer", 0.8), ("r2d2", 0.9)) for seed in (0, 1)
+    ]
+    text = tables([*several, cell("maml", 0.7)])
+    low, high = stats.ttest_rel(cell("maml", 0.7).accuracies, cell("transfer", 0.8).accuracies).confidence_interval(
+        0.95
+    )
+    assert f"({100 * low:+.2f} to {100 * high:+.2f})".replace("-", "−") in text
+    assert "| r2d2 | 2 |" in text
+    assert "over 2 training seeds each" in text
+    assert "; the others: t intervals over" in text
+
+
 def test_shapes_and_budgets_have_a_table_each() -> None:
     other = cell("transfer", 0.8)
     other = other.model_copy(update={"key": {"request": {**other.key["request"], "way": 20}}})
