@@ -163,6 +163,8 @@ def answer(model: Model, episodes: Sequence[Episode]) -> list[EpisodePrediction]
     Raises:
         UsageError: an episode makes no sense; the line names it.
     """
+    if len(episodes) > MOST_EPISODES:
+        raise UsageError(f"inputs: a request has at most {MOST_EPISODES} episodes, got {len(episodes)}")
     reader, answers = Reader(model), []
     for number, episode in enumerate(episodes):
         place = f"inputs[{number}]."
