@@ -162,26 +162,30 @@ def promote(
 def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | None:
     """Return the outcome of promoting a version that is the champion already, which needs no data; None for any other.
 
+    None as well where its promotion was cut off: `promote` ends that, in its turn.
+
     Raises:
         MetalearnError: no such model or version, or the tracking server does not answer.
     """
     version = find_version(check_name(model_name), candidate)
     outcome = _unchanged(model_name, version, rules)
-    return _completed(outcome, version) if outcome.champion_before == outcome.version else None
+    whole = _MOVING not in version.tags.get(DECISION_TAG, "")
+    return outcome if whole and outcome.champion_before == outcome.version else None
 
 
 def _completed(outcome: Promotion, version: Any) -> Promotion:
     """Return the outcome for the champion; where its promotion was cut off after the alias had moved, end that."""
     if _MOVING not in version.tags.get(DECISION_TAG, ""):
         return outcome
+    decided = json.loads(version.tags[DECISION_TAG])
     outcome = outcome.model_copy(
         update={
             "champion_before": version.tags.get(CHAMPION_BEFORE_TAG) or None,
             "reasons": (f"version {outcome.version} is the champion: its promotion was cut off, and is complete now",),
+            **{name: decided[name] for name in ("look", "asked_by", "forced")},
         }
     )
-    _follow(outcome)
-    _record(outcome, version.run_id or None)
+    _finish(outcome, version.run_id or None)
     return outcome
 
 
@@ -353,17 +357,17 @@ def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
     tag_version(name, outcome.version, {CHAMPION_BEFORE_TAG: before or ""})
     with _and_then(f"whether version {outcome.version} is the champion now is not known: ask again"):
         set_alias(name, CHAMPION, outcome.version)
-    with _and_then(f"version {outcome.version} is the champion, its record is not complete: ask again"):
-        _follow(outcome)
-        _record(outcome, run_id)
+    _finish(outcome, run_id)
     return outcome
 
 
-def _follow(outcome: Promotion) -> None:
-    """Do what follows the champion's alias: the champion before is the previous one, and a rollback is forgotten."""
-    if outcome.champion_before:
-        set_alias(outcome.model_name, PREVIOUS, outcome.champion_before)
-    untag_version(outcome.model_name, outcome.version, ROLLED_BACK_TAG)
+def _finish(outcome: Promotion, run_id: str | None) -> None:
+    """Do what follows the champion's alias: the one before is the previous champion, a rollback is forgotten."""
+    with _and_then(f"version {outcome.version} is the champion, its record is not complete: ask again"):
+        if outcome.champion_before:
+            set_alias(outcome.model_name, PREVIOUS, outcome.champion_before)
+        untag_version(outcome.model_name, outcome.version, ROLLED_BACK_TAG)
+        _record(outcome, run_id)
 
 
 @contextmanager

@@ -55,12 +55,12 @@ def rollback(model_name: str, reason: str = "", asked_by: str = "") -> Rollback:
         if now != champion:
             changed = f"the champion changed from version {champion} to {now or 'none'} meanwhile"
             raise MetalearnError(f"model {model_name!r}: {changed}; nothing was moved: ask again")
-        set_alias(model_name, CHAMPION, earlier)
-        tag_version(
+        tag_version(  # before the alias: cut off in between, the same is asked for again, and ends at the same version
             model_name,
             champion,
             {ROLLED_BACK_TAG: json.dumps(record | {"to": earlier, "reason": why[:LONGEST_REASON]})},
         )
+        set_alias(model_name, CHAMPION, earlier)
         still_earlier = version.tags.get(CHAMPION_BEFORE_TAG)
         if still_earlier:
             set_alias(model_name, PREVIOUS, still_earlier)

@@ -50,6 +50,7 @@ def test_each_registry_gets_its_own_login(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "here")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret of here")
     monkeypatch.setenv("METALEARN_TARGET_USERNAME", "there")
+    monkeypatch.delenv("METALEARN_TARGET_PASSWORD", raising=False)
     with elsewhere("https://there.example"):
         assert os.environ["MLFLOW_TRACKING_USERNAME"] == "there"
         assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
