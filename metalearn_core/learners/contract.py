@@ -123,6 +123,7 @@ class Learner(nn.Module, ABC):
         backbone_defaults: options of backbones, by backbone, in which the learner's recipe differs from their defaults.
         batch_norm: the mode that `adapt` and `predict` work in; may be set to evaluate in the other one.
         progress: the share (0 to 1) of the training budget that is spent, set before each outer step.
+        moves_backbone: adapting takes gradient steps on the backbone, and holds what it remembers of all examples.
 
     Raises:
         UsageError: the learner takes no examples of this modality or no such targets, has no such batch-norm mode, or
@@ -135,6 +136,7 @@ class Learner(nn.Module, ABC):
     mean: Tensor
     std: Tensor
     progress: float = 0.0
+    moves_backbone: ClassVar[bool] = True
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: LearnerConfig, way: int | None = None) -> None:
         super().__init__()

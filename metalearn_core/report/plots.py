@@ -57,7 +57,7 @@ def _table_of(learner: str, confusions: tuple[PicturedConfusion, ...]) -> bytes:
 
 def _show(axes: "Axes", pictures: tuple[Picture, ...]) -> None:
     if pictures:
-        axes.imshow(pictures[0].pixels(), cmap="gray")
+        axes.imshow(pictures[0].pixels(), cmap="gray", vmin=0, vmax=255)
 
 
 def _say(axes: "Axes", name: str, rotation: int) -> None:

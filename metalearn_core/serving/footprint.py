@@ -11,7 +11,8 @@ from metalearn_core.model import Model
 
 MOST_BYTES = 4 * 2**30
 """Of one support set: above it a request is refused, whatever memory the machine has."""
-_OF_A_TAPE, _OF_A_GRAPH = 6.0, 2.5  # what lives beside it: patches, gradients, what is being computed; measured
+# What lives beside it: patches, gradients, what is being computed; and of a graph what is alive in one pass. Measured.
+_OF_A_TAPE, _OF_A_GRAPH, _OF_A_PASS = 6.0, 2.5, 1.0
 
 
 def check_support(model: Model, examples: int, place: str) -> None:
@@ -32,13 +33,14 @@ def check_support(model: Model, examples: int, place: str) -> None:
 def bytes_an_example(learner: Learner) -> float:
     """Return about how much memory adapting takes for each support example; 0 where it does not grow with them.
 
-    A learner that embeds examples does so a few at a time. Gradient steps hold what the backbone remembers of all.
+    A learner that embeds examples does so a few at a time; others take all in one pass. Gradient steps hold what the
+    backbone remembers of them.
     """
     if isinstance(learner, EmbeddingLearner):
         return 0.0
     backbone = learner.backbone
     size = learner.mean.element_size()
-    if backbone.taped:
+    if backbone.taped and learner.moves_backbone:
         return _OF_A_TAPE * size * backbone.tape_values
     remembered: dict[int, int] = {}
 
@@ -54,4 +56,4 @@ def bytes_an_example(learner: Learner) -> float:
             features, _ = backbone.embed(dict(backbone.named_parameters()), x.to(learner.mean.dtype), None)
         totals.append(sum(remembered.values()))
         del features
-    return _OF_A_GRAPH * (totals[1] - totals[0]) / 2
+    return (_OF_A_GRAPH if learner.moves_backbone else _OF_A_PASS) * (totals[1] - totals[0]) / 2

@@ -21,7 +21,7 @@ class Limits:
         body_bytes: of a request's body.
         seconds: for a request's body, and for its head, to arrive.
         waiting: requests that are worked on or wait for it, at most; further ones are told to come again.
-        arriving_bytes: of all bodies that have come, whole or in part: those that never end take no other's place.
+        arriving_bytes: of all bodies that have come, whole or in part; above it, too, requests are told to come again.
         classifier_bytes: of adapted classifiers that are kept.
     """
 
@@ -46,18 +46,21 @@ class Limited:
         if scope["type"] != "http" or scope["method"] in {"GET", "HEAD"}:
             await self._app(scope, receive, send)
             return
-        body = bytearray()
+        body, length = bytearray(), 0
         try:
-            if await self._arrived(body, scope, receive, send):
+            arrived = await self._arrived(body, scope, receive, send)
+            length = len(body)
+            if arrived:
                 await self._work(body, scope, receive, send)
         finally:
-            self._held -= len(body)
+            self._held -= max(length, len(body))
 
     async def _work(self, body: bytearray, scope: Scope, receive: Receive, send: Send) -> None:
         if self._there >= self._limits.waiting:
             await refuse_for_now(send)
             return
         whole: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+        body.clear()  # one copy is enough while it waits
 
         async def replay() -> Message:
             return whole.pop() if whole else await receive()

@@ -79,6 +79,8 @@ class _Patient(H11Protocol):
 
     def _await_reader(self) -> None:
         """Look again whether the client has read any of its answer, where it has not read all."""
+        if self._unread is not None:
+            self._unread.cancel()
         left = self.transport.get_write_buffer_size()
         self._unread = self.loop.call_later(self.seconds, self._check_reader, left) if left else None
 

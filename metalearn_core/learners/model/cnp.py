@@ -63,6 +63,7 @@ class CNP(Learner):
         targets=("class", "real"),
     )
     Config: ClassVar[type[LearnerConfig]] = CNPConfig
+    moves_backbone = False
     config: CNPConfig
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: CNPConfig, way: int | None = None) -> None:

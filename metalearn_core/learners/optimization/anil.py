@@ -40,6 +40,7 @@ class ANIL(FastWeightLearner):
         transductive=True,
     )
     Config: ClassVar[type[LearnerConfig]] = ANILConfig
+    moves_backbone = False
     config: ANILConfig
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:

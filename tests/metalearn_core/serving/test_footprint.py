@@ -37,8 +37,11 @@ print((after.resident_bytes - before.resident_bytes) / count, bytes_an_example(l
 """
 
 
-@pytest.mark.parametrize(("learner", "backbone", "examples"), [("maml", "conv4", 200), ("maml", "resnet12", 20)])
-def test_a_learner_by_gradient_takes_about_what_is_told(learner, backbone, examples):
+@pytest.mark.parametrize(
+    ("learner", "backbone", "examples"),
+    [("maml", "conv4", 200), ("maml", "resnet12", 20), ("cnp", "conv4", 200)],
+)
+def test_a_learner_that_is_no_metric_takes_about_what_is_told(learner, backbone, examples):
     command = [sys.executable, "-c", MEASURE, learner, backbone, SPEC.model_dump_json(), str(examples)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     measured, told = map(float, done.stdout.split())
