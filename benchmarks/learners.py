@@ -121,7 +121,8 @@ def make_cells(asked: argparse.Namespace) -> None:
         item = parse_spec(name, dict(own)).model_dump(mode="json")
         request = TrainingRequest(way=way, shot=shot, query=QUERY, seconds=asked.seconds, seed=seed)
         if asked.as_seed is not None:
-            known = _episodes(read_cells(asked.output), item, request.model_copy(update={"seed": asked.as_seed}))
+            there = [cell for cell in read_cells(asked.output) if cell.key["dataset"] == dataset.digest]
+            known = _episodes(there, item, request.model_copy(update={"seed": asked.as_seed}))
             request = request.model_copy(update={"seconds": 0.0, "episodes": known})
         protocol = Protocol(way=way, shot=shot, query=QUERY, episodes=asked.episodes, seed=TEST_SEED, domain_episodes=0)
         key = {
