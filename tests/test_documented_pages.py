@@ -19,7 +19,7 @@ import tomllib
 import traceback
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -65,6 +65,7 @@ support_labels = [file.parent.name for file in support_files]
 """
 BEFORE_PYTHON = {"first-steps.md": FILES}
 ONE_LEARNER = "--learner protonet"
+LINKED = ("Makefile", "README.md", "benchmarks", "components", "docs", "metalearn_core", "pipelines", "tests")
 SERVERS = ("make ui", "metalearn serve")
 PORT = {"make ui": ("", "ARGS='--port {port}'"), "metalearn serve": ("8080", "")}
 PATIENCE_S = 300
@@ -193,7 +194,8 @@ class Place:
             print(f"{time.monotonic() - started:5.1f} s  {text}")  # noqa: T201
             yield
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it ended early, and what it said is told above
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(timeout=PATIENCE_S)
 
     def set_registry(self) -> None:
@@ -222,31 +224,32 @@ for version in "12":
         return int(self._forks.stdout.readline())
 
     def _new_page(self, name: str) -> Path:
-        """Make a folder like a checkout of this one; what commands write into is a copy, the rest are links."""
+        """Make a folder like a fresh checkout; what commands write into is a copy, the rest are links."""
         page = self.folder / name
         (page / ".venv").mkdir(parents=True)
         for entry in Path(sys.prefix).iterdir():
             (page / ".venv" / entry.name).symlink_to(entry)
         shutil.copytree(ROOT / "infra", page / "infra", ignore=shutil.ignore_patterns("secrets", "__pycache__"))
-        for entry in ROOT.iterdir():
-            if not entry.name.startswith(".") and not (page / entry.name).exists():
-                (page / entry.name).symlink_to(entry)
+        shutil.copy(ROOT / "pyproject.toml", page)
+        for linked in LINKED:
+            (page / linked).symlink_to(ROOT / linked)
         for entry in (
             *self.folder.glob("*.png"),
             *(self.folder / name for name in ("photos", "labelled", "unlabelled")),
         ):
             (page / entry.name).symlink_to(entry)
-        ready = page / ".venv" / ".ready"  # for make: newer than the lock file
+        ready = page / ".venv" / ".ready"
         ready.unlink(missing_ok=True)
         ready.touch()
         return page
 
     def _environment(self) -> dict[str, str]:
-        private = ("MLFLOW_", "METALEARN_", "AWS_", "PYTEST_", "COV_")
+        private = ("MLFLOW_", "METALEARN_", "AWS_", "PYTEST_", "COV_", "KUBERNETES_", "MAKE", "http", "HTTP")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(private)}
         own = {
             "METALEARN_HOME": str(self.folder / "work"),
             "METALEARN_CACHE": str(self.folder / "cache"),
+            "MAKEFLAGS": "--old-file=.venv/.ready",  # the environment is the tests' own: it is not made anew
             "OMP_NUM_THREADS": "1",  # networks this small lose more by waiting for a second thread than it computes
         }
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -307,11 +310,13 @@ def _free_port() -> int:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     start = [sys.executable, "-c", "from tests.test_documented_pages import fork_commands; fork_commands()"]
-    forks = subprocess.Popen(start, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    forks = subprocess.Popen(
+        start, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         yield Place(tmp_path_factory.mktemp("pages"), forks)
     finally:
-        forks.kill()
+        os.killpg(forks.pid, signal.SIGKILL)
         forks.communicate()
 
 
