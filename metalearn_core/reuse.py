@@ -19,6 +19,7 @@ from metalearn_core.storage.place import Place
 from metalearn_core.version import library_versions, source_digest
 
 _CONTENTS = "contents.json"
+_TURNS = 3  # of two machines that spoil each other's result, before one gives up
 
 
 def result_digest(kind: str, key: Mapping[str, Any]) -> str:
@@ -49,27 +50,37 @@ def kept(root: Place, kind: str, key: Mapping[str, Any], make: Callable[[Path], 
     folder, name = place.folder, place.folder.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{name}.lock")):
+        for _ in range(_TURNS):
+            if (was_kept := _found_or_made(place, kind, key, make)) is not None:
+                return folder, was_kept
+    raise MetalearnError(f"{place}: another run keeps writing here: wait for it, then start again")
+
+
+def _found_or_made(place: Place, kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> bool | None:
+    """Return whether the result was there; None where another machine's came in between, and they spoilt each other.
+
+    Two results of the same key need not be the same bytes; the files of the second to end can be among the first's.
+    """
+    folder, name = place.folder, place.folder.name
+    damage = _find(place)
+    if damage and place.prefix:  # of this machine's copy, or of what it is a copy of?
+        place.forget()
         damage = _find(place)
-        if damage and place.prefix:  # of this machine's copy, or of what it is a copy of?
-            place.forget()
-            damage = _find(place)
-        if damage is None:
-            return folder, True
-        if damage:
-            emit("warning", kind, text=f"kept result {place} is damaged ({damage}); it is made again")
-            place.remove()
-        for remains in folder.parent.glob(f".{name}.*.tmp"):  # of a process that was killed: the lock is ours now
-            shutil.rmtree(remains, ignore_errors=True)
-        with new_folder(folder) as unfinished:
-            make(unfinished)
-            digests = _digests(unfinished)
-            write_json(unfinished / _CONTENTS, {"kind": kind, "key": dict(key), "files": digests})
-        if not place.commit(list(digests), _CONTENTS):
-            place.forget()
-            if _find(place) is not None:
-                raise MetalearnError(f"{place}: another run keeps writing here: wait for it, then start again")
-            return folder, True
-    return folder, False
+    if damage is None:
+        return True
+    if damage:
+        emit("warning", kind, text=f"kept result {place} is damaged ({damage}); it is made again")
+        place.remove()
+    for remains in folder.parent.glob(f".{name}.*.tmp"):  # of a process that was killed: the lock is ours now
+        shutil.rmtree(remains, ignore_errors=True)
+    with new_folder(folder) as unfinished:
+        make(unfinished)
+        digests = _digests(unfinished)
+        write_json(unfinished / _CONTENTS, {"kind": kind, "key": dict(key), "files": digests})
+    if place.commit(list(digests), _CONTENTS):
+        return False
+    place.forget()
+    return True if _find(place) is None else None
 
 
 def discard(root: Place, kind: str, key: Mapping[str, Any]) -> None:
