@@ -60,7 +60,7 @@ class Chart:
         with rc_context({**_STYLE, "svg.hashsalt": self.description}):
             figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
             self.draw(figure.add_subplot())
-            figure.savefig(content, format=kind, metadata=_NO_METADATA.get(kind, {}), **options)
+            figure.savefig(content, format=kind, metadata=_NO_METADATA[kind], **options)
         return content.getvalue()
 
 
