@@ -38,11 +38,10 @@ class Convolution:
 
     @classmethod
     def of(cls, channels: int, side: int, precision: torch.dtype) -> "Convolution":
-        """Return operands of normal numbers, channels-last."""
+        """Return operands of normal numbers, channels-last: of one channel too, which their strides alone say."""
         half = (side + 1) // 2
-        shapes = (QUERIES, channels, side, side), (WIDTH, channels, 3, 3), (QUERIES, WIDTH, half, half)
-        made = (torch.randn(shape).to(precision).contiguous(memory_format=torch.channels_last) for shape in shapes)
-        return cls(*made)
+        shapes = (QUERIES, side, side, channels), (WIDTH, 3, 3, channels), (QUERIES, half, half, WIDTH)
+        return cls(*(torch.randn(shape).to(precision).permute(0, 3, 1, 2) for shape in shapes))
 
     def forward(self) -> None:
         """Convolve."""

@@ -170,8 +170,12 @@ def convolve_and_normalise(
 @torch.no_grad()
 def _patch_moments(x: Tensor, groups: int, kernel: int, stride: int) -> tuple[Tensor, Tensor]:
     """Return mean (g, p) and biased covariance (g, p, p) of the patches under a padded kernel of x (n, g·c, h, w)."""
-    patches = F.unfold(x, kernel, padding=kernel // 2, stride=stride)
-    rows = patches.view(len(x), groups, -1, patches.shape[-1]).permute(1, 2, 0, 3).flatten(2)
+    padded = F.pad(x, [kernel // 2] * 4)
+    example, channel, row, column = padded.stride()
+    channels = x.shape[1] // groups
+    size = (groups, channels, kernel, kernel, len(x), *(-(-length // stride) for length in x.shape[2:]))
+    strides = (channels * channel, channel, row, column, example, stride * row, stride * column)
+    rows = padded.as_strided(size, strides).reshape(groups, channels * kernel * kernel, -1)
     mean = rows.mean(dim=-1, keepdim=True)
     centred = rows - mean
     return mean.squeeze(-1), centred @ centred.mT / rows.shape[-1]

@@ -18,7 +18,7 @@ from metalearn_core.learners.optimization.inner_gradient import BACKBONE, HEAD_B
 from metalearn_core.learners.optimization.query_gradient import episode_by_episode
 from metalearn_core.learners.optimization.support_loss import SupportLoss
 
-EPISODES_AT_ONCE = 4
+EPISODES_AT_ONCE = 8
 TAPED_AT_ONCE = 2_600_000  # numbers; 10 MB in fp32
 _STATISTICS = "statistics."
 
