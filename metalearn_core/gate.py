@@ -103,7 +103,7 @@ def decide(
         rules: of the gate.
         candidate: its own figures.
         paired: the comparison with the champion; None where there is no champion.
-        checks_passed: of the dataset; None where nobody checked, which the rule lets pass, and says so.
+        checks_passed: of the dataset; None where nobody checked, which is no pass.
     """
     verdicts = [*_absolute(rules, candidate), *_data(rules, checks_passed)]
     if paired is None:
@@ -155,7 +155,7 @@ def _data(rules: GateRules, checks_passed: bool | None) -> list[tuple[bool, str]
     if rules.dataset_checks == "ignored":
         return []
     if checks_passed is None:
-        return [(True, "the data quality checks were not part of this decision")]
+        return [(False, "the data quality checks were not made, and dataset_checks is required")]
     return [_judged(checks_passed, "the data quality checks passed", "a data quality check failed")]
 
 

@@ -2,74 +2,31 @@
 
 import json
 import shlex
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metalearn_core.bundle import BundleDescription, read_bundle, read_training_images, verify_bundle
 from metalearn_core.bundle_fetch import DIGEST_TAG, fetch_bundle
-from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.gate import Decision, Figures, GateRules, PairedFigures, decide
 from metalearn_core.looks import count_look
 from metalearn_core.model_versions import (
     CHAMPION,
-    CHAMPION_BEFORE_TAG,
-    DECISION_TAG,
     LEARNER_TAG,
-    PREVIOUS,
     aliases_of,
     check_name,
     find_version,
-    set_alias,
-    tag_version,
-    untag_version,
 )
-from metalearn_core.tracking_server import client, explained, lock
+from metalearn_core.promotion_record import ROLLED_BACK_TAG, Promotion, and_then, commit, completed, was_cut_off
+from metalearn_core.tracking_server import lock
 
 if TYPE_CHECKING:
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation.evaluate import Protocol
     from metalearn_core.learners.contract import Learner
 
-ROLLED_BACK_TAG = "rolled_back"
 PATIENCE_S = 3600.0
-LONGEST_REASON = 1000
-_MOVING = "the alias was being moved when this was written: ask again"
-
-
-class Promotion(Record):
-    """What the gate decided, and on what figures.
-
-    Attributes:
-        model_name, version, learner, bundle_digest: of the candidate.
-        promoted: it is the champion now (or was already).
-        reasons: sentences with figures; where it was not promoted, what stood against it comes first.
-        champion_before: the version that was the champion; None where there was none.
-        look: the how-manieth comparison on these test classes; None where nothing was compared.
-        rules: of the gate.
-        asked_by: who or what asked for the decision.
-        forced: the reason of the person who promoted it against the rules; None where the rules decided.
-        evaluation, comparison: their JSON forms; None where they were not made.
-    """
-
-    model_name: str
-    version: str
-    learner: str
-    bundle_digest: str
-    promoted: bool
-    reasons: tuple[str, ...]
-    champion_before: str | None
-    look: int | None = None
-    rules: GateRules
-    asked_by: str = ""
-    forced: str | None = None
-    evaluation: dict[str, Any] | None = None
-    comparison: dict[str, Any] | None = None
 
 
 class Contender:
@@ -102,7 +59,7 @@ class Contender:
 def promote(
     model_name: str,
     candidate: str,
-    dataset: "EpisodeDataset",
+    dataset: "EpisodeDataset | None",
     protocol: "Protocol",
     rules: GateRules | None = None,
     *,
@@ -122,10 +79,11 @@ def promote(
     Args:
         model_name: of the registered model.
         candidate: an alias or version number.
-        dataset: whose test classes are used.
+        dataset: whose test classes are used; None: there is none any more, and only force can promote.
         protocol: the episodes; its split must be test, its mode inductive.
         rules: of the gate.
-        checks_passed: whether the dataset passed its quality checks; None where they were not made.
+        checks_passed: whether the dataset passed its quality checks; None where they were not made, which stands
+            against promotion unless the rules ignore them.
         after_rollback: judge a version also where it was rolled back before: a person asks for it. Otherwise that is
             a reason against it, or the next run of the same pipeline would undo the rollback.
         asked_by: who or what asks; kept with the decision.
@@ -145,18 +103,22 @@ def promote(
         protocol = Protocol(**{**protocol.model_dump(), "episodes": rules.episodes})
     with lock(f"promote {model_name}", timeout_s=PATIENCE_S):
         version = find_version(model_name, candidate)
-        with _and_then("nothing was moved"):
-            outcome = _unchanged(model_name, version, rules).model_copy(update={"asked_by": asked_by})
+        with and_then("nothing was moved"):
+            asked = {"asked_by": asked_by, "dataset_digest": dataset.digest if dataset else None}
+            outcome = _unchanged(model_name, version, rules).model_copy(update=asked)
             if outcome.champion_before == outcome.version:
-                return _completed(outcome, version)
+                return completed(outcome, version)
             if ROLLED_BACK_TAG in version.tags and not after_rollback:
-                return _commit(_refused(outcome, _rolled_back(outcome, version)), version.run_id or None)
+                return commit(outcome.refused(_rolled_back(outcome, version)), version.run_id or None)
             contender = Contender(model_name, version)
-            outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
+            if dataset:
+                outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
+            else:
+                outcome = outcome.refused("nothing was compared: its dataset is not there any more")
             if force is not None and not outcome.promoted:
                 reasons = (f"promoted by force: {force}", *outcome.reasons)
                 outcome = outcome.model_copy(update={"promoted": True, "forced": force, "reasons": reasons})
-            return _commit(outcome, contender.run_id)
+            return commit(outcome, contender.run_id)
 
 
 def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | None:
@@ -169,24 +131,7 @@ def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | N
     """
     version = find_version(check_name(model_name), candidate)
     outcome = _unchanged(model_name, version, rules)
-    whole = _MOVING not in version.tags.get(DECISION_TAG, "")
-    return outcome if whole and outcome.champion_before == outcome.version else None
-
-
-def _completed(outcome: Promotion, version: Any) -> Promotion:
-    """Return the outcome for the champion; where its promotion was cut off after the alias had moved, end that."""
-    if _MOVING not in version.tags.get(DECISION_TAG, ""):
-        return outcome
-    decided = json.loads(version.tags[DECISION_TAG])
-    outcome = outcome.model_copy(
-        update={
-            "champion_before": version.tags.get(CHAMPION_BEFORE_TAG) or None,
-            "reasons": (f"version {outcome.version} is the champion: its promotion was cut off, and is complete now",),
-            **{name: decided[name] for name in ("look", "asked_by", "forced")},
-        }
-    )
-    _finish(outcome, version.run_id or None)
-    return outcome
+    return outcome if outcome.champion_before == outcome.version and not was_cut_off(version) else None
 
 
 def _unchanged(model_name: str, version: Any, rules: GateRules) -> Promotion:
@@ -221,10 +166,10 @@ def _judge(
         try:
             champion = Contender(outcome.model_name, find_version(outcome.model_name, outcome.champion_before))
             if reason := _incomparable(candidate, champion, protocol):
-                return _refused(outcome, f"{reason}: {_remedy()}")
+                return outcome.refused(f"{reason}: {_remedy()}")
             check_fit(champion.learner, dataset, protocol)
         except MetalearnError as error:
-            return _refused(outcome, f"the champion cannot be compared: {error}; {_remedy()}")
+            return outcome.refused(f"the champion cannot be compared: {error}; {_remedy()}")
     contenders = [candidate, champion] if champion else [candidate]
     trained_on = {digest for one in contenders for digest in one.description.lineage.training_class_digests}
     images = np.concatenate([one.training_images for one in contenders])
@@ -235,7 +180,7 @@ def _judge(
         if not seen:
             raise
         why = f"{len(seen)} test classes are left out, since a model was trained on them or on images of theirs"
-        return _refused(outcome, f"the candidate cannot be judged: {why}; then {error}")
+        return outcome.refused(f"the candidate cannot be judged: {why}; then {error}")
 
 
 def _rolled_back(outcome: Promotion, version: Any) -> str:
@@ -259,6 +204,7 @@ def _incomparable(candidate: Contender, champion: Contender, protocol: "Protocol
         return (
             f"the champion (version {champion.number}, {champion.description.learner}) is built for {way}-way "
             f"episodes, and these are {protocol.way}-way; they cannot be asked the same episodes"
+            + (f" but with --way {way}" if candidate.description.way in (None, way) else "")
         )
     return None
 
@@ -335,74 +281,3 @@ def _measured(
 
 def _decided(outcome: Promotion, decision: Decision, **figures: Any) -> Promotion:
     return outcome.model_copy(update={"promoted": decision.promoted, "reasons": decision.reasons, **figures})
-
-
-def _refused(outcome: Promotion, reason: str) -> Promotion:
-    return outcome.model_copy(update={"promoted": False, "reasons": (reason,)})
-
-
-def _commit(outcome: Promotion, run_id: str | None) -> Promotion:
-    """Keep the decision, and move the champion where it says so, unless the champion changed since it was read."""
-    name, before = outcome.model_name, outcome.champion_before
-    if not outcome.promoted:
-        _record(outcome, run_id)
-        return outcome
-    _record(_refused(outcome, _MOVING), None)
-    now = aliases_of(name).get(CHAMPION)
-    if now != before:
-        changed = f"the champion changed from version {before or 'none'} to {now or 'none'} during the comparison"
-        outcome = _refused(outcome, f"{changed}: promote again to compare with the new one")
-        _record(outcome, run_id)
-        return outcome
-    tag_version(name, outcome.version, {CHAMPION_BEFORE_TAG: before or ""})
-    with _and_then(f"whether version {outcome.version} is the champion now is not known: ask again"):
-        set_alias(name, CHAMPION, outcome.version)
-    _finish(outcome, run_id)
-    return outcome
-
-
-def _finish(outcome: Promotion, run_id: str | None) -> None:
-    """Do what follows the champion's alias: the one before is the previous champion, a rollback is forgotten."""
-    with _and_then(f"version {outcome.version} is the champion, its record is not complete: ask again"):
-        if outcome.champion_before:
-            set_alias(outcome.model_name, PREVIOUS, outcome.champion_before)
-        untag_version(outcome.model_name, outcome.version, ROLLED_BACK_TAG)
-        _record(outcome, run_id)
-
-
-@contextmanager
-def _and_then(consequence: str) -> Iterator[None]:
-    """Say what an error inside the block has left behind, once: the innermost block knows best."""
-    try:
-        yield
-    except (UsageError, _ToldError):
-        raise
-    except MetalearnError as error:
-        raise _ToldError(f"{error}; {consequence}") from None
-
-
-class _ToldError(MetalearnError):
-    """An error that says already what it has left behind."""
-
-
-def _record(outcome: Promotion, run_id: str | None) -> None:
-    """Keep a decision in short on the version, and whole as an artifact of its run."""
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    short = {
-        "promoted": outcome.promoted,
-        "when": when,
-        "champion_before": outcome.champion_before,
-        "look": outcome.look,
-        "asked_by": outcome.asked_by,
-        "forced": outcome.forced and outcome.forced[:LONGEST_REASON],
-        "reasons": [reason[:500] for reason in outcome.reasons],
-    }
-    tag = {DECISION_TAG: json.dumps(short, ensure_ascii=False), "promoted": str(outcome.promoted).lower()}
-    tag_version(outcome.model_name, outcome.version, tag)
-    if run_id:
-        with explained():
-            client().log_dict(
-                run_id,
-                {**outcome.model_dump(mode="json"), "when": when},
-                f"promotion/{outcome.model_name}-{outcome.version}-{time.time_ns() // 1_000_000}.json",
-            )

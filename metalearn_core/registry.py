@@ -23,7 +23,8 @@ from metalearn_core.model_versions import (
     set_alias,
     versions_with,
 )
-from metalearn_core.promotion import Promotion, promote
+from metalearn_core.promotion import promote
+from metalearn_core.promotion_record import Promotion
 from metalearn_core.rollback import Rollback, rollback
 from metalearn_core.tracking_server import LONGEST_TAG, client, explained, is_missing, lock, quiet_mlflow
 from metalearn_core.version import git_commit, package_version

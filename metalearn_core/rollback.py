@@ -17,7 +17,8 @@ from metalearn_core.model_versions import (
     set_alias,
     tag_version,
 )
-from metalearn_core.promotion import LONGEST_REASON, PATIENCE_S, ROLLED_BACK_TAG, Contender
+from metalearn_core.promotion import PATIENCE_S, Contender
+from metalearn_core.promotion_record import LONGEST_REASON, ROLLED_BACK_TAG
 from metalearn_core.tracking_server import lock
 
 

@@ -19,7 +19,7 @@ from metalearn_core.storage import read_json, write_json
 if TYPE_CHECKING:
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.episodes import EpisodeShape
-    from metalearn_core.promotion import Promotion
+    from metalearn_core.promotion_record import Promotion
     from metalearn_core.registry import RegisteredVersion
 
 
@@ -141,7 +141,8 @@ def promote_model(
 
     Args:
         model: `name@alias`, `models:/name@alias` or `models:/name/version`.
-        dataset: an episode dataset's location; None: the one that the model was trained on.
+        dataset: an episode dataset's location; None: the one that the model was trained on. Where that is gone, force
+            needs none.
         shape: way, shot and query, where they differ from what the model was made for.
         episodes, seed: of the test episodes.
         gate: rules, by the names of `GateRules`.
@@ -166,8 +167,16 @@ def promote_model(
     unchanged = promotion.standing(*address, rules)
     if unchanged:
         return unchanged
-    opened = EpisodeDataset.open(dataset or description.lineage.dataset_uri)
-    checked = None if rules.dataset_checks == "ignored" else _checked(opened, protocol.shape)
+    opened: EpisodeDataset | None = None
+    try:
+        opened = EpisodeDataset.open(dataset or description.lineage.dataset_uri)
+    except MetalearnError as error:
+        if force is None or dataset:
+            raise
+        emit("warning", "promote", text=f"nothing is compared: {error}")
+    checked = None
+    if opened and rules.dataset_checks == "required":
+        checked = _checked(opened, protocol.shape)
     return promotion.promote(
         *address,
         opened,

@@ -66,8 +66,8 @@ def promote(
     way: OwnWayOption = None,
     shot: OwnShotOption = None,
     query: OwnQueryOption = None,
-    episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
-    seed: Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")] = 0,
+    episodes: Annotated[int | None, typer.Option("--episodes", min=2, help="How many.", show_default="1000")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of the stream of episodes.", show_default="0")] = None,
     set_: GateSetOption = None,
     force: Annotated[bool, typer.Option("--force", help="Promote it whatever the rules say; wants --reason.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="Of --force; kept with the decision.")] = "",
@@ -92,10 +92,10 @@ def promote(
     if force == (not reason.strip()):
         raise UsageError("--force and --reason go together: say why the rules are left out of account")
     if to or to_name:
-        if force or dataset or set_ or given(way=way, shot=shot, query=query):
+        if force or dataset or set_ or given(way=way, shot=shot, query=query, episodes=episodes, seed=seed):
             raise UsageError(
-                "--to copies a version, and no gate decides: leave out --force, --dataset, --set, --way, "
-                "--shot and --query"
+                "--to copies a version, and no gate decides: leave out --force, --dataset, --set, --way, --shot, "
+                "--query, --episodes and --seed"
             )
         _copy(model, to, to_name, workdir, json)
         return
@@ -106,7 +106,8 @@ def promote(
     workdir_at(workdir).open_tracking()
     with watching(notices):
         shape = given(way=way, shot=shot, query=query)
-        outcome = promote_model(model, dataset, shape, episodes, seed, config.gate, reason if force else None)
+        forced = reason if force else None
+        outcome = promote_model(model, dataset, shape, episodes or 1000, seed or 0, config.gate, forced)
     if json:
         print_json(outcome.model_dump(mode="json"))
     else:

@@ -1,7 +1,11 @@
+from functools import partial
+
 import pytest
 from pydantic import ValidationError
 
 from metalearn_core.gate import Decision, Figures, GateRules, PairedFigures, decide
+
+judged = partial(decide, checks_passed=True)
 
 
 def figures(accuracy: float = 0.9, **changes: object) -> Figures:
@@ -23,71 +27,72 @@ def one_reason(decision: Decision, text: str) -> str:
 
 
 def test_without_a_champion_the_absolute_rules_alone_decide() -> None:
-    decision = decide(GateRules(), figures(), None)
+    decision = judged(GateRules(), figures(), None)
     assert decision.promoted
     assert one_reason(decision, "no champion")
     assert one_reason(decision, "above chance") == "accuracy 0.9000 ± 0.0100 is above chance, 0.2000"
 
 
 def test_a_model_that_guesses_is_never_promoted() -> None:
-    decision = decide(GateRules(), figures(0.205), None)
+    decision = judged(GateRules(), figures(0.205), None)
     assert not decision.promoted
     assert decision.reasons[0] == "accuracy 0.2050 ± 0.0100 is not above chance, 0.2000"
 
 
 @pytest.mark.parametrize(("floor", "promoted"), [(0.9, True), (0.901, False)])
 def test_the_floor_is_on_the_accuracy(floor: float, promoted: bool) -> None:
-    decision = decide(GateRules(min_accuracy=floor), figures(0.9), None)
+    decision = judged(GateRules(min_accuracy=floor), figures(0.9), None)
     assert decision.promoted is promoted
     assert f"min_accuracy {floor:g}" in one_reason(decision, "min_accuracy")
 
 
 @pytest.mark.parametrize(("floor", "promoted"), [(0.8, True), (0.81, False)])
 def test_every_domain_with_enough_classes_must_reach_its_floor(floor: float, promoted: bool) -> None:
-    decision = decide(GateRules(min_domain_accuracy=floor), figures(), None)
+    decision = judged(GateRules(min_domain_accuracy=floor), figures(), None)
     assert decision.promoted is promoted
     assert "the weakest of 2 domains, greek, has accuracy 0.8000 (1 with too few" in one_reason(decision, "domain")
 
 
 def test_a_floor_for_domains_is_not_passed_by_having_none() -> None:
-    assert not decide(GateRules(min_domain_accuracy=0.1), figures(by_domain={"tiny": None}), None).promoted
+    assert not judged(GateRules(min_domain_accuracy=0.1), figures(by_domain={"tiny": None}), None).promoted
 
 
 @pytest.mark.parametrize(("limit", "promoted"), [(0.05, True), (0.04, False)])
 def test_calibration_is_judged_where_a_limit_is_set(limit: float, promoted: bool) -> None:
-    assert decide(GateRules(max_ece=limit), figures(), None).promoted is promoted
+    assert judged(GateRules(max_ece=limit), figures(), None).promoted is promoted
 
 
 @pytest.mark.parametrize(("low", "promoted"), [(0.001, True), (0.0, False), (-0.001, False)])
 def test_superiority_needs_a_lower_bound_above_the_difference(low: float, promoted: bool) -> None:
-    decision = decide(GateRules(), figures(), paired(low))
+    decision = judged(GateRules(), figures(), paired(low))
     assert decision.promoted is promoted
     assert f"at least {low:+.4f}" in one_reason(decision, "champion")
 
 
 def test_a_least_difference_is_added_to_superiority() -> None:
-    assert not decide(GateRules(min_difference=0.01), figures(), paired(0.009)).promoted
-    assert decide(GateRules(min_difference=0.01), figures(), paired(0.011)).promoted
+    assert not judged(GateRules(min_difference=0.01), figures(), paired(0.009)).promoted
+    assert judged(GateRules(min_difference=0.01), figures(), paired(0.011)).promoted
 
 
 @pytest.mark.parametrize(("low", "promoted"), [(-0.009, True), (-0.01, False)])
 def test_noninferiority_lets_a_small_loss_pass(low: float, promoted: bool) -> None:
-    assert decide(GateRules(mode="noninferiority", margin=0.01), figures(), paired(low)).promoted is promoted
+    assert judged(GateRules(mode="noninferiority", margin=0.01), figures(), paired(low)).promoted is promoted
 
 
 def test_the_look_and_its_level_stand_in_the_reason() -> None:
-    reason = one_reason(decide(GateRules(), figures(), paired(0.1, look=3)), "champion")
+    reason = one_reason(judged(GateRules(), figures(), paired(0.1, look=3)), "champion")
     assert "look 3 at these test classes, one-sided level 0.004167" in reason
 
 
 def test_failed_checks_of_the_data_stand_against_promotion_unless_they_are_ignored() -> None:
     assert not decide(GateRules(), figures(), None, checks_passed=False).promoted
     assert decide(GateRules(dataset_checks="ignored"), figures(), None, checks_passed=False).promoted
-    assert one_reason(decide(GateRules(), figures(), None, checks_passed=None), "not part of this decision")
+    assert one_reason(decide(GateRules(), figures(), None, checks_passed=None), "were not made")
+    assert not decide(GateRules(), figures(), None, checks_passed=None).promoted
 
 
 def test_what_stands_against_promotion_comes_first() -> None:
-    decision = decide(GateRules(min_accuracy=0.95), figures(), paired(0.1))
+    decision = judged(GateRules(min_accuracy=0.95), figures(), paired(0.1))
     assert "below min_accuracy 0.95" in decision.reasons[0]
     assert len(decision.reasons) == 4
 
@@ -102,6 +107,6 @@ def test_rules_that_make_no_sense_are_refused(rules: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(("limit", "promoted"), [(3.9, False), (4.0, True)])
 def test_a_model_that_adapts_too_slowly_is_not_promoted(limit: float, promoted: bool) -> None:
-    decision = decide(GateRules(max_adaptation_ms=limit), figures(), None)
+    decision = judged(GateRules(max_adaptation_ms=limit), figures(), None)
     assert decision.promoted is promoted
     assert "4.0 ms" in one_reason(decision, "max_adaptation_ms")

@@ -1,13 +1,14 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from metalearn_core import promotion, registry
+from metalearn_core import promotion_record, registry
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.subset import split_hashes
 from metalearn_core.errors import MetalearnError, UsageError
@@ -15,6 +16,7 @@ from metalearn_core.evaluation.evaluate import Protocol
 from metalearn_core.evaluation.scoring import Scorer
 from metalearn_core.gate import GateRules
 
+promote = partial(registry.promote, checks_passed=True)
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +29,7 @@ def test_without_a_champion_the_absolute_rules_promote(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
 ) -> None:
     workshop.register(good, "first")
-    outcome = registry.promote("first", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("first", "candidate", small_dataset, workshop.PROTOCOL)
     assert outcome.promoted
     assert outcome.champion_before is None
     assert any("there is no champion" in reason for reason in outcome.reasons)
@@ -40,13 +42,15 @@ def test_a_floor_that_is_not_reached_is_recorded_and_nothing_moves(
 ) -> None:
     run_id = workshop.new_run()
     workshop.register(guessing, "floor", run_id)
-    outcome = registry.promote("floor", "1", small_dataset, workshop.PROTOCOL, GateRules(min_accuracy=0.9))
+    outcome = promote("floor", "1", small_dataset, workshop.PROTOCOL, GateRules(min_accuracy=0.9))
     assert not outcome.promoted
     assert "not above chance" in outcome.reasons[0]
     assert "below min_accuracy 0.9" in outcome.reasons[1]
     assert workshop.aliases(client, "floor") == {"candidate": "1"}
     kept = json.loads(client.get_model_version("floor", "1").tags["decision"])
     assert (kept["promoted"], tuple(kept["reasons"])) == (False, outcome.reasons)
+    assert kept["rules"]["min_accuracy"] == 0.9
+    assert kept["dataset_digest"] == small_dataset.digest
     (artifact,) = client.list_artifacts(run_id, "promotion")
     whole = json.loads(Path(client.download_artifacts(run_id, artifact.path)).read_text())
     assert whole["evaluation"]["accuracy"] == outcome.evaluation["accuracy"]
@@ -58,7 +62,7 @@ def test_the_champion_again_is_a_success_that_changes_nothing(
 ) -> None:
     workshop.install_champion(client, "again", good)
     before = client.get_model_version("again", "1").tags
-    outcome = registry.promote("again", "candidate", small_dataset, workshop.PROTOCOL, GateRules(min_accuracy=1))
+    outcome = promote("again", "candidate", small_dataset, workshop.PROTOCOL, GateRules(min_accuracy=1))
     assert outcome.promoted
     assert outcome.reasons == ("version 1 is the champion already: nothing was changed",)
     assert client.get_model_version("again", "1").tags == before
@@ -69,7 +73,7 @@ def test_a_better_candidate_takes_the_place_and_a_rollback_gives_it_back(
 ) -> None:
     workshop.install_champion(client, "better", guessing)
     workshop.register(good, "better")
-    outcome = registry.promote("better", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("better", "candidate", small_dataset, workshop.PROTOCOL)
     assert outcome.promoted, outcome.reasons
     assert (outcome.version, outcome.champion_before, outcome.look) == ("2", "1", 1)
     assert outcome.comparison is not None and outcome.comparison["alpha"] == pytest.approx(0.05)
@@ -101,7 +105,7 @@ def test_each_of_the_two_answers_every_episode_once(
     monkeypatch.setattr(Scorer, "score", counted)
     workshop.install_champion(client, "once", guessing)
     workshop.register(good, "once")
-    outcome = registry.promote("once", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("once", "candidate", small_dataset, workshop.PROTOCOL)
     assert [episodes for _, episodes in asked] == [60, 60]
     assert len({learner for learner, _ in asked}) == 2
     assert outcome.comparison is not None and outcome.evaluation is not None
@@ -113,16 +117,16 @@ def test_a_version_that_was_rolled_back_becomes_champion_again_only_when_a_perso
 ) -> None:
     workshop.install_champion(client, "undone", guessing)
     workshop.register(good, "undone")
-    assert registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL).promoted
+    assert promote("undone", "candidate", small_dataset, workshop.PROTOCOL).promoted
     registry.rollback("undone", "complaints from the field")
     workshop.register(good, "undone")  # as the same pipeline run again does
-    refused = registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL)
+    refused = promote("undone", "candidate", small_dataset, workshop.PROTOCOL)
     assert not refused.promoted
     assert "version 2 was rolled back" in refused.reasons[0] and "complaints from the field" in refused.reasons[0]
     assert "metalearn promote models:/undone/2" in refused.reasons[0]
     assert workshop.aliases(client, "undone") == {"candidate": "2", "champion": "1"}
     assert json.loads(client.get_model_version("undone", "2").tags["decision"])["promoted"] is False
-    asked = registry.promote("undone", "candidate", small_dataset, workshop.PROTOCOL, after_rollback=True)
+    asked = promote("undone", "candidate", small_dataset, workshop.PROTOCOL, after_rollback=True)
     assert asked.promoted
     assert workshop.aliases(client, "undone")["champion"] == "2"
     assert "rolled_back" not in client.get_model_version("undone", "2").tags
@@ -133,17 +137,17 @@ def test_a_candidate_no_better_than_the_champion_is_not_promoted_and_each_look_c
 ) -> None:
     workshop.install_champion(client, "worse", good)
     workshop.register(guessing, "worse")
-    first = registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL)
+    first = promote("worse", "candidate", small_dataset, workshop.PROTOCOL)
     assert not first.promoted
     assert (first.look, looks(client, "worse")) == (1, 1)
-    same = registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL)
+    same = promote("worse", "candidate", small_dataset, workshop.PROTOCOL)
     assert (same.look, looks(client, "worse")) == (1, 1)
     other_episodes = workshop.PROTOCOL.model_copy(update={"seed": 5})
-    second = registry.promote("worse", "candidate", small_dataset, other_episodes)
+    second = promote("worse", "candidate", small_dataset, other_episodes)
     assert (second.look, looks(client, "worse")) == (2, 2)
     assert second.comparison is not None and second.comparison["alpha"] == pytest.approx(2 * 0.05 / 6)
     workshop.register(workshop.make_bundle(tmp_path / "third", small_dataset, seed=7), "worse")
-    assert registry.promote("worse", "candidate", small_dataset, workshop.PROTOCOL).look == 3
+    assert promote("worse", "candidate", small_dataset, workshop.PROTOCOL).look == 3
     assert workshop.aliases(client, "worse")["champion"] == "1"
 
 
@@ -153,7 +157,7 @@ def test_noninferiority_lets_an_equal_model_in(
     workshop.install_champion(client, "equal", good)
     workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=2), "equal")
     rules = GateRules(mode="noninferiority", margin=0.5)
-    assert registry.promote("equal", "candidate", small_dataset, workshop.PROTOCOL, rules).promoted
+    assert promote("equal", "candidate", small_dataset, workshop.PROTOCOL, rules).promoted
 
 
 def test_a_champion_of_another_input_shape_is_a_recorded_reason(
@@ -162,7 +166,7 @@ def test_a_champion_of_another_input_shape_is_a_recorded_reason(
     larger = workshop.make_dataset(tmp_path, 16)
     workshop.install_champion(client, "shapes", workshop.make_bundle(tmp_path / "b", larger))
     workshop.register(good, "shapes")
-    outcome = registry.promote("shapes", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("shapes", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
     assert "(1, 16, 16)" in outcome.reasons[0] and "(1, 12, 12)" in outcome.reasons[0]
     assert "register the candidate under another model name" in outcome.reasons[0]
@@ -176,9 +180,23 @@ def test_a_champion_of_another_way_is_a_recorded_reason(
     workshop.install_champion(client, "ways", workshop.make_bundle(tmp_path / "b", small_dataset, learner="maml"))
     workshop.register(good, "ways")
     protocol = workshop.PROTOCOL.model_copy(update={"way": 4})
-    outcome = registry.promote("ways", "candidate", small_dataset, protocol)
+    outcome = promote("ways", "candidate", small_dataset, protocol)
     assert not outcome.promoted
     assert "built for 3-way episodes, and these are 4-way" in outcome.reasons[0]
+    assert "but with --way 3" in outcome.reasons[0], "the candidate takes any way"
+    assert promote("ways", "candidate", small_dataset, workshop.PROTOCOL).look == 1, "that is how"
+
+
+def test_where_its_dataset_is_gone_force_alone_promotes_and_the_version_says_so(
+    workshop: Any, client: MlflowClient, good: Path
+) -> None:
+    workshop.register(good, "gone")
+    refused = promote("gone", "candidate", None, workshop.PROTOCOL)
+    assert not refused.promoted and "nothing was compared" in refused.reasons[0]
+    forced = promote("gone", "candidate", None, workshop.PROTOCOL, force="the disk is lost, the model is good")
+    assert forced.promoted and workshop.aliases(client, "gone")["champion"] == "1"
+    kept = json.loads(client.get_model_version("gone", "1").tags["decision"])
+    assert (kept["forced"], kept["dataset_digest"]) == ("the disk is lost, the model is good", None)
 
 
 def test_a_candidate_that_cannot_take_the_dataset_is_wrong_use(
@@ -186,7 +204,7 @@ def test_a_candidate_that_cannot_take_the_dataset_is_wrong_use(
 ) -> None:
     workshop.register(good, "unfit")
     with pytest.raises(UsageError, match=r"\(1, 16, 16\)"):
-        registry.promote("unfit", "candidate", workshop.make_dataset(tmp_path, 16), workshop.PROTOCOL)
+        promote("unfit", "candidate", workshop.make_dataset(tmp_path, 16), workshop.PROTOCOL)
 
 
 def test_test_classes_that_a_model_has_seen_are_left_out(
@@ -196,7 +214,7 @@ def test_test_classes_that_a_model_has_seen_are_left_out(
     cheat = workshop.make_bundle(tmp_path / "b", small_dataset, guesses=True, seen=tested[:4])
     workshop.install_champion(client, "seen", cheat)
     workshop.register(good, "seen")
-    outcome = registry.promote("seen", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("seen", "candidate", small_dataset, workshop.PROTOCOL)
     assert outcome.comparison is not None
     assert (outcome.comparison["classes"], outcome.comparison["excluded_classes"]) == (4, 4)
     assert outcome.evaluation is not None
@@ -212,7 +230,7 @@ def test_test_classes_that_share_an_image_with_the_training_of_a_model_are_left_
     workshop.install_champion(client, "shared", champion)
     candidate = workshop.make_bundle(tmp_path / "b", small_dataset, images=[*tested[1:3], *tested[count : count + 1]])
     workshop.register(candidate, "shared")
-    outcome = registry.promote("shared", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("shared", "candidate", small_dataset, workshop.PROTOCOL)
     assert outcome.comparison is not None
     assert outcome.comparison["excluded_classes"] == 2
 
@@ -222,7 +240,7 @@ def test_too_few_unseen_test_classes_are_a_recorded_reason(
 ) -> None:
     tested = [entry.digest for entry in small_dataset.manifest.of_split("test")]
     workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seen=tested[:7]), "few")
-    outcome = registry.promote("few", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("few", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
     assert "7 test classes" in outcome.reasons[0]
     assert workshop.aliases(client, "few") == {"candidate": "1"}
@@ -243,14 +261,14 @@ def test_the_gate_judges_inductively_on_test_episodes_alone(
 ) -> None:
     protocol = Protocol(**{**workshop.PROTOCOL.model_dump(), **change})
     with pytest.raises(UsageError, match="the gate judges inductively on test episodes"):
-        registry.promote("any", "candidate", small_dataset, protocol)
+        promote("any", "candidate", small_dataset, protocol)
 
 
 def test_the_gate_may_ask_for_its_own_number_of_episodes(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
 ) -> None:
     workshop.register(good, "episodes")
-    outcome = registry.promote("episodes", "candidate", small_dataset, workshop.PROTOCOL, GateRules(episodes=25))
+    outcome = promote("episodes", "candidate", small_dataset, workshop.PROTOCOL, GateRules(episodes=25))
     assert outcome.evaluation is not None and outcome.evaluation["protocol"]["episodes"] == 25
 
 
@@ -269,7 +287,7 @@ def test_a_damaged_candidate_is_never_promoted(
     workshop.register(good, "spoilt")
     _spoil(client, "spoilt", "1")
     with pytest.raises(MetalearnError, match="damaged"):
-        registry.promote("spoilt", "candidate", small_dataset, workshop.PROTOCOL)
+        promote("spoilt", "candidate", small_dataset, workshop.PROTOCOL)
     assert workshop.aliases(client, "spoilt") == {"candidate": "1"}
 
 
@@ -278,13 +296,13 @@ def test_a_damaged_champion_is_a_recorded_reason_and_a_rollback_to_one_is_refuse
 ) -> None:
     workshop.install_champion(client, "spoilt-champion", guessing)
     workshop.register(good, "spoilt-champion")
-    assert registry.promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL).promoted
+    assert promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL).promoted
     _spoil(client, "spoilt-champion", "1")
     with pytest.raises(MetalearnError, match="damaged"):
         registry.rollback("spoilt-champion")
     assert workshop.aliases(client, "spoilt-champion")["champion"] == "2"
     client.set_registered_model_alias("spoilt-champion", "champion", "1")
-    outcome = registry.promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL)
+    outcome = promote("spoilt-champion", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
     assert "the champion cannot be compared" in outcome.reasons[0]
 
@@ -301,14 +319,14 @@ def test_where_the_champion_changes_meanwhile_nothing_moves_and_it_is_said(
     workshop.install_champion(client, "moving", guessing)
     third = workshop.register(workshop.make_bundle(tmp_path / "b", small_dataset, seed=3), "moving").version
     workshop.register(good, "moving")
-    record = promotion._record
+    record = promotion_record._record
 
     def another_machine(*arguments: Any) -> None:
         record(*arguments)
         client.set_registered_model_alias("moving", "champion", third)
 
-    monkeypatch.setattr(promotion, "_record", another_machine)
-    outcome = registry.promote("moving", "candidate", small_dataset, workshop.PROTOCOL)
+    monkeypatch.setattr(promotion_record, "_record", another_machine)
+    outcome = promote("moving", "candidate", small_dataset, workshop.PROTOCOL)
     assert not outcome.promoted
     assert "the champion changed from version 1 to 2" in outcome.reasons[0]
     assert workshop.aliases(client, "moving")["champion"] == "2"
@@ -320,11 +338,11 @@ def test_a_champion_that_is_built_for_another_shot_is_a_recorded_reason_and_cost
     workshop.install_champion(client, "shots", workshop.make_bundle(tmp_path / "b", small_dataset, learner="snail"))
     workshop.register(good, "shots")
     protocol = workshop.PROTOCOL.model_copy(update={"shot": 2})
-    outcome = registry.promote("shots", "candidate", small_dataset, protocol)
+    outcome = promote("shots", "candidate", small_dataset, protocol)
     assert (outcome.promoted, outcome.look) == (False, None)
     assert "the champion cannot be compared: snail.shot" in outcome.reasons[0]
     assert "--force" in outcome.reasons[0]
-    assert registry.promote("shots", "candidate", small_dataset, protocol, force="it is known to be better").promoted
+    assert promote("shots", "candidate", small_dataset, protocol, force="it is known to be better").promoted
 
 
 PROMOTE = """
@@ -333,7 +351,7 @@ from metalearn_core import registry
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.evaluation.evaluate import Protocol
 protocol = Protocol.model_validate_json(sys.argv[3])
-outcome = registry.promote("both", sys.argv[1], EpisodeDataset.open(sys.argv[2]), protocol)
+outcome = registry.promote("both", sys.argv[1], EpisodeDataset.open(sys.argv[2]), protocol, checks_passed=True)
 print(outcome.model_dump_json())
 """
 
@@ -386,7 +404,7 @@ def test_what_does_not_exist_is_named_with_what_does(
 ) -> None:
     workshop.register(good, "known")
     with pytest.raises(MetalearnError, match=message) as caught:
-        registry.promote(name, candidate, small_dataset, workshop.PROTOCOL)
+        promote(name, candidate, small_dataset, workshop.PROTOCOL)
     assert "\n" not in str(caught.value)
 
 
@@ -395,7 +413,7 @@ def test_a_person_can_force_a_promotion_and_it_is_recorded_as_such(
 ) -> None:
     workshop.install_champion(client, "forced", good)
     workshop.register(guessing, "forced")
-    outcome = registry.promote(
+    outcome = promote(
         "forced",
         "candidate",
         small_dataset,
@@ -415,6 +433,6 @@ def test_force_changes_nothing_where_the_rules_promote(
     workshop: Any, client: MlflowClient, small_dataset: EpisodeDataset, good: Path
 ) -> None:
     workshop.register(good, "unforced")
-    outcome = registry.promote("unforced", "candidate", small_dataset, workshop.PROTOCOL, force="to be sure")
+    outcome = promote("unforced", "candidate", small_dataset, workshop.PROTOCOL, force="to be sure")
     assert outcome.promoted
     assert outcome.forced is None
