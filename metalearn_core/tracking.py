@@ -68,6 +68,7 @@ __all__ = [
 LEARNER_TAG = "learner"
 NAME_TAG = "learner_with_options"
 DATASET_TAG = "dataset"
+SOURCE_TAG = "source"
 SHAPE_TAG = "shape"
 SEED_TAG = "train_seed"
 CACHED_TAG = "cached_from"
@@ -159,7 +160,7 @@ def start_child(
 
     Args:
         parent_id: the run of the pipeline run.
-        name: of the child, as MLflow's page shows it: the learner.
+        name: of the child, as MLflow's page shows it: the learner and its shape; the parent's data follow.
         tags: such as `LEARNER_TAG`, `DATASET_TAG`, `SHAPE_TAG`, `CACHED_TAG`.
         params: nested configuration; logged flat as `cfg/…`.
     """
@@ -167,6 +168,8 @@ def start_child(
     every_tag = {ROLE_TAG: "learner", PARENT_TAG: parent_id, **_code_tags(), **(tags or {})}
     with explained():
         parent = mlflow_client.get_run(parent_id)
+        if source := parent.data.tags.get(SOURCE_TAG):
+            name, every_tag[SOURCE_TAG] = f"{name} on {source}", source
         run_id = _create_run(mlflow_client, parent.info.experiment_id, name, every_tag)
         _log_params(run_id, params or {})
     return run_id

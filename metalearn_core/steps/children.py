@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from metalearn_core import tracking
+from metalearn_core.data.manifest import Manifest
 from metalearn_core.errors import MetalearnError
 from metalearn_core.steps.frame import pipeline_run_id
 from metalearn_core.steps.naming import learner_name
@@ -23,13 +24,16 @@ def parent_run() -> str:
     return run_id
 
 
-def start_training(item: Mapping[str, Any], request: Mapping[str, Any], dataset_digest: str, key: str) -> str:
+def start_training(
+    item: Mapping[str, Any], request: Mapping[str, Any], dataset: str, manifest: Manifest, key: str
+) -> str:
     """Return the id of the run of a training that begins now: a new one, or that of an earlier attempt of this step.
 
     Args:
         item: the JSON form of a `LearnerSpec`.
         request: that of a `TrainingRequest`.
-        dataset_digest: of the dataset that it learns from.
+        dataset: where the dataset lies that it learns from.
+        manifest: of that.
         key: of the training.
     """
     parent = parent_run()
@@ -37,7 +41,9 @@ def start_training(item: Mapping[str, Any], request: Mapping[str, Any], dataset_
     if earlier is not None:
         tracking.reopen(earlier.run_id)
         return earlier.run_id
-    return _start(parent, item, request, dataset_digest, {TRAINING_TAG: key})
+    run_id = _start(parent, item, request, manifest.digest, {TRAINING_TAG: key})
+    tracking.log_dataset(run_id, manifest, dataset, context="meta-learning")
+    return run_id
 
 
 def child_of(training: Mapping[str, Any]) -> tracking.Child:

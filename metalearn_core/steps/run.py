@@ -87,7 +87,7 @@ def open_run(
         pipeline_run_id(),
         name,
         params={"learners": items, **settings, **placement},
-        tags={"source": source, **{key: value for key, value in (kubeflow or {}).items() if value}},
+        tags={tracking.SOURCE_TAG: source, **{key: value for key, value in (kubeflow or {}).items() if value}},
     )
 
 
@@ -154,6 +154,7 @@ def close_run(
     examples = EpisodeDataset.open(dataset)
     for record in records:
         child = _complete_child(record, ranking)
+        tracking.log_dataset(child, manifest, dataset, context="meta-learning")
         _log_plots(child, most_confused(learner_report(record, verdict), examples))
     summary = {
         "run_id": run_id,

@@ -65,9 +65,9 @@ def train_learner(
     Returns:
         a folder with the bundle in `bundle/` and what happened in `training.json`.
     """
-    digest = read_dataset(dataset, dataset_digest).digest
+    manifest = read_dataset(dataset, dataset_digest)
     item, request = of_item(item, request)
-    key = _key(digest, item, request)
+    key = _key(manifest.digest, item, request)
     checkpoints = storage / "checkpoints" / result_digest("training", key)
 
     def make(folder: Path) -> None:
@@ -75,7 +75,7 @@ def train_learner(
         from metalearn_core.steps.children import start_training
 
         place = result_place(storage / "results", "training", key)
-        run_id = start_training(item, request.model_dump(), digest, place.folder.name)
+        run_id = start_training(item, request.model_dump(), dataset, manifest, place.folder.name)
         order = TrainingOrder(
             dataset=dataset,
             item=dict(item),

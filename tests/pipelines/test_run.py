@@ -101,6 +101,10 @@ def test_mlflow_has_the_run_its_children_and_the_report(project: Project, first:
     children = client.search_runs([parent.info.experiment_id], query)
     assert {child.data.tags["learner"] for child in children} == {"protonet", "transfer"}
     for child in children:
+        assert child.info.run_name.startswith(f"{child.data.tags['learner']} "), child.info.run_name
+        assert child.info.run_name.endswith(f"on {parent.data.tags['source']}"), child.info.run_name
+        (used,) = child.inputs.dataset_inputs
+        assert used.dataset.digest == first["dataset"]["digest"]
         assert child.info.status == "FINISHED"
         assert child.data.metrics["test/accuracy"] >= 0
         assert child.data.params["cfg/learner"] in {"protonet", "transfer"}

@@ -4,6 +4,8 @@ import pytest
 from mlflow import MlflowClient
 
 from metalearn_core import tracking
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.manifest import Manifest
 from metalearn_core.steps.children import child_of, start_training
 
 ITEM = {"learner": "maml", "options": {}, "backbone": "conv4", "backbone_options": {}}
@@ -19,28 +21,36 @@ def client(tmp_path, monkeypatch) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
-def test_a_step_that_is_tried_again_goes_on_with_its_run(client: MlflowClient) -> None:
+@pytest.fixture
+def manifest(small_dataset: EpisodeDataset) -> Manifest:
+    return small_dataset.manifest
+
+
+def test_a_step_that_is_tried_again_goes_on_with_its_run(client: MlflowClient, manifest: Manifest) -> None:
     parent = tracking.open_parent_run("few-shot", "kfp-run", "name")
-    first = start_training(ITEM, REQUEST, "digest", "key")
-    other = start_training(ITEM, REQUEST, "digest", "another key")
+    first = start_training(ITEM, REQUEST, "/data", manifest, "key")
+    other = start_training(ITEM, REQUEST, "/data", manifest, "another key")
     tracking.log_metrics(first, {"validation/accuracy": 0.5}, step=1)
     tracking.end_failed(parent, "meta_train: the node went away")
-    assert start_training(ITEM, REQUEST, "digest", "key") == first
+    assert start_training(ITEM, REQUEST, "/data", manifest, "key") == first
     run = client.get_run(first)
     assert run.info.status == "RUNNING"
+    assert [one.dataset.digest for one in run.inputs.dataset_inputs] == [manifest.digest]
     assert "metalearn.reason" not in run.data.tags
     assert run.data.metrics == {"validation/accuracy": 0.5}
     assert client.get_run(other).info.status == "FAILED"
-    training = {"key": "key", "run_id": first, "item": ITEM, "request": REQUEST, "dataset_digest": "digest"}
+    training = {"key": "key", "run_id": first, "item": ITEM, "request": REQUEST, "dataset_digest": manifest.digest}
     assert child_of(training).run_id == first
 
 
-def test_a_training_that_another_pipeline_run_made_gets_a_run_here(client: MlflowClient, monkeypatch) -> None:
+def test_a_training_that_another_pipeline_run_made_gets_a_run_here(
+    client: MlflowClient, manifest: Manifest, monkeypatch
+) -> None:
     tracking.open_parent_run("few-shot", "kfp-run", "name")
-    first = start_training(ITEM, REQUEST, "digest", "key")
+    first = start_training(ITEM, REQUEST, "/data", manifest, "key")
     monkeypatch.setenv("METALEARN_PIPELINE_RUN_ID", "next-run")
     tracking.open_parent_run("few-shot", "next-run", "name")
-    training = {"key": "key", "run_id": first, "item": ITEM, "request": REQUEST, "dataset_digest": "digest"}
+    training = {"key": "key", "run_id": first, "item": ITEM, "request": REQUEST, "dataset_digest": manifest.digest}
     child = child_of(training)
     assert child.run_id != first
     assert client.get_run(child.run_id).data.tags["cached_from"] == first
