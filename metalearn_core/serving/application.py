@@ -110,6 +110,7 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
         yield
 
     problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 408, 413, 429)}
+    problems["4XX"] = {"model": Problem, "description": "What else is wrong with a request"}  # or a 422 is announced
     application = FastAPI(
         title="metalearn",
         summary=f"Few-shot classification by {described.learner}: a few labelled examples in, labels of others out.",

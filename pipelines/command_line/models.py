@@ -228,7 +228,7 @@ def evaluate(
     answers.print(f"new classes like these: {percent(low)} to {percent(high)} %", soft_wrap=True)
     answers.print(f"expected calibration error {result.ece:.3f}", soft_wrap=True)
     if result.leakage:
-        answers.print(result.leakage.finding, soft_wrap=True, markup=False)
+        answers.print(result.leakage.finding, markup=False)
     rows = [
         [domain, percent(figures.accuracy, figures.ci95) if figures else "–"]
         for domain, figures in sorted(result.by_domain.items())
@@ -297,9 +297,9 @@ def compare(
         print_table(["within domain ", "a, %", "b, %", "a − b, points"], rows)
         answers.print("Each domain's interval is by itself: of many domains, some differ by chance.")
     for domain, reason in sorted(comparison.by_domain_reason.items()):
-        answers.print(f"{domain}: not compared: {reason}", markup=False, soft_wrap=True)
+        answers.print(f"{domain}: not compared: {reason}", markup=False)
     if comparison.leakage:
-        answers.print(comparison.leakage.finding, markup=False, soft_wrap=True)
+        answers.print(comparison.leakage.finding, markup=False)
 
 
 def _difference(found: "DomainComparison") -> list[str]:

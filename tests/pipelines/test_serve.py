@@ -175,6 +175,10 @@ def test_health_metrics_and_the_description_are_there(server: Server) -> None:
     assert "metalearn_request_seconds_bucket" in text
     document = server.get("/openapi.json").json()
     assert {"/predict", "/adapt", "/adapted/{token}/predict", "/health"} <= set(document["paths"])
+    announced = {
+        status for path in document["paths"].values() for call in path.values() for status in call["responses"]
+    }
+    assert "422" not in announced and {"200", "400", "404", "408", "413", "429"} <= announced
 
 
 def bomb() -> str:

@@ -99,6 +99,8 @@ def test_a_verb_answers_in_a_table_or_in_json(place: Place, tmp_path: Path, verb
     table, answer = place(*arguments), place(*arguments, "--json")
     assert (table.status, answer.status) == (0, 0), table.errors + answer.errors
     assert table.output.strip()
+    if verb[0] in ("learners", "doctor", "models", "runs", "compare"):
+        assert max(map(len, table.output.splitlines())) <= 80, table.output
     assert json.loads(answer.output)
     if verb[0] == "predict":
         assert "[class00]" in table.output

@@ -256,6 +256,25 @@ def test_a_browser_draws_the_whole_page(source, tmp_path, width, options):
     assert ink.mean() > 0.2, "text and figures stand all the way down"
 
 
+def test_the_page_is_printed_on_a_few_sheets_light_and_whole(source, tmp_path):
+    file, sheets = tmp_path / "report.html", tmp_path / "report.pdf"
+    file.write_text(source)
+    browse(file, tmp_path, "--force-dark-mode", "--no-pdf-header-footer", f"--print-to-pdf={sheets}")
+    content = sheets.read_bytes()
+    assert content.startswith(b"%PDF") and content.rstrip().endswith(b"%%EOF")
+    assert 2 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 20
+    printed = media_of(source, "print")
+    assert "--page: #fff" in printed and "--ink: #000" in printed, "black on white, whatever the screen has"
+    assert ".contents { display: none }" in printed
+
+
+def media_of(source, kind):
+    """Return what a page's style says for a medium."""
+    rules = re.findall(rf"@media {kind} \{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", source)
+    assert rules, kind
+    return " ".join(" ".join(rule.split()) for rule in rules)
+
+
 def test_the_page_is_no_wider_than_a_phone(source, tmp_path):
     file = tmp_path / "report.html"
     file.write_text(source.replace("<body>", PROBE).replace("default-src 'none';", "script-src 'unsafe-inline';", 1))
