@@ -104,14 +104,14 @@ def promote(
     with lock(f"promote {model_name}", timeout_s=PATIENCE_S):
         version = find_version(model_name, candidate)
         with and_then("nothing was moved"):
-            asked = {"asked_by": asked_by, "dataset_digest": dataset.digest if dataset else None}
+            asked = {"asked_by": asked_by, "dataset_digest": None if dataset is None else dataset.digest}
             outcome = _unchanged(model_name, version, rules).model_copy(update=asked)
             if outcome.champion_before == outcome.version:
                 return completed(outcome, version)
             if ROLLED_BACK_TAG in version.tags and not after_rollback:
                 return commit(outcome.refused(_rolled_back(outcome, version)), version.run_id or None)
             contender = Contender(model_name, version)
-            if dataset:
+            if dataset is not None:
                 outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
             else:
                 outcome = outcome.refused("nothing was compared: its dataset is not there any more")

@@ -175,7 +175,7 @@ def promote_model(
             raise
         emit("warning", "promote", text=f"nothing is compared: {error}")
     checked = None
-    if opened and rules.dataset_checks == "required":
+    if opened is not None and rules.dataset_checks == "required":
         checked = _checked(opened, protocol.shape)
     return promotion.promote(
         *address,
