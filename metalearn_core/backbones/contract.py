@@ -63,8 +63,8 @@ class Backbone(nn.Module, ABC):
         feature_size: d, the size of a feature vector.
         map_shape: (c, h, w) of the map that a feature vector is, flattened; None: it is a vector, and no map.
         taped: it has a `tape`, which is quicker than autograd for the gradient of a gradient.
-        groups_together: groups are quicker at once than one after the other, on a CPU too.
-        tape_values: how many numbers a tape remembers of each example.
+        groups_together: groups are quicker at once than one after the other, on a CPU too: its operations are small.
+        remembered: how many numbers a tape, or a pass where groups are together, remembers of each example.
     """
 
     groups_together: ClassVar[bool] = False
@@ -73,7 +73,7 @@ class Backbone(nn.Module, ABC):
     feature_size: int
     map_shape: tuple[int, int, int] | None = None
     taped: bool = False
-    tape_values: int = 0
+    remembered: int = 0
 
     def __init__(self, spec: DatasetSpec, config: BackboneConfig) -> None:
         super().__init__()

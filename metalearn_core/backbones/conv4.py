@@ -52,7 +52,7 @@ class Conv4(Backbone):
             pixels = height * width
             height, width = (side // 2 if config.pooling == "max" else (side + 1) // 2 for side in (height, width))
             convolved = pixels if config.pooling == "max" else height * width
-            self.tape_values += 2 * convolved * config.width if self.taped else 0
+            self.remembered += 2 * convolved * config.width if self.taped else 0
         if min(height, width) < 1:
             raise UsageError(
                 f"conv4.blocks: {self.halvings} halvings leave nothing of an image of {spec.example_shape[1]}×"

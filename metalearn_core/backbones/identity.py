@@ -17,10 +17,11 @@ class Identity(Backbone):
     """The standardised example, flattened. It has no weights: what a learner learns besides the backbone is all."""
 
     Config: ClassVar[type[BackboneConfig]] = IdentityConfig
+    groups_together = True
 
     def __init__(self, spec: DatasetSpec, config: BackboneConfig) -> None:
         super().__init__(spec, config)
-        self.feature_size = math.prod(spec.example_shape)
+        self.feature_size = self.remembered = math.prod(spec.example_shape)
 
     def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
         """Return the examples x (g, n, *x) as vectors."""

@@ -45,6 +45,7 @@ class MLP(Backbone):
         sizes = (math.prod(spec.example_shape), *config.hidden)
         self.layers = nn.ModuleList(_Linear(inputs, outputs) for inputs, outputs in pairwise(sizes))
         self.feature_size = sizes[-1]
+        self.remembered = sum(sizes)
 
     def embed_groups(self, weights: Weights, x: Tensor, statistics: Statistics | None) -> tuple[Tensor, Statistics]:
         """Embed g groups at once; see `embed`."""

@@ -19,6 +19,7 @@ Family = Literal["metric", "optimization", "model", "memory", "transfer"]
 BatchNormMode = Literal["inductive", "transductive"]
 State = Mapping[str, Tensor]
 EMBEDDED_AT_ONCE = 256
+REMEMBERED_AT_ONCE = 2_600_000  # numbers; 10 MB in fp32
 """Examples, where no gradient is asked for, so that memory does not grow with a support set."""
 STATISTICS = "statistics."
 """What the names of the backbone's batch-norm statistics in a state begin with."""
@@ -174,10 +175,11 @@ class Learner(nn.Module, ABC):
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return how many training episodes a thread of a processor takes at once, at most, to be quickest.
 
-        One, where an episode is large enough to keep a processor busy.
+        One, where an episode keeps a processor busy; of small ones so many that what a pass over them remembers fits.
         """
-        del shape
-        return 1
+        if not self.backbone.groups_together:
+            return 1
+        return max(1, REMEMBERED_AT_ONCE // (shape.way * (shape.shot + shape.query) * self.backbone.remembered))
 
     @abstractmethod
     def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:

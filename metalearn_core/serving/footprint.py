@@ -41,7 +41,7 @@ def bytes_an_example(learner: Learner) -> float:
     backbone = learner.backbone
     size = learner.mean.element_size()
     if backbone.taped and learner.moves_backbone:
-        return _OF_A_TAPE * size * backbone.tape_values
+        return _OF_A_TAPE * size * backbone.remembered
     remembered: dict[int, int] = {}
 
     def remember(value: Tensor) -> Tensor:

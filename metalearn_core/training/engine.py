@@ -22,6 +22,8 @@ from metalearn_core.training.plan import TrainingPlan
 from metalearn_core.training.step_graph import StepGraph
 from metalearn_core.training.world import ALONE, World
 
+LITTLE = 8  # times over a thread could take the tasks of a step that is little work at once
+
 _Result = tuple[tuple[Tensor, ...], Outcome]
 
 
@@ -65,8 +67,9 @@ class EngineChoices(Record):
             precision = "bf16" if _native_bf16(device) else "fp32"
         cores, threads = available_cores(), 0
         if device == "cpu":
-            threads = plan.threads or (cores if tasks == 1 else max(1, cores // processes))
-            chunks = cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
+            little = tasks > 1 and tasks * LITTLE <= at_once  # one thread is quicker without others to wait for
+            threads = plan.threads or (1 if little else cores if tasks == 1 else max(1, cores // processes))
+            chunks = 1 if little else cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
         else:
             chunks = processes
         if plan.chunk is not None:

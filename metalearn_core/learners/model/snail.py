@@ -150,8 +150,7 @@ class Snail(EmbeddingLearner):
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that the small operations on sequences cost less together."""
-        del shape
-        return 4
+        return max(4, super().episodes_at_once(shape))
 
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None

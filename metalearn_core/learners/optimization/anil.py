@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn_core.backbones.functional import linear
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome, State, query_outcome
+from metalearn_core.learners.contract import Learner, LearnerConfig, LearnerInfo, Outcome, State, query_outcome
 from metalearn_core.learners.optimization.fast_weights import FastWeightConfig, FastWeightLearner
 from metalearn_core.learners.optimization.inner_gradient import HEAD_BIAS, HEAD_WEIGHT
 from metalearn_core.learners.optimization.support_loss import support_loss
@@ -44,9 +44,8 @@ class ANIL(FastWeightLearner):
     config: ANILConfig
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
-        """One: an episode is a pass of the backbone, as for a metric learner."""
-        del shape
-        return 1
+        """Return as many as a metric learner: an episode is a pass of the backbone."""
+        return Learner.episodes_at_once(self, shape)
 
     def fast_state(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> State:
         """Return the heads after the last step, ∇L with respect to a head being eᵀf and Σ e, e ∇L of its outputs."""

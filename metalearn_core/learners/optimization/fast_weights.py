@@ -13,13 +13,20 @@ from metalearn_core.backbones.functional import channels_last, linear
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import Learner, LearnerConfig, Outcome, State, membership, query_outcome
+from metalearn_core.learners.contract import (
+    REMEMBERED_AT_ONCE,
+    Learner,
+    LearnerConfig,
+    Outcome,
+    State,
+    membership,
+    query_outcome,
+)
 from metalearn_core.learners.optimization.inner_gradient import BACKBONE, HEAD_BIAS, HEAD_WEIGHT, taped_gradient
 from metalearn_core.learners.optimization.query_gradient import episode_by_episode
 from metalearn_core.learners.optimization.support_loss import SupportLoss
 
 EPISODES_AT_ONCE = 8
-TAPED_AT_ONCE = 2_600_000  # numbers; 10 MB in fp32
 _STATISTICS = "statistics."
 
 Weights = Mapping[str, Tensor]
@@ -63,8 +70,13 @@ class FastWeightLearner(Learner):
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that what their inner steps remember fits: small operations cost less together."""
-        remembered = self.config.inner_steps * shape.way * shape.shot * self.backbone.tape_values
-        return max(1, min(EPISODES_AT_ONCE, TAPED_AT_ONCE // remembered)) if remembered else 1
+        remembered = self.config.inner_steps * shape.way * shape.shot * self.backbone.remembered
+        if self.backbone.taped:
+            return max(1, min(EPISODES_AT_ONCE, REMEMBERED_AT_ONCE // remembered))
+        if not self.backbone.groups_together:
+            return 1
+        fast = self.config.inner_steps * sum(value.numel() for value in self.shared().values())
+        return max(1, REMEMBERED_AT_ONCE // (remembered + fast))
 
     @property
     def steps(self) -> int:
@@ -130,7 +142,7 @@ class FastWeightLearner(Learner):
 
     def query_outcomes(self, state: State, episodes: EpisodeBatch) -> Outcome:
         """Return the outcome of adapted episodes, where all that the queries' losses depend on is in the state."""
-        if state["present"].device.type != "cpu":  # a GPU is quickest with all at once
+        if state["present"].device.type != "cpu" or self.backbone.groups_together:
             return query_outcome(self.predict(state, episodes.query_x, episodes.query_mask), episodes)
 
         def outcome_of(own: State, number: int) -> Outcome:

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome, State, query_outcome
+from metalearn_core.learners.contract import Learner, LearnerConfig, LearnerInfo, Outcome, State, query_outcome
 from metalearn_core.learners.optimization.fast_weights import EPISODES_AT_ONCE, FastWeightConfig, FastWeightLearner
 from metalearn_core.learners.optimization.inner_loop import cut
 from metalearn_core.learners.optimization.support_loss import support_loss
@@ -68,8 +68,7 @@ class Reptile(FastWeightLearner):
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that small operations cost less together; inner steps remember nothing of one another."""
-        del shape
-        return EPISODES_AT_ONCE
+        return max(EPISODES_AT_ONCE, Learner.episodes_at_once(self, shape))
 
     def fast_state(self, x: Tensor, y: Tensor, present: Tensor, differentiable: bool) -> State:
         """Return the state of φ, which has no graph in any case."""

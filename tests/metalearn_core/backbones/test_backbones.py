@@ -128,7 +128,7 @@ def test_vectors_are_no_maps():
 def test_only_a_conv4_that_halves_in_every_block_has_a_tape():
     assert make("conv4", IMAGES, {"width": 4, "pooling": "stride"}).taped
     some = make("conv4", IMAGES, {"width": 4, "halvings": 2})
-    assert (some.taped, some.tape_values) == (False, 0)
+    assert (some.taped, some.remembered) == (False, 0)
 
 
 def test_no_convolution_has_a_bias():

@@ -4,8 +4,9 @@ import sys
 import pytest
 import torch
 
-from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
+from metalearn_core.data.sinusoid import SinusoidSampler, SinusoidTasks
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners import LearnerSpec, make_learner
 from metalearn_core.training.engine import Engine, EngineChoices
@@ -116,7 +117,8 @@ def test_explicit_choices_are_taken():
 
 
 @pytest.mark.parametrize(
-    ("tasks", "at_once", "cores", "chunks"), [(32, 3, 2, 12), (32, 8, 3, 6), (4, 8, 16, 4), (1, 1, 2, 1)]
+    ("tasks", "at_once", "cores", "chunks"),
+    [(32, 3, 2, 12), (32, 8, 3, 6), (4, 8, 16, 4), (1, 1, 2, 1), (25, 1000, 16, 1), (25, 100, 2, 2)],
 )
 def test_chunks_fit_and_keep_every_core_busy(monkeypatch, tasks, at_once, cores, chunks):
     monkeypatch.setattr("metalearn_core.training.engine.available_cores", lambda: cores)
@@ -147,6 +149,27 @@ def test_all_ways_to_cut_the_tasks_give_the_same_loss_and_gradients(dataset, nam
         assert found.loss == pytest.approx(torch.stack(losses).mean().item(), rel=tolerance)
         for one, other in zip(found.gradients, wanted, strict=True):
             assert (one - other).norm() <= tolerance * other.norm() + 1e-12
+
+
+@pytest.mark.parametrize("name", ["maml", "metasgd", "reptile", "cnp"])
+def test_small_networks_take_all_tasks_at_once_to_the_same_gradients(name):
+    shape = EpisodeShape(1, 10, 7)
+    spec = LearnerSpec(learner=name, backbone="mlp", backbone_options={"hidden": (40, 40)})
+    learner = make_learner(spec, SinusoidTasks.spec, way=1, dtype=torch.float64).train()
+    batch = SinusoidSampler(SinusoidTasks(), "train", shape, seed=0).batch(0, 25)
+    batch = EpisodeBatch(
+        1, *(part.double() for part in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+    )
+    plan = TrainingPlan(way=1, shot=10, query=7, episodes=1, precision="fp32")
+    chosen = EngineChoices.choose(plan, 25, learner.episodes_at_once(shape))
+    assert (chosen.threads, chosen.chunks) == (1, 1)
+    found = []
+    for choices in (chosen, chosen.model_copy(update={"chunks": 25})):
+        with Engine(choices) as engine:
+            found.append(engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), 25))
+    assert found[0].loss == pytest.approx(found[1].loss, rel=1e-10)
+    for one, other in zip(found[0].gradients, found[1].gradients, strict=True):
+        assert (one - other).norm() <= 1e-10 * other.norm() + 1e-12
 
 
 def test_a_recorded_step_is_recorded_anew_for_each_stage(dataset, monkeypatch):
