@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from metalearn_core.learners.contract import Learner
 
 PATIENCE_S = 3600.0
+NOTHING_MOVED = "nothing was moved"
 
 
 class Contender:
@@ -101,24 +102,23 @@ def promote(
         raise UsageError(f"the gate judges inductively on test episodes, got {protocol.batch_norm} on {protocol.split}")
     if rules.episodes:
         protocol = Protocol(**{**protocol.model_dump(), "episodes": rules.episodes})
-    with lock(f"promote {model_name}", timeout_s=PATIENCE_S):
+    with lock(f"promote {model_name}", timeout_s=PATIENCE_S), and_then(NOTHING_MOVED):
         version = find_version(model_name, candidate)
-        with and_then("nothing was moved"):
-            asked = {"asked_by": asked_by, "dataset_digest": None if dataset is None else dataset.digest}
-            outcome = _unchanged(model_name, version, rules).model_copy(update=asked)
-            if outcome.champion_before == outcome.version:
-                return completed(outcome, version)
-            if ROLLED_BACK_TAG in version.tags and not after_rollback:
-                return commit(outcome.refused(_rolled_back(outcome, version)), version.run_id or None)
-            contender = Contender(model_name, version)
-            if dataset is not None:
-                outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
-            else:
-                outcome = outcome.refused("nothing was compared: its dataset is not there any more")
-            if force is not None and not outcome.promoted:
-                reasons = (f"promoted by force: {force}", *outcome.reasons)
-                outcome = outcome.model_copy(update={"promoted": True, "forced": force, "reasons": reasons})
-            return commit(outcome, contender.run_id)
+        asked = {"asked_by": asked_by, "dataset_digest": None if dataset is None else dataset.digest}
+        outcome = _unchanged(model_name, version, rules).model_copy(update=asked)
+        if outcome.champion_before == outcome.version:
+            return completed(outcome, version)
+        if ROLLED_BACK_TAG in version.tags and not after_rollback:
+            return commit(outcome.refused(_rolled_back(outcome, version)), version.run_id or None)
+        contender = Contender(model_name, version)
+        if dataset is not None:
+            outcome = _judge(outcome, contender, dataset, protocol, checks_passed)
+        else:
+            outcome = outcome.refused("nothing was compared: its dataset is not there any more")
+        if force is not None and not outcome.promoted:
+            reasons = (f"promoted by force: {force}", *outcome.reasons)
+            outcome = outcome.model_copy(update={"promoted": True, "forced": force, "reasons": reasons})
+        return commit(outcome, contender.run_id)
 
 
 def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | None:
@@ -129,8 +129,10 @@ def standing(model_name: str, candidate: str, rules: GateRules) -> Promotion | N
     Raises:
         MetalearnError: no such model or version, or the tracking server does not answer.
     """
-    version = find_version(check_name(model_name), candidate)
-    outcome = _unchanged(model_name, version, rules)
+    check_name(model_name)
+    with and_then(NOTHING_MOVED):
+        version = find_version(model_name, candidate)
+        outcome = _unchanged(model_name, version, rules)
     return outcome if outcome.champion_before == outcome.version and not was_cut_off(version) else None
 
 

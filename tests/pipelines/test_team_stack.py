@@ -42,9 +42,13 @@ class Run:
     def wait_for(self, step: str) -> None:
         end = time.monotonic() + PATIENCE_S
         while not re.search(rf"^{step}", self.errors.read_text(), re.MULTILINE):
-            assert self._process.poll() is None, self.errors.read_text()
+            assert self.running, self.errors.read_text()
             assert time.monotonic() < end, self.errors.read_text()
             time.sleep(0.05)
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
 
     def status(self) -> tuple[int, str, str]:
         output, _ = self._process.communicate(timeout=PATIENCE_S)
@@ -215,8 +219,8 @@ def test_a_server_that_stays_away_is_one_line_and_the_same_command_goes_on(
     assert champions(registry, "away") == {"candidate": "1", "champion": "1"}
 
 
-def test_of_two_runs_at_once_both_are_whole_and_one_model_is_the_champion(
-    start: Callable[..., Run], registry: Any
+def test_of_two_runs_at_once_one_model_is_champion_and_a_server_that_dies_while_the_other_is_judged_moves_nothing(
+    team_stack: Stack, start: Callable[..., Run], registry: Any, command: Command, tmp_path: Path
 ) -> None:
     runs = [start("twins", "--seed", seed, folder=f"work {seed}") for seed in (0, 1)]
     summaries = [run.summary() for run in runs]
@@ -232,6 +236,22 @@ def test_of_two_runs_at_once_both_are_whole_and_one_model_is_the_champion(
     assert set(aliases) <= {"candidate", "champion", "previous_champion"}
     if len(promoted) == 2:
         assert {aliases["champion"], aliases["previous_champion"]} == {"1", "2"}
+
+    def looks() -> dict[str, str]:
+        return {tag: value for tag, value in registry.get_registered_model("twins").tags.items() if "looks" in tag}
+
+    other, before = ({"1", "2"} - {aliases["champion"]}).pop(), looks()
+    line = command("promote", f"models:/twins/{other}", "--episodes", 60_000, "--workdir", tmp_path / "by hand")
+    asked = Run(line, {**team_stack.environment(), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}, tmp_path / "by hand")
+    while looks() == before:
+        assert asked.running, asked.errors.read_text()
+    team_stack.kill("mlflow")
+    status, _, errors = asked.status()
+    team_stack.start("mlflow")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith(f"error: tracking server {team_stack.tracking.uri} does not answer")
+    assert errors.splitlines()[-1].endswith("nothing was moved")
+    assert champions(registry, "twins") == aliases
 
 
 def test_a_run_survives_five_in_a_hundred_failing_requests_to_s3(
