@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn_core import events
-from metalearn_core.data.episodes import EpisodeIndex
+from metalearn_core.data.episodes import EpisodeIndex, EpisodeShape
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_examples
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner, Learner
@@ -156,8 +156,7 @@ class Scorer:
         Raises:
             MetalearnError: an answer is no number.
         """
-        device = self._learner.mean.device
-        at_once = EPISODES_AT_ONCE[device.type]
+        device, at_once = self._learner.mean.device, self._episodes_at_once(stream.shape)
 
         def errors(first: int) -> NDArray[np.float64]:
             batch = stream.batch(first, min(at_once, episodes - first)).to(device)
@@ -174,6 +173,11 @@ class Scorer:
                 parts.append(part)
                 self._progress(len(part))
         return np.concatenate(parts)
+
+    def _episodes_at_once(self, shape: EpisodeShape) -> int:
+        """Return how many episodes a piece of work has: the more, the less each of them is."""
+        least = EPISODES_AT_ONCE[self._learner.mean.device.type]
+        return max(least, min(EPISODES_AT_ONCE["cuda"], self._learner.episodes_at_once(shape)))
 
     def _by_feature(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
         learner, shape = self._learner, sampler.shape
@@ -209,8 +213,7 @@ class Scorer:
             yield from self._side_by_side.map(scored, range(0, len(index), at_once))
 
     def _by_episode(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
-        device = self._learner.mean.device
-        at_once = EPISODES_AT_ONCE[device.type]
+        device, at_once = self._learner.mean.device, self._episodes_at_once(sampler.shape)
 
         def scored(first: int) -> EpisodeScores:
             index = sampler.index(first, min(at_once, episodes - first))
