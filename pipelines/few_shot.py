@@ -1,5 +1,6 @@
 """The pipeline: from a source of labelled examples to a gated promotion."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
@@ -96,7 +97,10 @@ def few_shot_pipeline(
         return task
 
     shards = [f"{number}/{build_shards}" for number in range(1, build_shards + 1)] if build_shards > 1 else []
-    return _define(placed, parallelism, shards, placement or Placement(), image, storage)
+    # At each setting of a task KFP goes through the whole stack (`inspect.stack`), and through all modules for a frame
+    # without a file, as notebooks and test runners have: that takes ten seconds. The stack of a thread is short.
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(_define, placed, parallelism, shards, placement or Placement(), image, storage).result()
 
 
 def _trainer(placement: Placement, image: str) -> Any:

@@ -26,6 +26,10 @@ LONGEST = tuple(
 NO_GPU = "torch finds no GPU here"  # in the reason of a skip: nothing that could be installed
 
 
+# Test processes share the cores. Threads that spin while they wait for one another would take them from the others: of
+# two processes on two cores four fifths of the time. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # A job in the background ignores Ctrl-C, and so would all that tests start.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
