@@ -179,7 +179,8 @@ class Learner(nn.Module, ABC):
         """
         if not self.backbone.groups_together:
             return 1
-        return max(1, REMEMBERED_AT_ONCE // (shape.way * (shape.shot + shape.query) * self.backbone.remembered))
+        examples = shape.way * (shape.shot + shape.query)
+        return max(1, REMEMBERED_AT_ONCE // (examples * max(1, self.backbone.remembered)))
 
     @abstractmethod
     def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:

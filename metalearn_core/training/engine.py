@@ -22,7 +22,7 @@ from metalearn_core.training.plan import TrainingPlan
 from metalearn_core.training.step_graph import StepGraph
 from metalearn_core.training.world import ALONE, World
 
-LITTLE = 8  # times over a thread could take the tasks of a step that is little work at once
+LITTLE = 8  # a step is little work where a thread could take so many times its tasks at once
 
 _Result = tuple[tuple[Tensor, ...], Outcome]
 

@@ -355,13 +355,16 @@ class _Run:
 
     def _say_if_alone(self) -> None:
         """Say so where the processes have nothing to share."""
-        examples = self.train_shape is None
-        alone = examples or self.config.meta_batch == 1
-        if self.world.size > 1 and self.world.leads and alone:
-            name = self.spec.learner
-            remedy = "" if examples else f": {name}.meta_batch takes several"
-            text = f"{name} takes one batch a step, so {self.world.size} processes are no quicker than one{remedy}"
-            events.emit("warning", name, text=text)
+        if self.world.size == 1 or self._choices("train").chunks > 1 or not self.world.leads:
+            return
+        name, no_quicker = self.spec.learner, f"so {self.world.size} processes are no quicker than one"
+        if self.train_shape is None:
+            text = f"{name} takes one batch a step, {no_quicker}"
+        elif self.config.meta_batch == 1:
+            text = f"{name} takes one batch a step, {no_quicker}: {name}.meta_batch takes several"
+        else:
+            text = f"{name}: the episodes of a step are little work, {no_quicker}: --chunk shares them out"
+        events.emit("warning", name, text=text)
 
     # State.
 

@@ -70,13 +70,13 @@ class FastWeightLearner(Learner):
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that what their inner steps remember fits: small operations cost less together."""
-        remembered = self.config.inner_steps * shape.way * shape.shot * self.backbone.remembered
+        support, query = (shape.way * count * self.backbone.remembered for count in (shape.shot, shape.query))
         if self.backbone.taped:
-            return max(1, min(EPISODES_AT_ONCE, REMEMBERED_AT_ONCE // remembered))
+            return max(1, min(EPISODES_AT_ONCE, REMEMBERED_AT_ONCE // (self.config.inner_steps * support)))
         if not self.backbone.groups_together:
             return 1
-        fast = self.config.inner_steps * sum(value.numel() for value in self.shared().values())
-        return max(1, REMEMBERED_AT_ONCE // (remembered + fast))
+        fast = sum(value.numel() for value in self.shared().values())
+        return max(1, REMEMBERED_AT_ONCE // (self.config.inner_steps * (support + fast) + query))
 
     @property
     def steps(self) -> int:

@@ -1,5 +1,6 @@
 """Several processes train the model that one would have trained."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import psutil
 import pytest
 import torch
 
+from metalearn_core.events import EVENTS_VARIABLE
 from metalearn_core.training.world import World
 
 HERE = Path(__file__).parent
@@ -27,9 +29,12 @@ from metalearn_core.training.world import joined
 
 name, episodes, out, checkpoints = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 options = {{
-    "protonet": {{"meta_batch": 1}}, "maml": {{"meta_batch": 4}}, "relationnet": {{"meta_batch": 4, "pretrain": 0.3}}
+    "protonet": {{"meta_batch": 1}}, "maml": {{"meta_batch": 4}}, "relationnet": {{"meta_batch": 4, "pretrain": 0.3}},
+    "metasgd": {{"meta_batch": 4}},
 }}[name]
-spec = LearnerSpec(learner=name, options=options, backbone_options={{"width": 8, "blocks": 3}})
+little = {{"backbone": "mlp", "backbone_options": {{"hidden": (16,)}}}}
+backbone = little if name == "metasgd" else {{"backbone_options": {{"width": 8, "blocks": 3}}}}
+spec = LearnerSpec(learner=name, options=options, **backbone)
 plan = TrainingPlan(
     way=4, shot=1, query=3, episodes=episodes, validations=2, validation_episodes=20, precision="fp32",
     checkpoint_seconds=0.05,
@@ -48,7 +53,7 @@ def start(folder: Path, processes: int, name: str, episodes: int, out: str) -> s
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         arguments = [*launcher, *arguments]
     root = str(HERE.parent.parent.parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, EVENTS_VARIABLE: str(folder / "events")}
     return subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -57,11 +62,29 @@ def finished(process: subprocess.Popen) -> None:
     assert process.returncode == 0, errors
 
 
-@pytest.mark.parametrize(("name", "numbers"), [("maml", (1, 2, 3)), ("protonet", (1, 2)), ("relationnet", (1, 2))])
+@pytest.mark.parametrize(("name", "numbers"), [("maml", (1, 2, 3)), ("relationnet", (1, 2))])
 def test_the_weights_do_not_depend_on_the_number_of_processes(tmp_path, name, numbers):
     for processes in numbers:
         finished(start(tmp_path, processes, name, 21, f"{processes}"))  # the last step has one episode
     assert len({(tmp_path / str(processes)).read_bytes() for processes in numbers}) == 1
+    events = tmp_path / "events"
+    assert not events.exists() or "no quicker" not in events.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("protonet", "protonet takes one batch a step, so 2 processes are no quicker than one: protonet.meta_batch"),
+        ("metasgd", "metasgd: the episodes of a step are little work, so 2 processes are no quicker than one: --chunk"),
+    ],
+)
+def test_where_the_processes_have_nothing_to_share_it_is_said(tmp_path, name, text):
+    for processes in (1, 2):
+        finished(start(tmp_path, processes, name, 6, f"{processes}"))
+    events = [json.loads(line) for line in (tmp_path / "events").read_text().splitlines()]
+    (told,) = [event["text"] for event in events if "no quicker" in event.get("text", "")]
+    assert told.startswith(text)
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
 
 
 def test_when_a_process_dies_all_end_and_another_number_of_them_goes_on(tmp_path):
