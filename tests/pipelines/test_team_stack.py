@@ -241,7 +241,7 @@ def test_of_two_runs_at_once_one_model_is_champion_and_a_server_that_dies_while_
         return {tag: value for tag, value in registry.get_registered_model("twins").tags.items() if "looks" in tag}
 
     other, before = ({"1", "2"} - {aliases["champion"]}).pop(), looks()
-    line = command("promote", f"models:/twins/{other}", "--episodes", 60_000, "--workdir", tmp_path / "by hand")
+    line = command("promote", f"models:/twins/{other}", "--episodes", 20_000, "--workdir", tmp_path / "by hand")
     asked = Run(line, {**team_stack.environment(), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}, tmp_path / "by hand")
     while looks() == before:
         assert asked.running, asked.errors.read_text()
