@@ -19,8 +19,9 @@ Family = Literal["metric", "optimization", "model", "memory", "transfer"]
 BatchNormMode = Literal["inductive", "transductive"]
 State = Mapping[str, Tensor]
 EMBEDDED_AT_ONCE = 256
-REMEMBERED_AT_ONCE = 2_600_000  # numbers; 10 MB in fp32
 """Examples, where no gradient is asked for, so that memory does not grow with a support set."""
+REMEMBERED_AT_ONCE = 2_600_000
+"""Numbers, that the episodes which a thread takes at once may remember together: 10 MB in fp32."""
 STATISTICS = "statistics."
 """What the names of the backbone's batch-norm statistics in a state begin with."""
 

@@ -67,7 +67,8 @@ class EngineChoices(Record):
             precision = "bf16" if _native_bf16(device) else "fp32"
         cores, threads = available_cores(), 0
         if device == "cpu":
-            little = tasks > 1 and tasks * LITTLE <= at_once  # one thread is quicker without others to wait for
+            # Of little work one thread is quicker, without others to wait for.
+            little = plan.chunk is None and tasks > 1 and tasks * LITTLE <= at_once
             threads = plan.threads or (1 if little else cores if tasks == 1 else max(1, cores // processes))
             chunks = 1 if little else cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
         else:

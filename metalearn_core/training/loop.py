@@ -363,7 +363,7 @@ class _Run:
         elif self.config.meta_batch == 1:
             text = f"{name} takes one batch a step, {no_quicker}: {name}.meta_batch takes several"
         else:
-            text = f"{name}: the episodes of a step are little work, {no_quicker}: --chunk shares them out"
+            text = f"{name}: one process takes all episodes of a step, {no_quicker}: a smaller --chunk shares them out"
         events.emit("warning", name, text=text)
 
     # State.

@@ -116,6 +116,12 @@ def test_explicit_choices_are_taken():
     assert EngineChoices.choose(plan, tasks=7) == EngineChoices(threads=3, precision="fp32", chunks=4)
 
 
+def test_an_explicit_chunk_of_little_work_is_shared_by_all_cores(monkeypatch):
+    monkeypatch.setattr("metalearn_core.training.engine.available_cores", lambda: 2)
+    plan = TrainingPlan(way=4, shot=1, query=3, episodes=1, precision="fp32", chunk=4)
+    assert EngineChoices.choose(plan, tasks=7, at_once=1000) == EngineChoices(threads=2, precision="fp32", chunks=2)
+
+
 @pytest.mark.parametrize(
     ("tasks", "at_once", "cores", "chunks"),
     [(32, 3, 2, 12), (32, 8, 3, 6), (4, 8, 16, 4), (1, 1, 2, 1), (25, 1000, 16, 1), (25, 100, 2, 2)],

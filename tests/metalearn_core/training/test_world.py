@@ -75,7 +75,7 @@ def test_the_weights_do_not_depend_on_the_number_of_processes(tmp_path, name, nu
     ("name", "text"),
     [
         ("protonet", "protonet takes one batch a step, so 2 processes are no quicker than one: protonet.meta_batch"),
-        ("metasgd", "metasgd: the episodes of a step are little work, so 2 processes are no quicker than one: --chunk"),
+        ("metasgd", "metasgd: one process takes all episodes of a step, so 2 processes are no quicker than one: a sm"),
     ],
 )
 def test_where_the_processes_have_nothing_to_share_it_is_said(tmp_path, name, text):
