@@ -16,43 +16,42 @@ PlacementFor = Callable[..., "Placement"]
 
 def _placement_for(
     nodes: Annotated[
-        int | None, typer.Option("--nodes", help="Machines that train one learner together.", show_default="1")
+        int | None, typer.Option("--nodes", help="Nodes that train one learner together.", show_default="1")
     ] = None,
-    gpus: Annotated[
-        int | None, typer.Option("--gpus", help="GPUs of each machine that trains.", show_default="0")
-    ] = None,
+    gpus: Annotated[int | None, typer.Option("--gpus", help="GPUs of each node that trains.", show_default="0")] = None,
     gpu_type: Annotated[
-        str | None, typer.Option("--gpu-type", help="The cluster's name for them.", show_default="nvidia.com/gpu")
+        str | None,
+        typer.Option("--gpu-type", help="The cluster's resource name of these GPUs.", show_default="nvidia.com/gpu"),
     ] = None,
     train_cpu: Annotated[
-        str | None, typer.Option("--train-cpu", help="Cores of each machine that trains.", show_default="4")
+        str | None, typer.Option("--train-cpu", help="CPU cores of each node that trains.", show_default="4")
     ] = None,
     train_memory: Annotated[
-        str | None, typer.Option("--train-memory", help="Memory of each machine that trains.", show_default="16Gi")
+        str | None, typer.Option("--train-memory", help="Memory of each node that trains.", show_default="16Gi")
     ] = None,
     node_selector: Annotated[
         list[str] | None,
-        typer.Option("--node-selector", help="Label of the nodes to train on, as pool=gpu; repeatable."),
+        typer.Option("--node-selector", help="Label of the nodes to train on, e.g. pool=gpu. Repeatable."),
     ] = None,
     toleration: Annotated[
         list[str] | None,
-        typer.Option("--toleration", help="Taint of these nodes, as nvidia.com/gpu=present:NoSchedule; repeatable."),
+        typer.Option("--toleration", help="Taint to tolerate, e.g. spot:NoSchedule. Repeatable."),
     ] = None,
     train_timeout: Annotated[
         str | None,
-        typer.Option("--train-timeout", help="After which a training step is ended, as 12h.", show_default="1d"),
+        typer.Option("--train-timeout", help="Time limit of a training step, e.g. 12h.", show_default="1d"),
     ] = None,
     train_retries: Annotated[
         int | None,
-        typer.Option("--train-retries", help="How often a failed training is tried again.", show_default="3"),
+        typer.Option("--train-retries", help="Retries of a failed training step.", show_default="3"),
     ] = None,
     secret_env: Annotated[
         list[str] | None,
-        typer.Option("--secret-env", help="A variable of every step from a secret, as NAME=secret/key; repeatable."),
+        typer.Option("--secret-env", help="A variable for every step from a secret: NAME=secret/key. Repeatable."),
     ] = None,
     config_map_env: Annotated[
         list[str] | None,
-        typer.Option("--config-map-env", help="Likewise from a config map, as NAME=map/key; repeatable."),
+        typer.Option("--config-map-env", help="A variable for every step from a config map: NAME=map/key. Repeatable."),
     ] = None,
 ) -> PlacementFor:
     """Return what makes the placement; a value that it cannot have is a `UsageError` then."""

@@ -34,7 +34,7 @@ from pipelines.command_line.options import (
 if TYPE_CHECKING:
     from metalearn_core.data.manifest import Manifest
 
-DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
+DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// URI.")]
 app = typer.Typer(help="Build, show and validate episode datasets.", no_args_is_help=True)
 
 
@@ -48,8 +48,8 @@ def add_to(parent: typer.Typer) -> None:
 
 
 def build(
-    source: Annotated[str, typer.Argument(help="`glyphs`, a folder of images, or Parquet; s3:// addresses too.")],
-    out: Annotated[str, typer.Argument(help="Folder to make, or s3:// address.")],
+    source: Annotated[str, typer.Argument(help="`glyphs`, a folder of images, or Parquet; also on s3://.")],
+    out: Annotated[str, typer.Argument(help="Folder or s3:// URI to create.")],
     image_size: ImageSizeOption = None,
     color: ColorOption = None,
     split_by: SplitByOption = None,
@@ -61,11 +61,13 @@ def build(
     min_examples: MinExamplesOption = None,
     max_unreadable: MaxUnreadableOption = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Decoding processes.", show_default="the cores")
+        int | None, typer.Option("--workers", min=1, help="Decoding processes.", show_default="one per core")
     ] = None,
     shard: Annotated[
         str | None,
-        typer.Option("--shard", help="Decode this share alone, as 2/8; `dataset merge` joins.", show_default=False),
+        typer.Option(
+            "--shard", help="Decode only this part, e.g. 2/8; `dataset merge` joins the parts.", show_default=False
+        ),
     ] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
@@ -110,9 +112,7 @@ def build(
 
 
 def merge(
-    folders: Annotated[
-        list[str], typer.Argument(help="All parts of a build; then the folder to make, or s3:// address.")
-    ],
+    folders: Annotated[list[str], typer.Argument(help="All parts of a build, then the folder or s3:// URI to create.")],
     split_from: SplitFromOption = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
@@ -187,7 +187,9 @@ def validate(
     way: WayOption = None,
     shot: ShotOption = None,
     query: QueryOption = None,
-    page: Annotated[Path | None, typer.Option("--page", help="Folder for the page and suite.")] = None,
+    page: Annotated[
+        Path | None, typer.Option("--page", help="Folder for the HTML page and the suite of checks.")
+    ] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:

@@ -25,7 +25,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def ui(
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On this machine.")] = 5000,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Local port to listen on.")] = 5000,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:

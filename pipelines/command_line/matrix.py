@@ -45,9 +45,11 @@ def add_to(app: typer.Typer) -> None:
 
 
 def matrix(
-    dataset: Annotated[str, typer.Argument(help="An episode dataset, split by class: a folder or s3:// address.")],
-    learner: Annotated[list[str], typer.Option("--learner", help="Repeat it to compare.")],
-    domains: Annotated[str | None, typer.Option("--domains", help="Names, as Greek,Latin.", show_default="all")] = None,
+    dataset: Annotated[str, typer.Argument(help="An episode dataset, split by class: a folder or s3:// URI.")],
+    learner: Annotated[list[str], typer.Option("--learner", help="A learner to train; repeat to compare several.")],
+    domains: Annotated[
+        str | None, typer.Option("--domains", help="Names of domains, e.g. Greek,Latin.", show_default="all")
+    ] = None,
     backbone: BackboneOption = None,
     way: WayOption = None,
     shot: ShotOption = None,
@@ -56,18 +58,26 @@ def matrix(
     train_shot: TrainShotOption = None,
     train_query: TrainQueryOption = None,
     episodes: Annotated[
-        int | None, typer.Option("--episodes", min=1, help="Episodes of each training.", show_default=False)
+        int | None,
+        typer.Option("--episodes", min=1, help="Training budget per model, in episodes.", show_default=False),
     ] = None,
-    seconds: Annotated[float | None, typer.Option("--seconds", help="The same in seconds.", show_default="25")] = None,
+    seconds: Annotated[
+        float | None, typer.Option("--seconds", help="Training budget per model, in seconds.", show_default="25")
+    ] = None,
     eval_episodes: Annotated[
-        int | None, typer.Option("--eval-episodes", help="Test episodes of each cell.", show_default="1000")
+        int | None, typer.Option("--eval-episodes", help="Test episodes per cell.", show_default="1000")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights and training episodes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the weights and the training episodes.")] = 0,
     precision: PrecisionOption = None,
     set_: SetOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for JSON and page.", show_default="matrix in the work directory"),
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for the JSON file and the HTML page.",
+            show_default="matrix in the work directory",
+        ),
     ] = None,
     checkpoint_seconds: CheckpointSecondsOption = None,
     device: DeviceOption = None,

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 LEAST_P = 1e-16  # smaller ones are the limits of the arithmetic
 ModelArgument = Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")]
-DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// address.")]
+DatasetArgument = Annotated[str, typer.Argument(help="An episode dataset: a folder or an s3:// URI.")]
 TasksArgument = Annotated[
-    str, typer.Argument(help="An episode dataset: a folder or an s3:// address; or `sinusoid`, for regression.")
+    str, typer.Argument(help="An episode dataset: a folder or an s3:// URI; or `sinusoid`, for regression.")
 ]
 SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of the stream of episodes.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the stream of episodes.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -57,8 +57,8 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     dataset: TasksArgument,
-    learner: Annotated[str, typer.Option("--learner", help="One that `metalearn learners` lists.")],
-    output: Annotated[str, typer.Option("--output", "-o", help="Folder for the bundle, or s3:// address.")],
+    learner: Annotated[str, typer.Option("--learner", help="A learner that `metalearn learners` lists.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="Folder or s3:// URI for the bundle.")],
     backbone: BackboneOption = None,
     way: WayOption = None,
     shot: ShotOption = None,
@@ -68,20 +68,24 @@ def train(
     train_query: TrainQueryOption = None,
     train_within_domain: TrainWithinDomainOption = None,
     episodes: Annotated[
-        int | None, typer.Option("--episodes", min=1, help="Training episodes (tasks).", show_default=False)
+        int | None, typer.Option("--episodes", min=1, help="Training budget, in episodes (tasks).", show_default=False)
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--seconds", help="The budget in seconds.", show_default="25")
+        float | None, typer.Option("--seconds", help="Training budget, in seconds.", show_default="25")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of weights and episodes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the weights and the training episodes.")] = 0,
     patience: PatienceOption = None,
     precision: PrecisionOption = None,
     set_: LearnerSetOption = None,
     checkpoint_dir: Annotated[
         str | None,
-        typer.Option("--checkpoint-dir", help="Where checkpoints are kept.", show_default="in the work directory"),
+        typer.Option(
+            "--checkpoint-dir", help="Folder or s3:// URI for checkpoints.", show_default="in the work directory"
+        ),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, not from a checkpoint.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Start from the beginning, not from a checkpoint.")
+    ] = False,
     checkpoint_seconds: CheckpointSecondsOption = None,
     device: DeviceOption = None,
     processes: ProcessesOption = None,
@@ -171,7 +175,7 @@ def evaluate(
     way: OwnWayOption = None,
     shot: OwnShotOption = None,
     query: OwnQueryOption = None,
-    episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
+    episodes: Annotated[int, typer.Option("--episodes", min=2, help="Number of test episodes.")] = 1000,
     seed: SeedOption = 0,
     batch_norm: Annotated[str, typer.Option("--batch-norm", help="inductive or transductive.")] = "inductive",
     workdir: WorkdirOption = DEFAULT_WORKDIR,
@@ -242,7 +246,7 @@ def evaluate(
 
 def compare(
     model_a: Annotated[str, typer.Argument(help="A bundle, models:/name@alias, or name@alias.")],
-    model_b: Annotated[str, typer.Argument(help="Likewise.")],
+    model_b: Annotated[str, typer.Argument(help="The model to compare with.")],
     dataset: Annotated[
         str | None, typer.Argument(help="An episode dataset.", show_default="the one that model A was trained on")
     ] = None,
@@ -250,7 +254,7 @@ def compare(
     way: OwnWayOption = None,
     shot: OwnShotOption = None,
     query: OwnQueryOption = None,
-    episodes: Annotated[int, typer.Option("--episodes", min=2, help="How many.")] = 1000,
+    episodes: Annotated[int, typer.Option("--episodes", min=2, help="Number of test episodes.")] = 1000,
     seed: SeedOption = 0,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,

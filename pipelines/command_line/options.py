@@ -11,6 +11,9 @@ from rich.text import Text
 
 from pipelines.workdir import DEFAULT, Workdir
 
+DATA, EPISODES, TRAINING, PLACE = "Data", "Episodes", "Training", "Where it runs"
+"""The panels of --help."""
+
 WorkdirOption = Annotated[
     Path,
     typer.Option(
@@ -22,140 +25,256 @@ WorkdirOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object; all else goes to standard error.")]
 WayOption = Annotated[
-    str | None, typer.Option("--way", help="Classes an episode, or a range, as 5-20.", show_default="5")
+    str | None,
+    typer.Option(
+        "--way",
+        help="Classes per episode: a number, or a range such as 5-20.",
+        show_default="5",
+        rich_help_panel=EPISODES,
+    ),
 ]
 ShotOption = Annotated[
     str | None,
     typer.Option(
-        "--shot", help="Support examples a class, or a range, as 1-10: classes then differ.", show_default="1"
+        "--shot",
+        help="Support examples per class. With a range such as 1-10, classes differ.",
+        show_default="1",
+        rich_help_panel=EPISODES,
     ),
 ]
 QueryOption = Annotated[
     int | None,
-    typer.Option("--query", help="Query examples a class; for a range of shots, at most.", show_default="15"),
+    typer.Option(
+        "--query",
+        help="Query examples per class; with a range of shots, at most.",
+        show_default="15",
+        rich_help_panel=EPISODES,
+    ),
 ]
 OwnWayOption = Annotated[
-    str | None, typer.Option("--way", help="Classes an episode, or a range, as 5-20.", show_default="the model's")
+    str | None,
+    typer.Option(
+        "--way",
+        help="Classes per episode: a number, or a range such as 5-20.",
+        show_default="the model's",
+        rich_help_panel=EPISODES,
+    ),
 ]
 OwnShotOption = Annotated[
-    str | None, typer.Option("--shot", help="Support examples a class, or a range.", show_default="the model's")
+    str | None,
+    typer.Option(
+        "--shot", help="Support examples per class, or a range.", show_default="the model's", rich_help_panel=EPISODES
+    ),
 ]
 OwnQueryOption = Annotated[
-    int | None, typer.Option("--query", help="Query examples a class.", show_default="the model's")
+    int | None,
+    typer.Option("--query", help="Query examples per class.", show_default="the model's", rich_help_panel=EPISODES),
 ]
 TrainWayOption = Annotated[
     str | None,
-    typer.Option("--train-way", help="Classes a training episode, or a range.", show_default="the recipe's"),
+    typer.Option(
+        "--train-way",
+        help="Classes per training episode, or a range.",
+        show_default="the learner's",
+        rich_help_panel=TRAINING,
+    ),
 ]
 TrainShotOption = Annotated[
     str | None,
     typer.Option(
-        "--train-shot", help="Support examples a class of a training episode, or a range.", show_default="the recipe's"
+        "--train-shot",
+        help="Support examples per class in training episodes, or a range.",
+        show_default="the learner's",
+        rich_help_panel=TRAINING,
     ),
 ]
 TrainQueryOption = Annotated[
     int | None,
-    typer.Option("--train-query", help="Query examples a class of a training episode.", show_default="the recipe's"),
+    typer.Option(
+        "--train-query",
+        help="Query examples per class in training episodes.",
+        show_default="the learner's",
+        rich_help_panel=TRAINING,
+    ),
 ]
 TrainWithinDomainOption = Annotated[
     bool | None,
     typer.Option(
         "--train-within-domain",
-        help="The classes of a training episode come from one domain.",
-        show_default="from any",
+        help="Draw the classes of each training episode from one domain.",
+        show_default="from all",
+        rich_help_panel=TRAINING,
     ),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="An option of a learner, of its backbone or of the gate, as maml.inner_steps=5, backbone.width=32 or "
-        "gate.min_accuracy=0.9 (`metalearn learners` lists all); repeatable.",
+        help="An option of a learner, of its backbone or of the gate, e.g. maml.inner_steps=5, backbone.width=32 or "
+        "gate.min_accuracy=0.9 (`metalearn learners` lists all). Repeatable.",
     ),
 ]
 LearnerSetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="An option of the learner or of its backbone, as maml.inner_steps=5 or backbone.width=32 "
-        "(`metalearn learners` lists all); repeatable.",
+        help="An option of the learner or of its backbone, e.g. maml.inner_steps=5 or backbone.width=32 "
+        "(`metalearn learners` lists all). Repeatable.",
     ),
 ]
 GateSetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A rule of the gate, as gate.min_accuracy=0.9 (docs/concepts.md); repeatable."),
+    typer.Option("--set", help="A rule of the gate, e.g. gate.min_accuracy=0.9 (see docs/promotion.md). Repeatable."),
 ]
 PatienceOption = Annotated[
     int | None,
-    typer.Option("--patience", help="Stop after so many validations without a better one.", show_default="never"),
+    typer.Option(
+        "--patience",
+        help="Stop training after this many validations without improvement.",
+        show_default="never",
+        rich_help_panel=TRAINING,
+    ),
 ]
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", help="Of training: fp32, bf16 or auto.", show_default="auto")
+    str | None,
+    typer.Option(
+        "--precision",
+        help="Numeric precision for training: fp32, bf16 or auto.",
+        show_default="auto",
+        rich_help_panel=TRAINING,
+    ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Of training: cpu, cuda or auto.", show_default="auto")
+    str | None,
+    typer.Option(
+        "--device", help="Device for training: cpu, cuda or auto.", show_default="auto", rich_help_panel=TRAINING
+    ),
 ]
 ProcessesOption = Annotated[
     int | None,
-    typer.Option("--processes", help="That share a training step's episodes; the same model.", show_default="1"),
+    typer.Option(
+        "--processes",
+        help="Processes that share each training step's episodes; the model is the same.",
+        show_default="1",
+        rich_help_panel=TRAINING,
+    ),
 ]
 CheckpointSecondsOption = Annotated[
     float | None,
-    typer.Option("--checkpoint-seconds", help="At most so long between checkpoints.", show_default="60"),
+    typer.Option(
+        "--checkpoint-seconds",
+        help="Longest time between checkpoints, in seconds.",
+        show_default="60",
+        rich_help_panel=TRAINING,
+    ),
 ]
 BackboneOption = Annotated[
-    str | None, typer.Option("--backbone", help="Network that embeds examples.", show_default="conv4")
+    str | None,
+    typer.Option("--backbone", help="Network that embeds examples.", show_default="conv4", rich_help_panel=TRAINING),
 ]
 ImageSizeOption = Annotated[
-    int | None, typer.Option("--image-size", help="Height and width of stored images, pixels.", show_default="28")
+    int | None,
+    typer.Option(
+        "--image-size", help="Height and width of stored images, in pixels.", show_default="28", rich_help_panel=DATA
+    ),
 ]
-ColorOption = Annotated[str | None, typer.Option("--color", help="auto, grey or rgb.", show_default="auto")]
+ColorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--color", help="Store images as grey, rgb, or as they are: auto.", show_default="auto", rich_help_panel=DATA
+    ),
+]
 SplitByOption = Annotated[
-    str | None, typer.Option("--split-by", help="What goes whole to a split: class or domain.", show_default="auto")
+    str | None,
+    typer.Option(
+        "--split-by",
+        help="Split by whole classes or whole domains: class or domain.",
+        show_default="auto",
+        rich_help_panel=DATA,
+    ),
 ]
 SplitFileOption = Annotated[
-    str | None, typer.Option("--split-file", help="CSV with the columns class and split.", show_default=False)
+    str | None,
+    typer.Option(
+        "--split-file", help="CSV file with the columns class and split.", show_default=False, rich_help_panel=DATA
+    ),
 ]
 RatiosOption = Annotated[
     str | None,
-    typer.Option("--ratios", help="Shares of train, validation, test.", show_default="0.7,0.15,0.15"),
+    typer.Option(
+        "--ratios",
+        help="Shares of training, validation and test classes.",
+        show_default="0.7,0.15,0.15",
+        rich_help_panel=DATA,
+    ),
 ]
-SplitSeedOption = Annotated[int | None, typer.Option("--split-seed", help="Which classes go where.", show_default="0")]
+SplitSeedOption = Annotated[
+    int | None,
+    typer.Option("--split-seed", help="Seed that assigns classes to splits.", show_default="0", rich_help_panel=DATA),
+]
 RotationsOption = Annotated[
     str | None,
-    typer.Option("--rotations", help="Splits whose quarter turns are classes: train, all, none.", show_default="train"),
+    typer.Option(
+        "--rotations",
+        help="Splits in which rotated images are further classes: train, all, none.",
+        show_default="train",
+        rich_help_panel=DATA,
+    ),
 ]
 SplitFromOption = Annotated[
     str | None,
-    typer.Option("--split-from", help="Earlier dataset whose classes keep their splits.", show_default=False),
+    typer.Option(
+        "--split-from",
+        help="Earlier dataset whose classes keep their splits.",
+        show_default=False,
+        rich_help_panel=DATA,
+    ),
 ]
 MinExamplesOption = Annotated[
-    int | None, typer.Option("--min-examples", help="Leave out classes with fewer examples.", show_default="1")
+    int | None,
+    typer.Option(
+        "--min-examples", help="Leave out classes with fewer examples.", show_default="1", rich_help_panel=DATA
+    ),
 ]
 MaxUnreadableOption = Annotated[
     float | None,
-    typer.Option("--max-unreadable", help="Largest share of unreadable files put up with.", show_default="0.05"),
+    typer.Option(
+        "--max-unreadable",
+        help="Stop if a larger share of the files is unreadable.",
+        show_default="0.05",
+        rich_help_panel=DATA,
+    ),
 ]
 BuildShardsOption = Annotated[
-    int | None, typer.Option("--build-shards", help="Steps that share the source's decoding.", show_default="1")
+    int | None,
+    typer.Option(
+        "--build-shards", help="Parallel steps that decode the source.", show_default="1", rich_help_panel=DATA
+    ),
 ]
 
 EngineOption = Annotated[
     Literal["local", "container"],
-    typer.Option("--engine", help="Each step a process here, or a container of Docker or podman (DOCKER_HOST)."),
+    typer.Option(
+        "--engine",
+        help="Run each step as a local process, or in a container of Docker or podman (DOCKER_HOST).",
+        rich_help_panel=PLACE,
+    ),
 ]
 ImageOption = Annotated[
     str | None,
     typer.Option(
         "--image",
         envvar="METALEARN_IMAGE",
-        help="In which each step runs: by digest, or a tag that stays.",
+        help="Container image for the steps, by digest or by an immutable tag.",
         show_default="what `make image` builds",
+        rich_help_panel=PLACE,
     ),
 ]
 ContainerGpusOption = Annotated[
     int | None,
-    typer.Option("--gpus", min=0, help="GPUs of each step's container, of this machine's.", show_default="0"),
+    typer.Option(
+        "--gpus", min=0, help="Local GPUs for each step's container.", show_default="0", rich_help_panel=PLACE
+    ),
 ]
 
 DEFAULT_WORKDIR = DEFAULT

@@ -46,25 +46,29 @@ if TYPE_CHECKING:
 def _configured(
     source: Annotated[
         str | None,
-        typer.Argument(help="`glyphs`, a folder of images, or Parquet; s3:// addresses too.", show_default="glyphs"),
+        typer.Argument(help="`glyphs`, a folder of images, or Parquet; also on s3://.", show_default="glyphs"),
     ] = None,
     learner: Annotated[
         list[str] | None,
-        typer.Option("--learner", help="Repeat it to compare.", show_default="protonet, maml, transfer"),
+        typer.Option(
+            "--learner", help="A learner to train; repeat to compare several.", show_default="protonet, maml, transfer"
+        ),
     ] = None,
-    backbone: BackboneOption = None,
     way: WayOption = None,
     shot: ShotOption = None,
     query: QueryOption = None,
+    backbone: BackboneOption = None,
     train_way: TrainWayOption = None,
     train_shot: TrainShotOption = None,
     train_query: TrainQueryOption = None,
     train_within_domain: TrainWithinDomainOption = None,
     train_episodes: Annotated[
-        int | None, typer.Option("--train-episodes", help="Training budget of each learner.", show_default=False)
+        int | None,
+        typer.Option("--train-episodes", help="Training budget per learner, in episodes.", show_default=False),
     ] = None,
     train_seconds: Annotated[
-        float | None, typer.Option("--train-seconds", help="The same in seconds.", show_default="25")
+        float | None,
+        typer.Option("--train-seconds", help="Training budget per learner, in seconds.", show_default="25"),
     ] = None,
     eval_episodes: Annotated[
         int | None, typer.Option("--eval-episodes", help="Test (and validation) episodes.", show_default="1000")
@@ -75,10 +79,14 @@ def _configured(
     experiment: Annotated[
         str | None, typer.Option("--experiment", help="MLflow experiment.", show_default="few-shot")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of training.", show_default="0")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the weights and the training episodes.", show_default="0")
+    ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option("--seeds", help="Models of each learner, from --seed on; for claims 3.", show_default="1"),
+        typer.Option(
+            "--seeds", help="Seeds per learner, counted from --seed; 3 or more to compare learners.", show_default="1"
+        ),
     ] = None,
     patience: PatienceOption = None,
     precision: PrecisionOption = None,
@@ -87,13 +95,17 @@ def _configured(
     checkpoint_seconds: CheckpointSecondsOption = None,
     set_: SetOption = None,
     sweep: Annotated[
-        list[str] | None, typer.Option("--sweep", help="Values to try, as maml.inner_lr=0.1,0.4; repeatable.")
+        list[str] | None, typer.Option("--sweep", help="Values to try, e.g. maml.inner_lr=0.1,0.4. Repeatable.")
     ] = None,
     sweep_samples: Annotated[
-        int | None, typer.Option("--sweep-samples", help="Draw so many points of the sweep.", show_default="all")
+        int | None,
+        typer.Option(
+            "--sweep-samples", help="Number of the sweep's combinations to draw at random.", show_default="all"
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", help="YAML with these options, or a recipe's name.", show_default=False)
+        Path | None,
+        typer.Option("--config", help="YAML file with these options, or a recipe's name.", show_default=False),
     ] = None,
     image_size: ImageSizeOption = None,
     color: ColorOption = None,

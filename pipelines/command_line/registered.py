@@ -61,21 +61,28 @@ def models(workdir: WorkdirOption = DEFAULT_WORKDIR, json: JsonOption = False) -
 def promote(
     model: Annotated[str, typer.Argument(help="name@alias, models:/name@alias or models:/name/version.")],
     dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Test classes come from it.", show_default="the model's own")
+        str | None,
+        typer.Option("--dataset", help="Dataset to take the test classes from.", show_default="the model's own"),
     ] = None,
     way: OwnWayOption = None,
     shot: OwnShotOption = None,
     query: OwnQueryOption = None,
-    episodes: Annotated[int | None, typer.Option("--episodes", min=2, help="How many.", show_default="1000")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of the stream of episodes.", show_default="0")] = None,
+    episodes: Annotated[
+        int | None, typer.Option("--episodes", min=2, help="Number of test episodes.", show_default="1000")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the stream of episodes.", show_default="0")
+    ] = None,
     set_: GateSetOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Promote it whatever the rules say; wants --reason.")] = False,
-    reason: Annotated[str, typer.Option("--reason", help="Of --force; kept with the decision.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Promote it whatever the rules say; needs --reason.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Reason for --force; kept with the decision.")] = "",
     to: Annotated[
         str | None,
-        typer.Option("--to", help="Another tracking URI: copy the version there, as its candidate, and end."),
+        typer.Option("--to", help="Another tracking URI: copy the version there as a candidate, and stop."),
     ] = None,
-    to_name: Annotated[str | None, typer.Option("--to-name", help="Of the model there; default: the same.")] = None,
+    to_name: Annotated[
+        str | None, typer.Option("--to-name", help="Name of the model there; by default the same.")
+    ] = None,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -147,7 +154,9 @@ def _copy(model: str, to: str | None, to_name: str | None, workdir: Path, json: 
 
 def rollback(
     name: Annotated[str, typer.Argument(help="The registered model.")],
-    reason: Annotated[str, typer.Option("--reason", help="Kept on the version, and told to who promotes it.")] = "",
+    reason: Annotated[
+        str, typer.Option("--reason", help="Kept on the version, and shown to whoever promotes it.")
+    ] = "",
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:

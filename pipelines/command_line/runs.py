@@ -44,7 +44,7 @@ def run(
         str | None,
         typer.Option(
             "--storage",
-            help="Datasets, results and checkpoints, as s3://bucket/place.",
+            help="Where datasets, results and checkpoints go, e.g. s3://bucket/place.",
             show_default="the work directory",
         ),
     ] = None,
@@ -88,21 +88,23 @@ def compile_(
     placement_for: PlacementFor,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("few_shot.yaml"),
     kubernetes_manifest: Annotated[
-        bool, typer.Option("--kubernetes-manifest", help="Kubernetes objects instead of KFP's own form.")
+        bool, typer.Option("--kubernetes-manifest", help="Write Kubernetes objects instead of KFP's own YAML.")
     ] = False,
-    build_shards: Annotated[int, typer.Option("--build-shards", min=1, help="Steps that share the decoding.")] = 1,
+    build_shards: Annotated[
+        int, typer.Option("--build-shards", min=1, help="Parallel steps that decode the source.")
+    ] = 1,
     storage: Annotated[
         str | None,
         typer.Option(
             "--storage",
             envvar="METALEARN_STORAGE",
-            help="Where runs keep datasets, results and checkpoints unless told otherwise: s3://bucket/some/place.",
+            help="Default place for datasets, results and checkpoints: s3://bucket/some/place.",
             show_default=False,
         ),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="YAML whose `cluster:` says what the steps get.", dir_okay=False),
+        typer.Option("--config", help="YAML file whose `cluster:` section says what the steps get.", dir_okay=False),
     ] = None,
     image: ImageOption = None,
     json: JsonOption = False,
@@ -143,7 +145,7 @@ def compile_(
 
 
 def runs(
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many, newest first.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of runs to list, newest first.")] = 10,
     experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment.")] = "few-shot",
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,

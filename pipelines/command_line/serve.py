@@ -16,12 +16,16 @@ def add_to(app: typer.Typer) -> None:
 def serve(
     model: Annotated[str, typer.Argument(help="A bundle (a folder, s3://…), models:/name@alias, or name@alias.")],
     host: Annotated[
-        str, typer.Option("--host", help="The address to listen on; 0.0.0.0: every network, and nobody is asked who.")
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 means all interfaces, without authentication.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen on.")] = 8080,
-    body_mb: Annotated[float, typer.Option("--body-mb", min=0.01, help="The largest request that is taken.")] = 16,
-    seconds: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for a request to arrive whole.")] = 10,
-    kept_mb: Annotated[float, typer.Option("--kept-mb", min=0, help="For adapted classifiers that are kept.")] = 256,
+    body_mb: Annotated[
+        float, typer.Option("--body-mb", min=0.01, help="Largest body of a request, in megabytes.")
+    ] = 16,
+    seconds: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds in which a request must arrive.")] = 10,
+    kept_mb: Annotated[
+        float, typer.Option("--kept-mb", min=0, help="Memory for adapted classifiers, in megabytes.")
+    ] = 256,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
 ) -> None:
     """Serve a model over HTTP: predict, adapt once and ask often, health, metrics; ends with Ctrl-C.

@@ -42,7 +42,7 @@ def submit(
         typer.Option(
             "--host",
             envvar="KF_PIPELINES_ENDPOINT",
-            help="Address of Kubeflow Pipelines, as https://kubeflow.example.com/pipeline.",
+            help="URL of Kubeflow Pipelines, e.g. https://kfp.example.com.",
             rich_help_panel=_CLUSTER,
         ),
     ],
@@ -66,11 +66,16 @@ def submit(
     ] = None,
     namespace: Annotated[
         str | None,
-        typer.Option("--namespace", help="Whose run it is, where there are many users.", rich_help_panel=_CLUSTER),
+        typer.Option("--namespace", help="Namespace of the run, on a multi-user Kubeflow.", rich_help_panel=_CLUSTER),
     ] = None,
     service_account: Annotated[
         str | None,
-        typer.Option("--service-account", help="The pods'.", show_default="the cluster's", rich_help_panel=_CLUSTER),
+        typer.Option(
+            "--service-account",
+            help="Service account of the pods.",
+            show_default="the cluster's",
+            rich_help_panel=_CLUSTER,
+        ),
     ] = None,
     pipeline_root: Annotated[
         str | None,
@@ -86,13 +91,16 @@ def submit(
         typer.Option(
             "--ui-host",
             envvar="KF_PIPELINES_UI_ENDPOINT",
-            help="Address of KFP's page, for links.",
+            help="URL of the KFP UI, for links.",
             show_default="--host",
             rich_help_panel=_CLUSTER,
         ),
     ] = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", min=0.1, help="Seconds that one answer may take.", rich_help_panel=_CLUSTER)
+        float,
+        typer.Option(
+            "--timeout", min=0.1, metavar="<float>", help="Seconds that one answer may take.", rich_help_panel=_CLUSTER
+        ),
     ] = 60,
     wait: Annotated[
         bool, typer.Option("--wait", help="Show the steps until the run has ended.", rich_help_panel=_CLUSTER)
@@ -101,7 +109,7 @@ def submit(
         str | None,
         typer.Option(
             "--schedule",
-            help="Run again and again: second minute hour day month weekday, as '0 0 3 * * *'.",
+            help="Run repeatedly: second minute hour day month weekday, e.g. '0 0 3 * * *'.",
             rich_help_panel=_SCHEDULE,
         ),
     ] = None,
@@ -109,9 +117,10 @@ def submit(
         int | None,
         typer.Option(
             "--max-concurrency",
+            metavar="<int>",
             min=1,
             max=10,
-            help="Runs of the schedule at a time.",
+            help="Runs of the schedule at one time, 1 to 10.",
             show_default="1",
             rich_help_panel=_SCHEDULE,
         ),
@@ -120,7 +129,7 @@ def submit(
         bool | None,
         typer.Option(
             "--catchup/--no-catchup",
-            help="Whether missed runs are made up for, or only the last of them.",
+            help="Make up for every missed run, or only for the last one.",
             show_default="no-catchup",
             rich_help_panel=_SCHEDULE,
         ),
@@ -129,8 +138,8 @@ def submit(
         Path | None,
         typer.Option(
             "--token-file",
-            help="Holds a bearer token; or set METALEARN_KFP_TOKEN or METALEARN_KFP_TOKEN_FILE. In a pod: "
-            "its service account's, unless told otherwise.",
+            help="File with a bearer token; or set METALEARN_KFP_TOKEN or METALEARN_KFP_TOKEN_FILE. In a pod, the "
+            "default is that of its service account.",
             rich_help_panel=_CREDENTIALS,
         ),
     ] = None,
@@ -138,7 +147,7 @@ def submit(
         Path | None,
         typer.Option(
             "--cookie-file",
-            help="Holds a session's cookie (Dex), as authservice_session=…; or set METALEARN_KFP_COOKIE or "
+            help="File with a session cookie (Dex), e.g. authservice_session=…; or set METALEARN_KFP_COOKIE or "
             "METALEARN_KFP_COOKIE_FILE.",
             rich_help_panel=_CREDENTIALS,
         ),
@@ -148,7 +157,7 @@ def submit(
         typer.Option(
             "--ca-file",
             envvar="METALEARN_KFP_CA_FILE",
-            help="Certificates that the host's is checked against.",
+            help="Certificates to verify the host's with.",
             show_default="the usual ones",
             rich_help_panel=_CREDENTIALS,
         ),

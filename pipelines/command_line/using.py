@@ -40,12 +40,12 @@ def predict(
         Path | None,
         typer.Option(
             "--support",
-            help="Labelled images, a folder a class; for vectors, a Parquet file.",
+            help="Labelled images, one folder per class; for vectors, a Parquet file.",
             show_default="what `adapt` gave the model",
         ),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Name the nearest support files, distances, and what adapting moved.")
+        bool, typer.Option("--explain", help="Show the nearest support files, distances, and what adaptation moved.")
     ] = False,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
@@ -93,9 +93,9 @@ def predict(
 def adapt(
     model: ModelArgument,
     support: Annotated[
-        Path, typer.Option("--support", help="Labelled images, a folder a class; for vectors, a Parquet file.")
+        Path, typer.Option("--support", help="Labelled images, one folder per class; for vectors, a Parquet file.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the bundle to be made.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the new bundle.")],
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
@@ -137,7 +137,7 @@ def _adapted(model: str, support: Path | None) -> "tuple[Classifier, Sequence[ob
 
 def export(
     model: ModelArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder to be made: ONNX, torch.export, JSON.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create for ONNX, torch.export and JSON.")],
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
