@@ -3,6 +3,9 @@
 python -m benchmarks                                    what needs no data: about fifteen minutes
 python -m benchmarks --omniglot images_background       the data layer and the metric learner on Omniglot too
 python -m benchmarks --omniglot images_background --full    and training against plain loops, and a million examples: 85
+
+Two are run by themselves: benchmarks.learners, which trains every learner and keeps its results, takes hours;
+benchmarks.report opens the report of a run in Chromium.
 """
 
 import argparse

@@ -118,7 +118,7 @@ def over_seeds(accuracies: ArrayLike) -> tuple[float, float | None]:
 
 
 def against(
-    selected: str, accuracies: Mapping[str, ArrayLike], *, alpha: float = 0.05
+    selected: str, accuracies: Mapping[str, ArrayLike], *, alpha: float = 0.05, comparisons: int | None = None
 ) -> tuple[dict[str, Difference | None], str]:
     """Compare each learner with the selected one, on the same test episodes.
 
@@ -129,6 +129,8 @@ def against(
         selected: the name of the learner to compare with.
         accuracies: (seeds, episodes) by name; the same number of seeds for each.
         alpha: the level of all comparisons together.
+        comparisons: m, where others than these belong to the same table; by default all that are made here. Holm's
+            p-values are those of the ones made here.
 
     Returns:
         a difference by name (None for the selected one, and where no model of the two differs), and the method.
@@ -141,7 +143,8 @@ def against(
         shown = ", ".join(f"{seeds} × {episodes}" for seeds, episodes in sorted(shapes))
         raise UsageError(f"learners are compared on the same seeds × episodes, got {shown}")
     rivals = [name for name in values if name != selected]
-    level = alpha / max(len(rivals), 1)
+    together = comparisons or len(rivals)
+    level = alpha / max(together, 1)
     results = {name: _difference(values[name], values[selected], level) for name in rivals}
     known = {name: result for name, result in results.items() if result is not None}
     adjusted = dict(zip(known, holm([result.p_value for result in known.values()]).tolist(), strict=True))
@@ -155,7 +158,7 @@ def against(
             p_holm=adjusted[name],
         )
     seeds, episodes = values[selected].shape
-    return found, _method(seeds, episodes, len(rivals), alpha)
+    return found, _method(seeds, episodes, together, alpha)
 
 
 def speaks_of(seeds: int) -> str:

@@ -40,6 +40,14 @@ def test_several_seeds_are_scipys_welch_test_of_the_models_means():
     assert "3 training seeds each" in method
 
 
+def test_intervals_widen_with_comparisons_of_the_same_table_that_are_made_elsewhere():
+    values = {"best": accuracies(0.8, 1), "other": accuracies(0.7, 1)}
+    found, method = against("best", values, comparisons=16)
+    interval = stats.ttest_rel(values["other"][0], values["best"][0]).confidence_interval(1 - 0.05 / 16)
+    assert (found["other"].low, found["other"].high) == pytest.approx((interval.low, interval.high))
+    assert "16 comparisons" in method
+
+
 def test_all_intervals_hold_at_once_as_often_as_they_say():
     """Four learners, none better than another: how often is any of them called different?"""
     random, wrong = np.random.default_rng(1), 0
