@@ -57,7 +57,7 @@ class DecisionReport(Record):
         promoted: it is the champion.
         reasons: sentences with figures.
         champion_before: the version that was the champion; None where there was none.
-        look: the how-manieth comparison on these test classes; None where nothing was compared.
+        look: the number of this comparison on these test classes, counted from 1; None if nothing was compared.
     """
 
     model: str

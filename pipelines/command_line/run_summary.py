@@ -57,7 +57,7 @@ def _print_comparison(comparison: Mapping[str, Any], shared: Sequence[str]) -> N
         return f"{'* ' if line['name'] == selected else '  '}{name}"
 
     several = len(lines) > 1
-    columns = ["  learner ", "test, %", *(["less *, points", "p"] if several else []), "ECE", "valid., %"]
+    columns = ["  learner ", "test, %", *(["diff. from *, points", "p"] if several else []), "ECE", "valid., %"]
     rows = [
         [
             named(line),
@@ -95,8 +95,8 @@ def _print_comparison(comparison: Mapping[str, Any], shared: Sequence[str]) -> N
     what = "test episodes" if seeds == 1 else f"{seeds} training seeds"
     _say(f"±: 95 % interval over {what}; ECE: expected calibration error")
     if several:
-        _say(f"less *: {comparison['method']}")
-    _say(f"speaks of {comparison['speaks_of']}")
+        _say(f"difference from *: {comparison['method']}")
+    _say(f"this applies to {comparison['speaks_of']}")
 
 
 def _difference(against: Mapping[str, float] | None) -> list[str]:

@@ -145,7 +145,7 @@ def test_learners_stand_against_the_selected_one_with_what_that_shows(content, t
         "−20.00 to −5.00",
         "0.002",
         "by Holm",
-        "They speak of these models",
+        "They apply to these models",
         "selected on validation",
     ):
         assert words in page.text
@@ -226,7 +226,7 @@ def test_a_report_without_pictures_history_or_decision_is_whole(content, tmp_pat
         "The gate",
         "Learning curves",
         "explained",
-        "What adapting moves",
+        "What adaptation moves",
         "Map",
         "Quality checks",
         "Lineage",
