@@ -102,7 +102,7 @@ def test_figures_stand_beside_their_protocol(page, content):
     assert f"± {100 * evaluation.ci95_classes:.2f}" in page.text
     for words in (
         "24 test episodes, 5-way 1-shot",
-        "3 queries a class, seed 7, batch norm inductive",
+        "3 queries per class, seed 7, batch norm inductive",
         "62.50",
         "12,345",
     ):
@@ -156,7 +156,7 @@ def test_the_decision_and_how_to_repeat_it_are_shown(page):
     for words in (
         "protonet was not promoted",
         "difference too small",
-        "The champion before: version 2. This was look number 4",
+        "Previous champion: version 2. This was comparison (look) number 4",
         "abc123",
         "metalearn run glyphs --seed 0",
     ):
