@@ -44,6 +44,7 @@ BASELINE = "transfer"
 QUERY = 15
 TEST_SEED = 20
 MARK = "▼"
+_DIFFERENCE = f"difference from {BASELINE}, points"
 
 
 class Cell(Record):
@@ -213,24 +214,25 @@ def _table(title: str, cells: Sequence[Cell]) -> str:
         if cell.failure is None:
             models.setdefault(cell.name, []).append(cell)
     differences, method = _against_baseline(models)
-    lines = [
-        f"**{title}**",
-        "",
-        f"| learner | seeds | accuracy, % | ± for new classes | difference from {BASELINE}, points | ECE | batch norm "
-        "| training episodes/s | adapts in | parameters | memory |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
+    rows = [
         _row(name, models[name], differences.get(name))
         for name in sorted(models, key=lambda name: -_mean_accuracy(models[name]))
     ]
+    columns = [column for column in (rows[0] if rows else ()) if BASELINE in models or column != _DIFFERENCE]
+    lines = [f"**{title}**", "", *(_line(cells) for cells in (columns, ["---"] * len(columns)) if columns)]
+    lines += [_line([row[column] for column in columns]) for row in rows]
     if method:
         lines += ["", f"{MARK}: below {BASELINE}. {method}"]
     lines += [f"{cell.name}, seed {cell.key['request']['seed']}: {cell.failure}." for cell in cells if cell.failure]
     return "\n".join(lines)
 
 
-def _row(name: str, models: Sequence[Cell], difference: Difference | None) -> str:
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _row(name: str, models: Sequence[Cell], difference: Difference | None) -> dict[str, str]:
+    """Return a learner's cells by their columns."""
     accuracy, half_width = over_seeds([cell.accuracies for cell in models])
     batches = models[0].ended["train_shape"] == "plain examples"
     timed = [cell for cell in models if cell.key["request"]["seconds"]] or models  # others were made on slower days
@@ -240,20 +242,19 @@ def _row(name: str, models: Sequence[Cell], difference: Difference | None) -> st
         middle, low, high = (100 * value for value in (difference.difference, difference.low, difference.high))
         from_baseline = f"{middle:+.2f} ({low:+.2f} to {high:+.2f})".replace("-", "−")
     memory = max(cell.ended["peak_gpu_memory_bytes"] or cell.ended["peak_memory_bytes"] for cell in models)
-    cells = [
-        f"{name} {MARK}" if difference is not None and difference.difference < 0 else name,
-        str(len(models)),
-        f"{100 * accuracy:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else ""),
-        f"{100 * mean(cell.ci95_classes for cell in models):.2f}",
-        from_baseline,
-        f"{mean(cell.ece for cell in models):.3f}",
-        models[0].batch_norm,
-        f"{rate:,.1f}{' batches' if batches else ''}",
-        f"{mean(cell.adaptation_ms for cell in timed):.1f} ms",
-        f"{models[0].ended['parameters']:,}",
-        f"{memory / 1e6:,.0f} MB",
-    ]
-    return f"| {' | '.join(cells)} |"
+    return {
+        "learner": f"{name} {MARK}" if difference is not None and difference.difference < 0 else name,
+        "seeds": str(len(models)),
+        "accuracy, %": f"{100 * accuracy:.2f}" + (f" ± {100 * half_width:.2f}" if half_width is not None else ""),
+        "± for new classes": f"{100 * mean(cell.ci95_classes for cell in models):.2f}",
+        _DIFFERENCE: from_baseline,
+        "ECE": f"{mean(cell.ece for cell in models):.3f}",
+        "batch norm": models[0].batch_norm,
+        "training episodes/s": f"{rate:,.1f}{' batches' if batches else ''}",
+        "adapts in": f"{mean(cell.adaptation_ms for cell in timed):.1f} ms",
+        "parameters": f"{models[0].ended['parameters']:,}",
+        "memory": f"{memory / 1e6:,.0f} MB",
+    }
 
 
 def _against_baseline(models: dict[str, list[Cell]]) -> tuple[dict[str, Difference | None], str]:

@@ -130,6 +130,14 @@ def test_learners_of_fewer_seeds_meet_the_baseline_of_the_same_seeds_and_all_int
     assert "; the others: t intervals over" in text
 
 
+def test_a_table_without_the_baseline_has_no_column_of_differences() -> None:
+    text = tables([cell("r2d2", 0.9), cell("versa", 0.8)])
+    header, rule, *rows = (line for line in text.splitlines() if line.startswith("|"))
+    assert "transfer" not in text
+    assert len({line.count("|") for line in (header, rule, *rows)}) == 1
+    assert len(rows) == 2
+
+
 def test_shapes_and_budgets_have_a_table_each() -> None:
     other = cell("transfer", 0.8)
     other = other.model_copy(update={"key": {"request": {**other.key["request"], "way": 20}}})
