@@ -38,6 +38,7 @@ from metalearn_core.steps.naming import learner_name
 from metalearn_core.steps.requests import TrainingRequest
 from metalearn_core.steps.training import train_bundle
 from metalearn_core.storage import read_json, text_digest, write_json
+from metalearn_core.training.loop import TrainingStoppedError
 from metalearn_core.version import git_commit, library_versions
 
 BASELINE = "transfer"
@@ -177,6 +178,8 @@ def _made(
     try:
         ended = train_bundle(str(place), item, request, str(scratch / "bundle"), checkpoints=str(scratch / "kept"))
         evaluation, scores = evaluate_bundle(scratch / "bundle", dataset, protocol)
+    except TrainingStoppedError as stopped:  # nothing is wrong with the learner: its training goes on next time
+        raise SystemExit(one_line(stopped)) from None
     except MetalearnError as error:
         return cell.model_copy(update={"failure": one_line(error)})
     shutil.rmtree(scratch)

@@ -1,5 +1,8 @@
 """The benchmark of all learners: a cell is made once, and the table says what the cells say."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +89,23 @@ def test_a_further_seed_makes_as_many_episodes_and_stands_in_the_same_table(
     assert len({one.ended["train_episodes"] for one in cells}) == 1
     assert {one.key["request"]["seed"] for one in cells} == {0, 1, 2}
     assert "| protonet | 3 |" in capsys.readouterr().out
+
+
+def test_a_benchmark_that_is_terminated_ends_without_a_cell_and_goes_on(images: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "benchmarks.learners", str(images), "-o", str(tmp_path), "--seconds", "600"]
+    line += ["--image-size", "16", "--learners", "protonet,transfer"]
+    process = subprocess.Popen(line, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("training/*/kept/*/*.lock")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "stopped by SIGTERM" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert "transfer" not in said, "the next one is not begun"
+    assert list(tmp_path.glob("*.json")) == []
 
 
 def test_a_learner_that_cannot_be_trained_is_told_below_the_table(
