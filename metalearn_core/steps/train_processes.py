@@ -7,9 +7,10 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from metalearn_core.errors import MetalearnError, one_line
+from metalearn_core.events import is_logged
 from metalearn_core.lifetime import OWNER_VARIABLE, end_with_owner, owner_value
 from metalearn_core.resources import available_cores
 from metalearn_core.steps.requests import TrainingOrder
@@ -22,10 +23,14 @@ if TYPE_CHECKING:
 _ERROR, _BUG = "error: ", "bug: "
 _POLL_S = 0.1
 _GRACE_S = 40  # torchrun's own is 30 seconds
+_LAST_LINES = 50
 
 
 def train_in_processes(order: TrainingOrder) -> dict[str, Any]:
     """Train in as many processes as ordered, and return the record of the training.
+
+    Where events are lines on standard error, so is all that the processes write; elsewhere only the end of it, where
+    they fail and none of them knows why.
 
     Raises:
         MetalearnError: a process failed, or ended early; then all of them end. Where SIGTERM asked this process to end,
@@ -39,20 +44,33 @@ def train_in_processes(order: TrainingOrder) -> dict[str, Any]:
         command += ["-m", "metalearn_core.steps.train_processes", str(request), str(record)]
         threads = str(max(1, available_cores() // processes))
         environment = {**os.environ, OWNER_VARIABLE: owner_value(), "OMP_NUM_THREADS": threads}
-        with log.open("wb") as output, sigterm_flag() as stop:
+        with log.open("wb") as output, log.open("rb") as unseen, sigterm_flag() as stop:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
             try:
                 while process.poll() is None and not stop.wait(_POLL_S):
-                    pass
+                    if is_logged():
+                        _pass_on(unseen)
             finally:
                 _end(process)
+            said = log.read_text(errors="replace")
+            failed = process.returncode != 0 or not record.exists()
+            unexplained = failed and not stop.is_set() and not _reasons(said, _ERROR)
+            if is_logged() or unexplained:
+                _pass_on(unseen)
         if stop.is_set():
             from metalearn_core.training.loop import TrainingStoppedError
 
-            raise TrainingStoppedError(_reason(log.read_text(errors="replace")))
-        if process.returncode or not record.exists():
-            raise MetalearnError(_reason(log.read_text(errors="replace")))
+            raise TrainingStoppedError(_reason(said))
+        if failed:
+            raise MetalearnError(_reason(said))
         return dict(read_json(record, "record of the training"))
+
+
+def _pass_on(unseen: BinaryIO) -> None:
+    """Write what is new in the processes' log on standard error; of much, the end."""
+    lines = unseen.read().decode(errors="replace").splitlines(keepends=True)
+    sys.stderr.write("".join(lines[-_LAST_LINES:]))
+    sys.stderr.flush()
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
@@ -67,9 +85,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _reason(log: str) -> str:
     """Return what a process said that knew why; else one whose peers were gone; else that one just ended."""
-    lines = log.splitlines()
-    said = [line.removeprefix(kind) for kind in (_ERROR, _BUG) for line in lines if line.startswith(kind)]
+    said = [*_reasons(log, _ERROR), *_reasons(log, _BUG)]
     return said[0] if said else "a training process ended early: the same command goes on from its last checkpoint"
+
+
+def _reasons(log: str, kind: str) -> list[str]:
+    return [line.removeprefix(kind) for line in log.splitlines() if line.startswith(kind)]
 
 
 def take_part(order: TrainingOrder, done: Callable[[dict[str, Any]], None], failed: Callable[[Exception], None]) -> int:
