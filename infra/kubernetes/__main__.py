@@ -2,7 +2,7 @@
 
 import sys
 
-from infra.kubernetes.build import OVERLAYS, Object, build, kustomize_version
+from infra.kubernetes.build import OVERLAYS, UPGRADES, Object, build, kustomize_version
 from infra.kubernetes.rules import complaints
 from metalearn_core.errors import MetalearnError, one_line
 
@@ -26,7 +26,7 @@ def main() -> int:
     """Check every overlay; return 0 where all is well."""
     wrong = 0
     sys.stdout.write(f"kustomize {kustomize_version()}, schemas of Kubernetes {VERSION}\n")
-    for overlay in OVERLAYS:
+    for overlay in (*OVERLAYS, *UPGRADES):
         try:
             objects = build(overlay)
         except MetalearnError as error:

@@ -15,6 +15,8 @@ from metalearn_core.errors import MetalearnError
 
 FOLDER = Path(__file__).parent
 OVERLAYS = tuple(sorted(path.name for path in (FOLDER / "overlays").iterdir() if path.is_dir()))
+UPGRADES = tuple(f"{overlay}/upgrade" for overlay in OVERLAYS)
+"""What an overlay is while its server's database is migrated."""
 Object = dict[str, Any]
 
 

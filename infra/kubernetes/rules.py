@@ -32,6 +32,7 @@ def complaints(objects: list[Object]) -> list[str]:
             rules += [
                 _pod(pod),
                 *(_container(container) for container in _containers(pod)),
+                *(_probes(container) for container in _containers(pod) if entry["kind"] != "Job"),
                 _references(entry, objects),
             ]
         found += [f"{name}: {text}" for rule in rules for text in rule]
@@ -73,12 +74,15 @@ def _container(container: dict[str, Any]) -> Iterator[str]:
     for kind in ("requests", "limits"):
         if not {"cpu", "memory"} <= resources.get(kind, {}).keys():
             yield f"container {name} has no {kind} of cpu and memory"
-    for probe in _PROBES:
-        if probe not in container:
-            yield f"container {name} has no {probe}"
     tag = container["image"].rpartition("/")[2].partition(":")[2]
     if "@sha256:" not in container["image"] and tag in {"", "latest"}:
         yield f"container {name} takes whatever image is the latest: {container['image']}"
+
+
+def _probes(container: dict[str, Any]) -> Iterator[str]:
+    for probe in _PROBES:
+        if probe not in container:
+            yield f"container {container['name']} has no {probe}"
 
 
 def _clear_text(entry: Object) -> Iterator[str]:

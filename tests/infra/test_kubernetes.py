@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: pip install '.[dev]'")
 
 from infra.kubernetes.__main__ import schema_complaints
-from infra.kubernetes.build import FOLDER, OVERLAYS, build, kustomize_version
+from infra.kubernetes.build import FOLDER, OVERLAYS, UPGRADES, build, kustomize_version
 from infra.kubernetes.rules import MADE_BY_HAND, complaints
 from metalearn_core.errors import MetalearnError
 
@@ -23,8 +23,17 @@ ROOT = FOLDER.parent.parent
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Objects]:
+    return built_from(OVERLAYS)
+
+
+@pytest.fixture(scope="module")
+def upgrading() -> dict[str, Objects]:
+    return built_from(UPGRADES)
+
+
+def built_from(overlays: tuple[str, ...]) -> dict[str, Objects]:
     try:
-        return {overlay: build(overlay) for overlay in OVERLAYS}
+        return {overlay: build(overlay) for overlay in overlays}
     except MetalearnError as error:
         if "no such program" in str(error):
             pytest.skip(str(error))
@@ -47,6 +56,48 @@ def test_kustomize_is_a_recent_one() -> None:
 def test_kubernetes_knows_every_field_and_no_rule_is_broken(built: dict[str, Objects], overlay: str) -> None:
     assert schema_complaints(built[overlay]) == []
     assert complaints(built[overlay]) == []
+
+
+@pytest.mark.parametrize("overlay", UPGRADES)
+def test_an_upgrade_is_a_job_with_the_servers_image_database_and_ways_and_no_server(
+    upgrading: dict[str, Objects], built: dict[str, Objects], overlay: str
+) -> None:
+    objects = upgrading[overlay]
+    assert schema_complaints(objects) == []
+    assert complaints(objects) == []
+    assert find(objects, "Deployment", "mlflow")["spec"]["replicas"] == 0
+    server, upgrade = container(objects), container(objects, "Job", "mlflow-upgrade")
+    assert upgrade["image"] == server["image"]
+    assert upgrade["command"][:3] == ["mlflow", "db", "upgrade"]
+    [source] = upgrade["envFrom"]
+    assert source in server["envFrom"]
+    assert source["secretRef"]["name"].startswith("mlflow-database")
+    assert not upgrade.get("ports"), "a service would find them"
+    labels = find(objects, "Job", "mlflow-upgrade")["spec"]["template"]["metadata"]["labels"]
+    ways = find(objects, "NetworkPolicy", "mlflow-to-its-stores")["spec"]["podSelector"]["matchLabels"]
+    assert ways.items() <= labels.items()
+    assert not [one for one in built[overlay.partition("/")[0]] if one["kind"] == "Job"]
+
+
+def test_a_job_needs_no_probes_and_every_other_rule_is_its_too(upgrading: dict[str, Objects]) -> None:
+    objects = copy.deepcopy(upgrading["laptop/upgrade"])
+    container(objects, "Job", "mlflow-upgrade")["securityContext"].pop("capabilities")
+    [line] = complaints(objects)
+    assert line.startswith("Job mlflow-upgrade: container upgrade keeps capabilities")
+
+
+def test_names_are_resolved_on_nodes_that_keep_a_cache_of_their_own(built: dict[str, Objects]) -> None:
+    for objects in built.values():
+        [rule] = find(objects, "NetworkPolicy", "allow-dns")["spec"]["egress"]
+        assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in rule["to"]
+        assert {entry["port"] for entry in rule["ports"]} == {53}
+
+
+def test_the_binding_to_the_clusters_runtimes_is_of_one_namespace(built: dict[str, Objects]) -> None:
+    [binding] = [one for one in built["production"] if one["kind"] == "ClusterRoleBinding"]
+    [subject] = binding["subjects"]
+    assert binding["metadata"]["name"] == f"metalearn-read-training-runtimes.{subject['namespace']}"
+    assert find(built["production"], "ClusterRole", binding["roleRef"]["name"])
 
 
 def test_an_unknown_field_and_an_unknown_kind_are_refused(built: dict[str, Objects]) -> None:
