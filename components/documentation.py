@@ -22,7 +22,9 @@ def component(name: str) -> Any:
 def readme(name: str) -> str:
     """Return the README of the component `name`: what it does, its inputs and its outputs."""
     spec = component(name).component_spec
-    told = {entry.arg_name: entry.description for entry in parse(component(name).python_func.__doc__).params}
+    docstring = parse(component(name).python_func.__doc__)
+    told = {entry.arg_name: entry.description for entry in docstring.params}
+    returned = docstring.returns.description if docstring.returns else ""
     metadata = yaml.safe_load((ROOT / name / "metadata.yaml").read_text())
     description = (spec.description or "").strip()
     lines = [f"# {name}", "", description, "", f"Stability: {metadata['stability']}.", "", "## Inputs", ""]
@@ -31,7 +33,7 @@ def readme(name: str) -> str:
         [[f"`{key}`", _type(value.type), value.description or ""] for key, value in (spec.inputs or {}).items()],
     )
     outputs = [
-        [f"`{key}`", _type(value.type), value.description or told.get(key) or "the result"]
+        [f"`{key}`", _type(value.type), value.description or told.get(key) or returned or ""]
         for key, value in (spec.outputs or {}).items()
     ]
     if outputs:

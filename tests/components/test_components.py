@@ -21,6 +21,12 @@ def test_every_input_is_described(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_output_is_described(name: str) -> None:
+    for row in readme(name).partition("## Outputs")[2].splitlines():
+        assert not row.endswith(("|  |", "| the result |")), f"{name}: {row}"
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_metadata_names_the_component(name: str) -> None:
     metadata = yaml.safe_load((ROOT / name / "metadata.yaml").read_text())
     assert metadata["name"] == name
