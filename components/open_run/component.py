@@ -53,7 +53,8 @@ def open_run(
 ) -> None:
     """Check the inputs, and make the MLflow run of this pipeline run, or attach to the one that KFP's plugin made.
 
-    All inputs but the experiment are logged as the run's parameters.
+    The inputs are logged as the run's parameters, those of the training pods on a cluster only; the ids of Kubeflow are
+    tags. The experiment and `node_gpus` are not logged.
 
     Args:
         experiment: MLflow experiment; it is made where it does not exist.

@@ -58,10 +58,10 @@ def open_run(
         learners: JSON of each learner.
         storage: where datasets, results and checkpoints are kept.
         device, processes: of a training.
-        node_gpus: how many GPUs the largest node of the cluster has.
-        pod: inputs that choose the pod of a training; on a cluster, parameters of the run too.
+        node_gpus: how many GPUs the largest node of the cluster has; no parameter of the run.
+        pod: inputs that choose the pod of a training; parameters of the run on a cluster only.
         kubeflow: further tags of the run: the pipeline's ids in Kubeflow, where they are known.
-        settings: the pipeline's other inputs; with the learners, the run's parameters.
+        settings: the pipeline's other inputs.
 
     Raises:
         UsageError: an input that a later step would refuse.
@@ -82,11 +82,12 @@ def open_run(
     source = Path(str(settings["source"])).name
     name = f"{source} {settings['way']}-way {settings['shot']}-shot: {names}"
     placement = pod if pod and _CLUSTER_VARIABLE in os.environ else {}
+    where = {"storage": storage, "device": device, "processes": processes}
     return tracking.open_parent_run(
         experiment,
         pipeline_run_id(),
         name,
-        params={"learners": items, **settings, **placement},
+        params={"learners": items, **where, **settings, **placement},
         tags={tracking.SOURCE_TAG: source, **{key: value for key, value in (kubeflow or {}).items() if value}},
     )
 
