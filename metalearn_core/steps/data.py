@@ -143,7 +143,7 @@ def _part_key(source: str, options: BuildOptions, shard: str) -> dict[str, Any]:
 
 def _content_key(source: str, options: BuildOptions) -> dict[str, Any]:
     """Return what decides what is decoded: the source's listing, and the options."""
-    from metalearn_core.data.sources import open_source
+    from metalearn_core.data.sources.open import open_source
 
     return {"fingerprint": open_source(source).fingerprint(), "options": options.model_dump(mode="json")}
 
@@ -303,7 +303,7 @@ def validate_dataset(dataset: str, dataset_digest: str, request: TrainingRequest
         request: the episodes, by their shapes.
 
     Raises:
-        MetalearnError: a check that must pass did not; the line names the first, and where the page is.
+        MetalearnError: a check that must pass did not; the line names the first, and where the page is kept.
     """
     manifest = read_dataset(dataset, dataset_digest)
     shapes = wanted_shapes(request)
@@ -315,14 +315,16 @@ def validate_dataset(dataset: str, dataset_digest: str, request: TrainingRequest
         quality.write_quality(quality.validate_dataset(EpisodeDataset.open(dataset), shapes), manifest, folder)
 
     key = {"dataset": manifest.digest, "shapes": {split: str(shape) for split, shape in shapes.items()}}
-    folder, _ = kept(Place.at(dataset), "quality", key, make)
+    root = Place.at(dataset)
+    folder, _ = kept(root, "quality", key, make)
     verdict = read_json(folder / "quality.json", "data quality")
     failed = [check for check in verdict["checks"] if check["blocking"] and not check["passed"]]
     if failed:
         first = failed[0]
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        page = result_place(root, "quality", key) / "quality.html"
         raise MetalearnError(
             f"dataset {manifest.digest} is not fit for these episodes: {first['name']}: found {first['observed']}, "
-            f"wanted {first['expected']}{more}; see {folder / 'quality.html'}"
+            f"wanted {first['expected']}{more}; see {page.location}"
         )
     return folder

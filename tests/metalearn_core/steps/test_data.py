@@ -1,4 +1,4 @@
-"""A build that is shared out over several steps is the build at once."""
+"""A build that is shared out over several steps is the build at once; what is unfit for its episodes is refused."""
 
 from pathlib import Path
 
@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metalearn_core.steps.data import build_episodes, build_options, decode_part
+from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.errors import MetalearnError
+from metalearn_core.steps.data import build_episodes, build_options, decode_part, validate_dataset
+from metalearn_core.steps.requests import TrainingRequest
+from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
 
 OPTIONS = {"image_size": 8, "color": "grey", "split_by": "class", "ratios": (0.5, 0.25, 0.25)}
@@ -43,3 +47,17 @@ def test_a_part_that_was_lost_is_decoded_by_the_build(tmp_path: Path, source: st
     decode_part(source, options, Place(tmp_path / "several"), "1/2")
     _, joined = build_episodes(source, options, Place(tmp_path / "several"), shards=["1/2", "2/2"])
     assert joined.digest == at_once.digest
+
+
+def test_the_verdict_on_a_dataset_in_a_bucket_is_found_there_by_others_than_the_step(
+    small_dataset: EpisodeDataset, bucket: str
+) -> None:
+    prefix = Prefix.parse(f"{bucket}/dataset")
+    files = [path for path in small_dataset.folder.rglob("*") if path.is_file()]
+    prefix.upload({path.relative_to(small_dataset.folder).as_posix(): path for path in files})
+    with pytest.raises(MetalearnError, match="is not fit for these episodes") as caught:
+        validate_dataset(str(prefix), small_dataset.digest, TrainingRequest(way=500, shot=1, query=1))
+    _, _, page = str(caught.value).partition("; see ")
+    address = Prefix.parse(page)
+    assert str(prefix) in page
+    assert address.parent.read(address.name).lstrip().startswith(b"<!")
