@@ -2,6 +2,8 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from kfp import dsl
@@ -21,7 +23,8 @@ from components.validate_episodes.component import validate_episodes
 from metalearn_core.errors import UsageError
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
 from metalearn_core.tracking_server import shown
-from metalearn_core.version import IMAGE_VARIABLE, version_name
+from metalearn_core.version import IMAGE_VARIABLE
+from pipelines.cluster.package import package_at
 from pipelines.cluster.placement import IMAGE_USER, Kind, Placement
 from pipelines.workdir import TRACKING_VARIABLE
 
@@ -36,12 +39,15 @@ DEFAULT_LEARNERS = [
 class Placed(Protocol):
     """Gives a task what every step has, and what steps of its kind have on a cluster."""
 
-    def __call__(self, task: dsl.PipelineTask, kind: Kind, **chosen: Any) -> dsl.PipelineTask:
+    def __call__(
+        self, task: dsl.PipelineTask, kind: Kind, *, most_retries: int | None = None, **chosen: Any
+    ) -> dsl.PipelineTask:
         """Place the task.
 
         Args:
             task: of the pipeline.
             kind: of the task.
+            most_retries: of this task, where its kind has more.
             chosen: the pipeline's inputs that choose where it runs.
         """
         ...
@@ -61,7 +67,7 @@ def few_shot_pipeline(
 
     Args:
         image: in which every step runs.
-        parallelism: how many learners are trained at a time; 0: as many as the engine can.
+        parallelism: how many learners are trained at a time; 0: as many as the placement allows and the engine can.
         tracking_uri: of the MLflow server, put into every step's environment; None: the environment has it.
         run_id_by_label: each step reads its pipeline run's id from its pod's label, as on Kubernetes; otherwise the
             environment has it.
@@ -79,7 +85,9 @@ def few_shot_pipeline(
             "it holds a password: give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD as a secret (--secret-env)"
         )
 
-    def placed(task: dsl.PipelineTask, kind: Kind, **chosen: Any) -> dsl.PipelineTask:
+    def placed(
+        task: dsl.PipelineTask, kind: Kind, *, most_retries: int | None = None, **chosen: Any
+    ) -> dsl.PipelineTask:
         """Give a task what every step has. KFP's cache is off: the steps keep their results themselves, by content."""
         task.set_container_image(image)
         task.set_caching_options(False)
@@ -93,7 +101,8 @@ def few_shot_pipeline(
             from pipelines.cluster.tasks import place
 
             task.set_env_variable(IMAGE_VARIABLE, image)
-            place(task, placement, kind, chosen, fixed={TRACKING_VARIABLE} if tracking_uri else set())
+            fixed = {TRACKING_VARIABLE} if tracking_uri else set()
+            place(task, placement, kind, chosen, fixed, most_retries)
         return task
 
     shards = [f"{number}/{build_shards}" for number in range(1, build_shards + 1)] if build_shards > 1 else []
@@ -273,15 +282,18 @@ def _define(
                 kfp_pipeline_version_id=kfp_pipeline_version_id,
             ),
             "small",
+            most_retries=1,  # what most often fails here is an input, and stays wrong
         )
         before = opened
         if shards:
-            with dsl.ParallelFor(items=shards, name="each-shard") as shard:
+            with dsl.ParallelFor(items=shards, name="each-shard", parallelism=placement.parallelism) as shard:
                 before = placed(decode_part(**build, shard=shard, storage=storage), "build").after(opened)
         built = placed(build_episodes(**build, shards=shards, storage=storage), "build").after(before)
         dataset = built.outputs["dataset"]
         validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape), "build")
-        with dsl.ParallelFor(items=learners, name="each-learner", parallelism=parallelism) as learner:
+        trained_at_once = parallelism or placement.parallelism
+        machines = ("train_cpu", "train_memory", "train_gpu_type") if placement.nodes > 1 else ()
+        with dsl.ParallelFor(items=learners, name="each-learner", parallelism=trained_at_once) as learner:
             trained = placed(
                 trainer(
                     dataset=dataset,
@@ -295,6 +307,7 @@ def _define(
                     train_gpus=train_gpus,
                     checkpoint_seconds=checkpoint_seconds,
                     storage=storage,
+                    **{name: chosen[name] for name in machines},
                 ),
                 "train",
                 **chosen,
@@ -345,24 +358,29 @@ def compile_pipeline(
     tracking_uri: str | None = None,
     placement: Placement | None = None,
 ) -> None:
-    """Write the pipeline as YAML: KFP's intermediate representation, or objects of `pipelines.kubeflow.org`."""
+    """Write the pipeline as YAML: KFP's intermediate representation, or objects of `pipelines.kubeflow.org`.
+
+    The name of a version among these objects ends with a digest of its content: one commit may have several, each for
+    another image or placement.
+    """
     from kfp.compiler import Compiler
     from kfp.compiler.compiler_utils import KubernetesManifestOptions
 
-    options = None
-    if kubernetes_manifest:
-        options = KubernetesManifestOptions(
-            pipeline_name=NAME, pipeline_version_name=f"{NAME}-{version_name()}", include_pipeline_manifest=True
-        )
-    Compiler().compile(
-        few_shot_pipeline(
-            image=image,
-            build_shards=build_shards,
-            storage=storage,
-            tracking_uri=tracking_uri,
-            placement=placement or Placement(),
-        ),
-        path,
-        kubernetes_manifest_format=kubernetes_manifest,
-        kubernetes_manifest_options=options,
+    pipeline = few_shot_pipeline(
+        image=image,
+        build_shards=build_shards,
+        storage=storage,
+        tracking_uri=tracking_uri,
+        placement=placement or Placement(),
     )
+    if not kubernetes_manifest:
+        Compiler().compile(pipeline, path)
+        return
+    with TemporaryDirectory(prefix="metalearn-") as folder:
+        plain = Path(folder) / f"{NAME}.yaml"
+        Compiler().compile(pipeline, str(plain))
+        version = package_at(plain, NAME).exact_version
+    options = KubernetesManifestOptions(
+        pipeline_name=NAME, pipeline_version_name=f"{NAME}-{version}", include_pipeline_manifest=True
+    )
+    Compiler().compile(pipeline, path, kubernetes_manifest_format=True, kubernetes_manifest_options=options)

@@ -10,7 +10,7 @@ from components.image import IMAGE
     base_image=IMAGE,
     install_kfp_package=False,
     task_config_passthroughs=[
-        TaskConfigPassthrough(TaskConfigField.RESOURCES),
+        TaskConfigPassthrough(TaskConfigField.RESOURCES, apply_to_task=True),  # the step's own; KFP wants them named
         TaskConfigPassthrough(TaskConfigField.KUBERNETES_NODE_SELECTOR),
         TaskConfigPassthrough(TaskConfigField.KUBERNETES_TOLERATIONS),
         TaskConfigPassthrough(TaskConfigField.ENV, apply_to_task=True),
@@ -33,7 +33,10 @@ def meta_train_nodes(
     precision: str,
     device: str,
     processes: int,
+    train_cpu: str,
+    train_memory: str,
     train_gpus: str,
+    train_gpu_type: str,
     checkpoint_seconds: float,
     storage: str,
     nodes: int,
@@ -49,8 +52,8 @@ def meta_train_nodes(
 ) -> None:
     """Have one learner meta-trained by several machines: a TrainJob of Kubeflow Trainer, with `torchrun` on each.
 
-    The machines get what the step was given; the step itself only waits. A training that was cut off goes on, one that
-    is finished is not done again.
+    The step itself waits, and needs little for that. A training that was cut off goes on, one that is finished is not
+    done again.
 
     Args:
         dataset: the pointer that `build_episodes` wrote.
@@ -69,7 +72,10 @@ def meta_train_nodes(
         precision: `fp32`, `bf16`, or `auto`: bf16 where the processor computes it natively.
         device: `cpu`, `cuda`, or `auto`: a GPU where there is one.
         processes: of each machine, that share each step's episodes; the same model whatever their number.
+        train_cpu: cores of each machine.
+        train_memory: memory of each machine.
         train_gpus: of each machine; with some, each has a process, and nothing else trains.
+        train_gpu_type: the cluster's name for its GPUs.
         checkpoint_seconds: at most so long between checkpoints.
         storage: where finished trainings and checkpoints are kept: an s3:// address, which all machines reach.
         nodes: how many machines.
@@ -80,7 +86,7 @@ def meta_train_nodes(
         shm: size of each machine's /dev/shm; empty: the container runtime's.
         scratch: size of each machine's /tmp; empty: no limit but its disk's.
         image_pull_secrets: of the registry that has the image.
-        task_config: resources, variables and nodes of the machines; KFP fills it in.
+        task_config: variables and nodes of the machines; KFP fills it in.
         trained: the model in `bundle/`, and what happened in `training.json`.
     """
     import functools
@@ -91,6 +97,7 @@ def meta_train_nodes(
     from metalearn_core.steps.frame import step
     from metalearn_core.steps.job_request import job_request
     from metalearn_core.steps.naming import learner_of
+    from metalearn_core.steps.placement import training_pod
     from metalearn_core.steps.requests import training_request, training_resources
     from metalearn_core.steps.train_job import train_in_job
     from metalearn_core.steps.training import train_learner
@@ -116,8 +123,12 @@ def meta_train_nodes(
         resources = training_resources(
             device=device, processes=processes, checkpoint_seconds=checkpoint_seconds, gpus=train_gpus
         )
+        pod = training_pod(
+            train_cpu=train_cpu, train_memory=train_memory, train_gpus=train_gpus, train_gpu_type=train_gpu_type
+        )
         job = job_request(
             task_config,
+            resources=pod.resources(),
             nodes=nodes,
             image=image,
             runtime=runtime,

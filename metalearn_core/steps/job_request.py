@@ -15,6 +15,8 @@ RUN_ANNOTATION = "metalearn.io/pipeline-run"
 """Of a TrainJob: the pipeline run that started it."""
 _CONTAINER = "node"  # the trainer's container and job, in the runtimes that Kubeflow ships
 _MANAGER = "metalearn.io/train-job"
+_GRACE_S = 40  # torchrun, the container's first process, gives its own 30 seconds to write a checkpoint
+_NO_SIDECAR = {"sidecar.istio.io/inject": "false"}  # in a Kubeflow profile; see kubeflow/kubeflow#3935
 
 
 class JobRequest(Record):
@@ -29,7 +31,8 @@ class JobRequest(Record):
         shm: size of each machine's /dev/shm; None: the container runtime's.
         scratch: size of each machine's /tmp on its disk; None: no limit but the disk's.
         image_pull_secrets: of the registry that has the image.
-        resources, env, tolerations, node_selector: of each machine, as a pod has them: what KFP hands on of its step.
+        resources: of each machine, as a container has them.
+        env, tolerations, node_selector: of each machine, as a pod has them: what KFP hands on of its step.
     """
 
     nodes: int = Field(ge=1)
@@ -48,7 +51,7 @@ class JobRequest(Record):
 
 def job_request(task_config: Any, **values: Any) -> JobRequest:
     """Return the request that a step's `dsl.TaskConfig` and its inputs make; what is not set in it stays unset."""
-    names = ("resources", "env", "tolerations", "node_selector")
+    names = ("env", "tolerations", "node_selector")
     passed = {name: getattr(task_config, name, None) for name in names}
     return JobRequest.model_validate({**{name: value for name, value in passed.items() if value}, **values})
 
@@ -132,7 +135,9 @@ def _patch(request: JobRequest) -> dict[str, Any]:
     pod = {
         "containers": [container],
         "volumes": [{"name": name, "emptyDir": settings} for name, (_, settings) in volumes.items()],
+        "terminationGracePeriodSeconds": _GRACE_S,
         **{name: value for name, value in chosen.items() if value},
     }
-    job = {"name": _CONTAINER, "template": {"spec": {"template": {"spec": pod}}}}
+    template = {"metadata": {"labels": _NO_SIDECAR}, "spec": pod}
+    job = {"name": _CONTAINER, "template": {"spec": {"template": template}}}
     return {"template": {"spec": {"replicatedJobs": [job]}}}

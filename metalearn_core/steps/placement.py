@@ -150,6 +150,12 @@ class TrainingPod(Record):
     node_selector: NodeSelector = {}  # noqa: RUF012
     tolerations: Tolerations = ()
 
+    def resources(self) -> dict[str, dict[str, str]]:
+        """Return what the pod requests, and its limits, as its container has them."""
+        requests = {"cpu": self.cpu, "memory": self.memory}
+        gpus = {self.gpu_type: str(self.gpus)} if self.gpus else {}
+        return {"requests": requests, "limits": {**requests, **gpus}}
+
 
 def training_pod(node_gpus: int = MOST_GPUS, **inputs: Any) -> TrainingPod:
     """Return the pod that a pipeline's inputs ask for.

@@ -20,8 +20,9 @@ def train_in_job(order: TrainingOrder, request: JobRequest, poll_s: float = _POL
     """Train as ordered on several machines, and return the record of the training.
 
     The job's name tells the training. One that is under way, of an earlier attempt of this step or of another pipeline
-    run, is awaited, not started twice, and a result that its machines have left is taken. When this process ends before
-    the job, the job is removed if this pipeline run started it: its checkpoints stay.
+    run, is awaited, not started twice, and a result that its machines have left is taken. When this process is asked to
+    end before the job, the job is removed if this pipeline run started it: its checkpoints stay. Under KFP's launcher,
+    which ends at once, it is killed without being asked, and the job goes on.
 
     Raises:
         ResultTakenError: the job is over, and its result is not, or no longer, where its machines leave it.

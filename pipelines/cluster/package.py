@@ -43,6 +43,11 @@ class Package:
         return f"metalearn {package_version()}, commit {git_commit()}, content {self.digest}"
 
 
+def package_at(path: Path, pipeline: str) -> Package:
+    """Return the package of a pipeline that was compiled to a path."""
+    return Package(pipeline, version_name(), path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
 def digest_in(description: str | None) -> str | None:
     """Return the digest of the content that a version's description tells."""
     found = _DIGEST.search(description or "")
@@ -66,7 +71,7 @@ def compiled(
                 tracking_uri=tracking_uri,
                 placement=_without_choice(placement),
             )
-        yield Package(NAME, version_name(), path, hashlib.sha256(path.read_bytes()).hexdigest())
+        yield package_at(path, NAME)
 
 
 def _without_choice(placement: Placement | None) -> Placement:

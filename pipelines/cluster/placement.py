@@ -150,7 +150,7 @@ def _standing(name: str, *variables: str) -> dict[str, Reference]:
 
 
 SECRETS = {
-    **_standing("metalearn-storage", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    **_standing("metalearn-storage", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
     **_standing("metalearn-tracking", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
     **_standing("metalearn-webhook", "METALEARN_WEBHOOK_URL"),
 }
@@ -165,13 +165,14 @@ class Placement(Frozen):
     """What all steps get on a cluster.
 
     Attributes:
-        small: steps that ask and write a little: open_run, select_learner, register.
+        small: steps that ask and write a little: open_run, select_learner, register, a meta_train that waits for nodes.
         build: decode_part, build_episodes, validate_episodes.
         evaluate: evaluate, promote, close_run, which have models or the dataset in memory.
         train: meta_train.
         nodes: machines that train one learner together; several need Kubeflow Trainer.
         runtime: Kubeflow Trainer's runtime that several nodes run in.
         node_gpus: how many GPUs the largest node of the cluster has.
+        parallelism: how many learners are trained at a time, and how many parts of a source decoded; 0: all.
         secret_env, config_map_env: variables of every step, by the entry that has the value. Those of the manifests in
             infra/kubernetes stand here, and may be missing in a cluster; what is given is added, and must be there.
         image_pull_policy: when a node asks for the image anew.
@@ -192,6 +193,7 @@ class Placement(Frozen):
     nodes: int = Field(1, ge=1, le=1024)
     runtime: str = Field("torch-distributed", pattern=f"^{_OBJECT.pattern}$")
     node_gpus: int = Field(MOST_GPUS, ge=1, le=MOST_GPUS)
+    parallelism: int = Field(0, ge=0, le=10_000)
     secret_env: References = {}
     config_map_env: References = {}
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"

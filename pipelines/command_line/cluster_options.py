@@ -45,6 +45,12 @@ def _placement_for(
         int | None,
         typer.Option("--train-retries", help="Retries of a failed training step.", show_default="3"),
     ] = None,
+    parallelism: Annotated[
+        int | None,
+        typer.Option(
+            "--parallelism", help="Learners that are trained, or parts decoded, at one time.", show_default="all"
+        ),
+    ] = None,
     secret_env: Annotated[
         list[str] | None,
         typer.Option("--secret-env", help="A variable for every step from a secret: NAME=secret/key. Repeatable."),
@@ -65,6 +71,7 @@ def _placement_for(
         "train.memory": train_memory,
         "train.timeout": train_timeout,
         "train.retries": train_retries,
+        "parallelism": parallelism,
     }
 
     def placement_for(section: Any, **more: Any) -> "Placement":

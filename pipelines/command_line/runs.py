@@ -132,6 +132,12 @@ def compile_(
         storage=(storage or "").rstrip("/"),
         placement=placement,
     )
+    if not image:
+        notices.print(
+            f"the steps run in {IMAGE}, which the nodes must have; --image names one in a registry",
+            markup=False,
+            soft_wrap=True,
+        )
     if placement.service_account:
         notices.print(
             f"service account {placement.service_account}: a pipeline has no place for it, so give it with each run",

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from google.protobuf import json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 from metalearn_core.steps.frame import PIPELINE_RUN_VARIABLE
+from metalearn_core.version import version_name
 from pipelines.cluster.placement import Placement
 from pipelines.config import RunConfig, pipeline_arguments
 from pipelines.few_shot import compile_pipeline, few_shot_pipeline
@@ -105,3 +107,16 @@ def test_kubernetes_manifest_is_a_pipeline_and_its_version(tmp_path: Path) -> No
     pipeline, version = of_kind["Pipeline"], of_kind["PipelineVersion"]
     assert version["spec"]["pipelineName"] == pipeline["metadata"]["name"]
     json_format.ParseDict(version["spec"]["pipelineSpec"], pipeline_spec_pb2.PipelineSpec())
+
+
+def test_of_one_commit_each_other_content_is_a_version_of_its_own(tmp_path: Path) -> None:
+    def version(**settings: Any) -> str:
+        compile_pipeline(str(tmp_path / "manifest.yaml"), kubernetes_manifest=True, **settings)
+        documents = yaml.safe_load_all((tmp_path / "manifest.yaml").read_text())
+        return next(one["metadata"]["name"] for one in documents if one["kind"] == "PipelineVersion")
+
+    usual = version()
+    assert version() == usual
+    others = [version(image="registry.example/metalearn:1"), version(placement=Placement(nodes=2))]
+    assert len({usual, *others}) == 3
+    assert usual.startswith(f"few-shot-{version_name()}-")

@@ -23,6 +23,12 @@ def test_what_is_asked_for_in_kubernetes_words_is_taken() -> None:
     assert pod.tolerations[0].kubernetes() == ASKED["train_tolerations"][0]
 
 
+def test_a_pods_resources_are_in_the_words_of_its_container() -> None:
+    own = {"cpu": "8", "memory": "64Gi"}
+    assert training_pod(**ASKED).resources() == {"requests": own, "limits": {**own, "nvidia.com/gpu": "2"}}
+    assert training_pod(**{**ASKED, "train_gpus": "0"}).resources() == {"requests": own, "limits": own}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "line"),
     [

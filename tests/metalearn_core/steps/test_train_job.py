@@ -73,7 +73,7 @@ def request_(cluster, bucket: str, monkeypatch):
         return {"name": name, "valueFrom": {"secretKeyRef": {"name": "metalearn-storage", "key": key}}}
 
     passed = TaskConfig(
-        resources=RESOURCES,
+        resources={"limits": {"cpu": "1"}},  # the step's own
         node_selector={"pool": "gpu"},
         tolerations=TOLERATIONS,
         env=[
@@ -87,6 +87,7 @@ def request_(cluster, bucket: str, monkeypatch):
     )
     return job_request(
         passed,
+        resources=RESOURCES,
         nodes=2,
         image="registry.example/metalearn:1",
         runtime="torch-distributed",
@@ -170,7 +171,10 @@ def test_the_job_is_one_that_the_sdk_knows_with_all_that_the_step_was_given(clus
     assert not [name for name in variables if name.startswith("PET_")], "these are the runtime's"
     [patch] = spec["runtimePatches"]
     [job_patch] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    pod = job_patch["template"]["spec"]["template"]["spec"]
+    template = job_patch["template"]["spec"]["template"]
+    assert template["metadata"]["labels"] == {"sidecar.istio.io/inject": "false"}
+    pod = template["spec"]
+    assert pod["terminationGracePeriodSeconds"] > 30, "torchrun gives its processes so long to write a checkpoint"
     assert pod["nodeSelector"] == {"pool": "gpu"}
     assert pod["tolerations"] == TOLERATIONS
     [container] = pod["containers"]

@@ -76,7 +76,8 @@ def test_what_is_uploaded_is_the_pipeline_with_the_tracking_server(submit: Submi
     executors = parsed["deploymentSpec"]["executors"]
     for executor in executors.values():
         values = {entry["name"]: entry["value"] for entry in executor["container"]["env"]}
-        assert values == {"MLFLOW_TRACKING_URI": TRACKING, "METALEARN_IN_IMAGE": "registry.example/metalearn:1"}
+        own = {"METALEARN_IN_IMAGE": "registry.example/metalearn:1", "METALEARN_EVENTS": "-"}
+        assert values == {"MLFLOW_TRACKING_URI": TRACKING, **own}
     assert any("decode" in name for name in executors)
 
 
