@@ -128,15 +128,16 @@ def _write_checked(learner: "EmbeddingLearner", folder: Path) -> dict[str, float
 
 def _differences(learner: "EmbeddingLearner", folder: Path) -> dict[str, float]:
     """Return by file how far its features are from the learner's, in units of the largest of them (or of 1)."""
+    import torch
+
     readers = {ONNX_NAME: _onnx_reader(folder / ONNX_NAME), TORCH_NAME: _torch_reader(folder / TORCH_NAME)}
-    differences = dict.fromkeys(readers, 0.0)
+    found: dict[str, list[Tensor]] = {name: [] for name in readers}
     for count in _CHECKED_BATCHES:
         x = _examples(learner.spec, count)
         expected = learner.embed(x)
         for name, features in readers.items():
-            difference = (features(x) - expected).abs().max() / expected.abs().max().clamp_min(1)
-            differences[name] = max(differences[name], float(difference))
-    return differences
+            found[name].append((features(x) - expected).abs().max() / expected.abs().max().clamp_min(1))
+    return {name: float(torch.stack(differences).max()) for name, differences in found.items()}  # NaN is the largest
 
 
 def _embedding(learner: "EmbeddingLearner") -> "torch.nn.Module":

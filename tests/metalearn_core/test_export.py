@@ -146,9 +146,10 @@ def test_the_description_says_what_the_files_are(tmp_path: Path) -> None:
 def test_features_that_differ_are_refused_and_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, bundle = saved(tmp_path, "protonet", VECTORS, "mlp")
     right = export._onnx_reader
-    monkeypatch.setattr(export, "_onnx_reader", lambda file: lambda x: right(file)(x) * (1 + 1e-4))
-    with pytest.raises(MetalearnError, match=r"backbone.onnx: its features differ by \d"):
-        export_backbone(bundle, tmp_path / "exports")
+    for wrong, words in ((1 + 1e-4, r"\d"), (float("nan"), "nan")):
+        monkeypatch.setattr(export, "_onnx_reader", lambda file, wrong=wrong: lambda x: right(file)(x) * wrong)
+        with pytest.raises(MetalearnError, match=f"backbone.onnx: its features differ by {words}"):
+            export_backbone(bundle, tmp_path / "exports")
     monkeypatch.setattr(export, "_onnx_reader", lambda file: 1 / 0)
     with pytest.raises(MetalearnError, match=r"cannot be exported: .*division by zero"):
         export_backbone(bundle, tmp_path / "exports")
