@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from pipelines.command_line.explanation import adaptation_of, print_reasons, reasons_of
 from pipelines.command_line.models import ModelArgument
@@ -106,7 +107,7 @@ def adapt(
     if json:
         print_json({"output": str(output), "classes": classifier.classes, "examples": len(sources)})
         return
-    answers.print(f"{output}: {len(sources)} examples of {len(classifier.classes)} classes", soft_wrap=True)
+    answers.print(Text(f"{output}: {len(sources)} examples of {len(classifier.classes)} classes"), soft_wrap=True)
 
 
 def _adapted(model: str, support: Path | None) -> "tuple[Classifier, Sequence[object], Sequence[str]]":
@@ -151,4 +152,5 @@ def export(
         print_json({"output": str(output), **description.model_dump(mode="json")})
         return
     for name, difference in description.largest_difference.items():
-        answers.print(f"{output / name}: features differ by at most {difference:.0e} of their size", soft_wrap=True)
+        shown = f"{output / name}: features differ by at most {difference:.0e} of their size"
+        answers.print(Text(shown), soft_wrap=True)

@@ -96,6 +96,17 @@ def test_a_model_without_a_support_set_asks_for_one(metalearn: Callable, support
     assert "give --support, or a bundle made by `adapt`" in answer.errors
 
 
+def test_paths_are_shown_as_they_are(metalearn: Callable, support: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models[b]" / ":cat:" / "a[/x]"
+    for verb, output, shown in (
+        (("adapt", bundle(tmp_path / "bundle", "protonet"), "--support", support), folder / "mine", folder / "mine"),
+        (("export", tmp_path / "bundle"), folder / "exports", folder / "exports" / "backbone.onnx"),
+    ):
+        answer = metalearn(*verb, "-o", output)
+        assert (answer.status, answer.errors) == (0, "")
+        assert answer.output.startswith(f"{shown}: ")
+
+
 def test_exports_are_written_and_refused_in_a_line(metalearn: Callable, tmp_path: Path) -> None:
     answer = metalearn("export", bundle(tmp_path / "protonet", "protonet"), "-o", tmp_path / "exports")
     assert answer.status == 0, answer.errors
