@@ -35,15 +35,15 @@ class Client:
     """One request: its body comes in parts, the last of them when `end` is called."""
 
     def __init__(self, *parts: bytes) -> None:
-        self._parts, self._more = list(parts), asyncio.Event()
+        self.left, self._more = list(parts), asyncio.Event()
         self.sent: list[Any] = []
 
     def end(self) -> None:
         self._more.set()
 
     async def receive(self) -> Any:
-        if self._parts:
-            return {"type": "http.request", "body": self._parts.pop(0), "more_body": True}
+        if self.left:
+            return {"type": "http.request", "body": self.left.pop(0), "more_body": True}
         await self._more.wait()
         return {"type": "http.request", "body": b"", "more_body": False}
 
@@ -98,19 +98,60 @@ def test_all_bodies_together_take_so_much_memory_and_no_more() -> None:
     async def play() -> None:
         release = asyncio.Event()
         release.set()
-        limited = Limited(app_that_waits(release), Limits(arriving_bytes=100, seconds=60))
-        first, second = Client(b"x" * 80), Client(b"x" * 30)
-        waiting = asyncio.ensure_future(limited(SCOPE, first.receive, first.send))
+        limited = Limited(app_that_waits(release), Limits(body_bytes=50, arriving_bytes=100, seconds=60))
+        for _ in range(2):  # what is answered or refused counts no longer
+            first, second, third = (Client(b"x" * size) for size in (50, 40, 20))
+            waiting = [asyncio.ensure_future(limited(SCOPE, one.receive, one.send)) for one in (first, second)]
+            await settled()
+            third.end()
+            await limited(SCOPE, third.receive, third.send)
+            assert third.status == 429
+            for one in (first, second):
+                one.end()
+            await asyncio.gather(*waiting)
+            assert (first.status, second.status) == (200, 200)
+
+    asyncio.run(play())
+
+
+def test_the_largest_body_arrives_whatever_all_together_may_take() -> None:
+    async def play() -> int:
+        release = asyncio.Event()
+        release.set()
+        limited = Limited(app_that_waits(release), Limits(body_bytes=200, arriving_bytes=100, seconds=60))
+        largest = Client(b"x" * 200)
+        largest.end()
+        await limited(SCOPE, largest.receive, largest.send)
+        return largest.status
+
+    assert asyncio.run(play()) == 200
+
+
+def test_the_rest_of_a_body_that_is_too_large_is_read_after_the_answer_and_not_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("metalearn_core.serving.limits.DISCARDED_BYTES", 250)
+
+    async def play() -> None:
+        release = asyncio.Event()
+        release.set()
+        limited = Limited(app_that_waits(release), Limits(body_bytes=50, arriving_bytes=50, seconds=60))
+        large, endless = (Client(*[b"x" * 100] * parts) for parts in (3, 10))
+        refused = asyncio.ensure_future(limited(SCOPE, large.receive, large.send))
         await settled()
-        await limited(SCOPE, second.receive, second.send)
-        assert second.status == 429
-        first.end()
-        await waiting
-        assert first.status == 200
-        third = Client(b"x" * 90)
-        third.end()
-        await limited(SCOPE, third.receive, third.send)
-        assert third.status == 200, "what is answered or refused counts no longer"
+        assert large.status == 413
+        assert json.loads(large.sent[1]["body"])["error"].startswith("the body is larger than")
+        assert [part["more_body"] for part in large.sent[1:]] == [True], "the client still sends"
+        other = Client(b"x" * 50)
+        other.end()
+        await limited(SCOPE, other.receive, other.send)
+        assert other.status == 200
+        large.end()
+        await refused
+        assert not large.sent[-1].get("more_body")
+        await limited(SCOPE, endless.receive, endless.send)
+        assert endless.status == 413
+        assert len(endless.left) == 6, "one part was too much, and three were discarded"
 
     asyncio.run(play())
 
