@@ -54,7 +54,7 @@ def _log(kind: str, step: str, values: Mapping[str, Any]) -> None:
     """Write a line on standard error. Errors are not among them: a step says itself, there, why it fails."""
     text = " ".join(str(values.get("text") or "").split())
     if kind == "progress":
-        share, now = values["done"] / values["total"], time.monotonic()
+        share, now = values["done"] / (values["total"] or 1), time.monotonic()
         if share < 1 and now - _last_progress.get(step, -inf) < _PROGRESS_S:
             return
         _last_progress[step] = now

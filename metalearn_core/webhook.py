@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from metalearn_core import tracking_page
 from metalearn_core.data.manifest import Record
-from metalearn_core.events import emit
+from metalearn_core.events import emit, is_logged
 from metalearn_core.tracking_kubeflow import run_page
 from metalearn_core.tracking_server import shown
 
@@ -70,7 +70,8 @@ def announce(
     problem = _send(address, outcome.model_dump())
     if problem:
         emit("warning", step, text=f"the webhook was not told: {problem}")
-        sys.stderr.write(f"{step}: the webhook was not told: {problem}\n")
+        if not is_logged():
+            sys.stderr.write(f"{step}: the webhook was not told: {problem}\n")
 
 
 def _send(address: str, body: dict[str, Any]) -> str | None:

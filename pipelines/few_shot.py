@@ -254,7 +254,7 @@ def _define(
             "patience": patience,
             "precision": precision,
         }
-        chosen = {
+        chosen: dict[str, Any] = {
             "train_cpu": train_cpu,
             "train_memory": train_memory,
             "train_gpus": train_gpus,

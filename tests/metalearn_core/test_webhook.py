@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from metalearn_core import tracking, webhook
+from metalearn_core.events import EVENTS_VARIABLE, ON_STDERR
 
 ROOT = Path(__file__).parents[2]
 SECRET = "T0P-SECRET-PATH"
@@ -109,6 +110,13 @@ def test_an_address_that_is_wrong_is_a_warning_without_it(monkeypatch, capfd, ad
     captured = capfd.readouterr()
     assert "meta_train maml: the webhook was not told" in captured.err
     assert SECRET.lower() not in (captured.err + captured.out).lower()
+
+
+def test_a_pods_log_has_the_warning_once(hook: Hook, monkeypatch, capsys) -> None:
+    hook.answers = [404]
+    monkeypatch.setenv(EVENTS_VARIABLE, ON_STDERR)
+    announce()
+    assert capsys.readouterr().err.count("the webhook was not told") == 1
 
 
 def test_one_that_does_not_answer_is_given_up(hook: Hook, monkeypatch, capsys) -> None:
