@@ -38,7 +38,7 @@ _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 class Episodes(BaseModel):
     """Episodes that have nothing to do with one another."""
 
-    inputs: Annotated[list[Episode], Field(min_length=1, max_length=MOST_EPISODES)]
+    inputs: Annotated[list[Episode], Field(min_length=1, max_length=MOST_EPISODES, fail_fast=True)]
 
 
 class EpisodePredictions(BaseModel):

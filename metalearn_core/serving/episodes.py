@@ -1,12 +1,12 @@
 """What a request says and what is answered: the same to `metalearn serve` and to MLflow's own server."""
 
 import base64
-import binascii
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from metalearn_core.errors import UsageError
 from metalearn_core.explanation.neighbours import Neighbours
@@ -14,29 +14,46 @@ from metalearn_core.model import Classifier, Model, Prediction
 from metalearn_core.serving.footprint import check_support
 
 MOST_EPISODES, MOST_EXAMPLES = 100, 1000
+MOST_EXAMPLES_IN_ALL = 2000  # of all episodes of a request, support examples and queries
+MOST_FEATURES = 100_000
+MOST_CHARACTERS = 200  # of a label: an answer repeats it for each query
 MOST_PIXELS = 64_000_000  # of all images of a request, before they are resized
+MOST_IMAGE_PIXELS = 16_000_000  # of one of them: it is decoded whole
 MOST_PROBABILITIES = 100_000  # of all answers to a request: a small one can ask many queries about many classes
 
 
 class _Strict(BaseModel):
+    """A part of a request. What is wrong is told once a list: a complaint takes far more memory than a wrong value."""
+
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, values: Any) -> Any:
+        if isinstance(values, dict) and len(values) > len(cls.model_fields):
+            raise PydanticCustomError(
+                "too_many_fields",
+                "expected no fields but {expected}, got {count} fields",
+                {"expected": ", ".join(cls.model_fields), "count": len(values)},
+            )
+        return values
 
 
 class Example(_Strict):
     """An example to be labelled: `image`, a PNG or JPEG file in base64, or `vector`, its features."""
 
     image: str | None = None
-    vector: list[float] | None = None
+    vector: Annotated[list[float] | None, Field(max_length=MOST_FEATURES, fail_fast=True)] = None
 
 
 class LabelledExample(Example):
     """An example of the support set."""
 
-    label: str
+    label: Annotated[str, Field(max_length=MOST_CHARACTERS)]
 
 
-Support = Annotated[list[LabelledExample], Field(max_length=MOST_EXAMPLES)]
-Query = Annotated[list[Example], Field(max_length=MOST_EXAMPLES)]
+Support = Annotated[list[LabelledExample], Field(max_length=MOST_EXAMPLES, fail_fast=True)]
+Query = Annotated[list[Example], Field(max_length=MOST_EXAMPLES, fail_fast=True)]
 
 
 class Episode(_Strict):
@@ -114,18 +131,28 @@ class Reader:
 
         channels, size, _ = self._input.example_shape
         try:
-            with opened_image(io.BytesIO(base64.b64decode(text, validate=True))) as image:
-                self._pixels += image.width * image.height
-                if self._pixels > MOST_PIXELS:
-                    raise UsageError(
-                        f"{place}.image: the images of a request have at most {MOST_PIXELS // 1_000_000} megapixels "
-                        "in all: send them smaller"
-                    )
-                return standard_image(image, size, "grey" if channels == 1 else "rgb")
-        except binascii.Error:
+            content = base64.b64decode(text, validate=True)
+        except ValueError:  # of text beyond ASCII, too
             raise UsageError(f"{place}.image: it is not base64") from None
+        try:
+            with opened_image(io.BytesIO(content)) as image:
+                self._count_pixels(image.width * image.height, place)
+                image.draft(None, (2 * size, 2 * size))  # as `decode_image` does: the build's pixels, in less time
+                return standard_image(image, size, "grey" if channels == 1 else "rgb")
         except UndecodableError as error:
             raise UsageError(f"{place}.image: {error}") from None
+
+    def _count_pixels(self, pixels: int, place: str) -> None:
+        if pixels > MOST_IMAGE_PIXELS:
+            raise UsageError(
+                f"{place}.image: an image has at most {MOST_IMAGE_PIXELS // 1_000_000} megapixels: send it smaller"
+            )
+        self._pixels += pixels
+        if self._pixels > MOST_PIXELS:
+            raise UsageError(
+                f"{place}.image: the images of a request have at most {MOST_PIXELS // 1_000_000} megapixels in all: "
+                "send them smaller"
+            )
 
 
 def adapted(model: Model, reader: Reader, support: Sequence[LabelledExample], place: str) -> Classifier:
@@ -157,18 +184,33 @@ def answered(classifier: Classifier, reader: Reader, query: Sequence[Example], p
     return EpisodePrediction(predictions=_answers(classifier, found, near))
 
 
-def answer(model: Model, episodes: Sequence[Episode]) -> list[EpisodePrediction]:
+def answer(
+    model: Model, episodes: Sequence[Episode], go_on: Callable[[], None] = lambda: None
+) -> list[EpisodePrediction]:
     """Adapt to each episode's support set and label its queries; queries never influence one another.
 
+    Args:
+        model: loaded.
+        episodes: of one request.
+        go_on: called before each piece of the work; what it raises ends the work.
+
     Raises:
-        UsageError: an episode makes no sense; the line names it.
+        UsageError: there are too many episodes or examples, or an episode makes no sense; the line names it.
     """
     if len(episodes) > MOST_EPISODES:
         raise UsageError(f"inputs: a request has at most {MOST_EPISODES} episodes, got {len(episodes)}")
+    examples = sum(len(episode.support) + len(episode.query) for episode in episodes)
+    if examples > MOST_EXAMPLES_IN_ALL:
+        raise UsageError(
+            f"inputs: the episodes of a request have at most {MOST_EXAMPLES_IN_ALL:,} examples in all, got "
+            f"{examples:,}: send fewer episodes at once"
+        )
     reader, answers = Reader(model), []
     for number, episode in enumerate(episodes):
         place = f"inputs[{number}]."
+        go_on()
         classifier = adapted(model, reader, episode.support, place)
+        go_on()
         answers.append(answered(classifier, reader, episode.query, place))
     return answers
 
