@@ -1,7 +1,8 @@
 """The HTTP application: predict, adapt, and what operators ask for (health, metrics, the OpenAPI document)."""
 
+import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -98,6 +99,8 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
         model: loaded.
         name: its address, for people.
         limits: what a request may cost.
+
+    A server sets `state.ends_at`, by the monotonic clock, when it is to end: work that goes on for longer is given up.
     """
     limits = limits or Limits()
     described = _described(model, name)
@@ -109,7 +112,7 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
         anyio.to_thread.current_default_thread_limiter().total_tokens = available_cores()
         yield
 
-    problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 408, 413, 429)}
+    problems: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 408, 413, 429, 503)}
     problems["4XX"] = {"model": Problem, "description": "What else is wrong with a request"}  # or a 422 is announced
     application = FastAPI(
         title="metalearn",
@@ -118,12 +121,13 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
         lifespan=lifespan,
         responses=problems,
     )
+    application.state.ends_at = math.inf
 
     @application.post("/predict")
     @application.post("/invocations", include_in_schema=False)  # MLflow's name for it
     def predict(episodes: Episodes) -> EpisodePredictions:
         """Adapt to the support set of each episode, and label its queries."""
-        return EpisodePredictions(predictions=answer(model, episodes.inputs))
+        return EpisodePredictions(predictions=answer(model, episodes.inputs, _watch(application, limits.work_seconds)))
 
     @application.post("/adapt")
     def adapt(support_set: SupportSet) -> Adapted:
@@ -163,6 +167,10 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
     async def unknown(_: Request, error: _UnknownTokenError) -> JSONResponse:
         return _problem(404, str(error))
 
+    @application.exception_handler(_GivenUpError)
+    async def given_up(_: Request, error: _GivenUpError) -> JSONResponse:
+        return _problem(503, str(error))
+
     @application.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         return _problem(500, f"this is a bug: {type(error).__name__}")
@@ -180,6 +188,24 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
 
 class _UnknownTokenError(MetalearnError):
     """The classifier of a token is not there."""
+
+
+class _GivenUpError(MetalearnError):
+    """A request would be worked on for too long."""
+
+
+def _watch(application: FastAPI, seconds: float) -> Callable[[], None]:
+    """Return what raises as soon as a request has been worked on for so long, or the server is to end."""
+    latest = time.monotonic() + seconds
+
+    def go_on() -> None:
+        now = time.monotonic()
+        if now > application.state.ends_at:
+            raise _GivenUpError("the server is ending: send the request again")
+        if now > latest:
+            raise _GivenUpError(f"the answer takes longer than {seconds:g} seconds: send fewer episodes at once")
+
+    return go_on
 
 
 def _found(classifiers: Classifiers, token: str) -> Classifier:

@@ -1,8 +1,11 @@
 """Runs the application on a port, and ends connections whose request never arrives or whose answer nobody reads."""
 
 import asyncio
+import os
 import signal
+import socket
 import threading
+import time
 from typing import Any
 
 import uvicorn
@@ -11,20 +14,30 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 KEEP_ALIVE_SECONDS = 30
 GRACE_SECONDS = 10
+_ANSWERED = 0.8  # of the grace: what is given up then is still told so
 
 
-def listen(application: FastAPI, host: str, port: int, head_seconds: float) -> None:
-    """Serve until SIGINT or SIGTERM; requests that are under way are answered first.
+def listen(application: FastAPI, host: str, port: int, head_seconds: float, grace_seconds: int = GRACE_SECONDS) -> None:
+    """Serve until SIGINT or SIGTERM; requests that are under way are answered first, in so far as the grace suffices.
+
+    In the main thread this is the last thing that a process does: where a thread still works after the grace, on what
+    nobody waits for, the process ends at once, with exit status 0.
 
     Args:
         application: made by `make_application`.
         host: the address to listen on.
         port: likewise.
         head_seconds: for the head of a request to arrive.
+        grace_seconds: for requests that are under way at the end.
     """
 
     class Protocol(_Patient):
         seconds = head_seconds
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            application.state.ends_at = time.monotonic() + _ANSWERED * grace_seconds
+            await super().shutdown(sockets)
 
     config = uvicorn.Config(
         application,
@@ -35,12 +48,25 @@ def listen(application: FastAPI, host: str, port: int, head_seconds: float) -> N
         log_level="warning",
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=grace_seconds,
     )
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn handles them, and raises them again at its end
-            signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run()
+    if threading.current_thread() is not threading.main_thread():
+        Server(config).run()
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn handles them, and raises them again at its end
+        signal.signal(number, lambda *_: None)
+    Server(config).run()
+    if _at_work():
+        os._exit(0)  # Python would wait for the thread, and has no means to end it
+
+
+def _at_work() -> bool:
+    """Return whether there is a thread that Python would wait for, though it was told to end a moment ago."""
+    others = [thread for thread in threading.enumerate() if not thread.daemon]
+    others.remove(threading.main_thread())
+    for thread in others:
+        thread.join(0.5)
+    return any(thread.is_alive() for thread in others)
 
 
 class _Patient(H11Protocol):
