@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from metalearn_core.errors import MetalearnError, UsageError
-from metalearn_core.model import Classifier, Model
+from metalearn_core.model import Classifier, Model, load_classifier
 from metalearn_core.resources import available_cores
 from metalearn_core.serving.classifiers import Classifiers, token_of
 from metalearn_core.serving.episodes import (
@@ -61,7 +61,7 @@ class Queries(BaseModel):
 
 
 class Adapted(BaseModel):
-    """A classifier that the server keeps: `token` is its name until others need its room or the server ends."""
+    """A classifier that the server keeps, and the token that is its name."""
 
     token: str
     classes: list[str]
@@ -90,6 +90,7 @@ class Health(BaseModel):
 
     status: str
     model: ModelDescription
+    adapted: Adapted | None = Field(description="to the support set that the bundle has in it; null: it has none")
 
 
 def make_application(model: Model, name: str, limits: Limits | None = None) -> FastAPI:
@@ -101,10 +102,13 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
         limits: what a request may cost.
 
     A server sets `state.ends_at`, by the monotonic clock, when it is to end: work that goes on for longer is given up.
+    A bundle's own support set is adapted to from the start.
     """
     limits = limits or Limits()
     described = _described(model, name)
-    classifiers = Classifiers(limits.classifier_bytes)
+    own = {token_of(model.digest): load_classifier(model)} if model.has_support else {}
+    own_adapted = next((_adapted(token, classifier) for token, classifier in own.items()), None)
+    classifiers = Classifiers(limits.classifier_bytes, own)
     metrics = _Metrics(classifiers)
 
     @asynccontextmanager
@@ -131,11 +135,14 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
 
     @application.post("/adapt")
     def adapt(support_set: SupportSet) -> Adapted:
-        """Adapt to a support set once; ask with the token as often as needed. The same support set has one token."""
+        """Adapt to a support set once; ask with the token as often as needed, until others need the classifier's room.
+
+        The same support set has one token.
+        """
         classifier = adapted(model, Reader(model), support_set.support, "")
         token = token_of(model.digest, support_set.support)
         classifiers.keep(token, classifier)
-        return Adapted(token=token, classes=[str(label) for label in classifier.classes])
+        return _adapted(token, classifier)
 
     @application.post("/adapted/{token}/predict", responses={404: {"model": Problem}})
     def predict_adapted(token: Annotated[str, Path(max_length=64)], queries: Queries) -> EpisodePrediction:
@@ -145,7 +152,7 @@ def make_application(model: Model, name: str, limits: Limits | None = None) -> F
     @application.get("/health")
     async def health() -> Health:
         """Say that the server answers, and which model it serves."""
-        return Health(status="ok", model=described)
+        return Health(status="ok", model=described, adapted=own_adapted)
 
     @application.get("/ping", include_in_schema=False)
     async def ping() -> Response:
@@ -206,6 +213,10 @@ def _watch(application: FastAPI, seconds: float) -> Callable[[], None]:
             raise _GivenUpError(f"the answer takes longer than {seconds:g} seconds: send fewer episodes at once")
 
     return go_on
+
+
+def _adapted(token: str, classifier: Classifier) -> Adapted:
+    return Adapted(token=token, classes=[str(label) for label in classifier.classes])
 
 
 def _found(classifiers: Classifiers, token: str) -> Classifier:

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from pipelines.command_line.options import DEFAULT_WORKDIR, WorkdirOption, notices, workdir_at
 from pipelines.command_line.ports import check_free
@@ -37,6 +38,7 @@ def serve(
     from metalearn_core.errors import UsageError
     from metalearn_core.model import RegressionModel, load_model
     from metalearn_core.serving.application import make_application
+    from metalearn_core.serving.classifiers import token_of
     from metalearn_core.serving.limits import Limits
     from metalearn_core.serving.server import listen
 
@@ -49,5 +51,8 @@ def serve(
     torch.set_num_threads(1)  # requests run side by side
     application = make_application(loaded, model, limits)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    notices.print(f"{model}: {address}, described at {address}/docs; Ctrl-C ends it", soft_wrap=True, markup=False)
+    if loaded.has_support:
+        own = f"{address}/adapted/{token_of(loaded.digest)}/predict"
+        notices.print(Text(f"{model}: its support set is adapted to; send queries to {own}"), soft_wrap=True)
+    notices.print(Text(f"{model}: {address}, described at {address}/docs; Ctrl-C ends it"), soft_wrap=True)
     listen(application, host, port, seconds)
