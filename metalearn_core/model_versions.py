@@ -8,7 +8,7 @@ from typing import Any
 
 from metalearn_core.bundle_fetch import DIGEST_TAG, LARGEST_VERSION, no_such_version, registered_model, version_of
 from metalearn_core.errors import UsageError
-from metalearn_core.tracking_server import LONGEST_TAG, client, explained, is_missing
+from metalearn_core.tracking_server import LONGEST_TAG, client, explained, is_missing, pages
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous_champion"
 LEARNER_TAG = "learner"
@@ -49,9 +49,9 @@ def models() -> tuple[ModelVersion, ...]:
     mlflow_client = client()
     listed = []
     with explained():
-        for model in _pages(mlflow_client.search_registered_models):
+        for model in pages(mlflow_client.search_registered_models):
             aliases = {str(alias): int(version) for alias, version in model.aliases.items()}
-            versions = _pages(mlflow_client.search_model_versions, filter_string=f"name = '{_quoted(model.name)}'")
+            versions = pages(mlflow_client.search_model_versions, filter_string=f"name = '{_quoted(model.name)}'")
             listed += [_listed(version, aliases) for version in versions]
     return tuple(sorted(listed, key=lambda entry: (entry.name, -entry.version)))
 
@@ -78,17 +78,6 @@ def _fraction(text: str | None) -> float | None:
         return None
 
 
-def _pages(search: Any, **arguments: Any) -> list[Any]:
-    found: list[Any] = []
-    token = None
-    while True:
-        page = search(page_token=token, **arguments)
-        found += page
-        token = page.token
-        if not token:
-            return found
-
-
 def _quoted(name: str) -> str:
     return name.replace("'", "")
 
@@ -97,7 +86,8 @@ def find_version(name: str, alias_or_number: str) -> Any:
     """Return MLflow's version of a model by alias or number.
 
     Raises:
-        MetalearnError: no such model, alias or version; the line names those that exist.
+        NoSuchVersionError: no such version; the line names those that exist.
+        MetalearnError: no such model or alias; likewise.
     """
     mlflow_client = client()
     from mlflow.exceptions import MlflowException
@@ -112,6 +102,14 @@ def find_version(name: str, alias_or_number: str) -> Any:
             if not is_missing(error):
                 raise
             raise no_such_version(mlflow_client, name, number) from None
+
+
+def champions_before(version: Any) -> list[str]:
+    """Return the numbers of the versions that were the champion right before this one, each time that it became it.
+
+    The latest comes first; none where it never was the champion, or was the first one.
+    """
+    return str(version.tags.get(CHAMPION_BEFORE_TAG, "")).split()
 
 
 def aliases_of(name: str) -> dict[str, str]:
@@ -148,8 +146,11 @@ def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
 
 
 def untag_version(name: str, version: str, tag: str) -> None:
-    """Take a tag off a version; nothing happens where there is none."""
-    mlflow_client = client()
-    with explained():
-        if tag in mlflow_client.get_model_version(name, version).tags:
-            mlflow_client.delete_model_version_tag(name, version, tag)
+    """Take a tag off a version; nothing happens where it has none.
+
+    Raises:
+        NoSuchVersionError: there is no such version.
+    """
+    if tag in find_version(name, version).tags:
+        with explained():
+            client().delete_model_version_tag(name, version, tag)

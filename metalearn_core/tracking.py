@@ -39,6 +39,7 @@ from metalearn_core.tracking_server import (
     experiment_id,
     explained,
     lock,
+    pages,
     prepare,
 )
 from metalearn_core.version import git_commit, image_name, package_version
@@ -320,7 +321,7 @@ def latest_experiment() -> Any:
     """Return MLflow's `Experiment` that a pipeline run was written to last; None where there is none."""
     mlflow_client = client()
     with explained():
-        experiments = {experiment.experiment_id: experiment for experiment in mlflow_client.search_experiments()}
+        experiments = {experiment.experiment_id: experiment for experiment in pages(mlflow_client.search_experiments)}
         query, newest = f"tags.`{ROLE_TAG}` = 'pipeline'", ["attributes.start_time DESC"]
         runs = mlflow_client.search_runs(list(experiments), query, max_results=1, order_by=newest)
     return experiments[runs[0].info.experiment_id] if runs else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from metalearn_core.errors import MetalearnError
 from metalearn_core.tracking_outcome import PARENT_TAG
-from metalearn_core.tracking_server import is_missing, shown, tracking_uri
+from metalearn_core.tracking_server import is_missing, pages, shown, tracking_uri
 
 ATTACHED_VARIABLE = "MLFLOW_RUN_ID"
 PAGE_VARIABLE = "METALEARN_KFP_URL"
@@ -62,7 +62,7 @@ def attached_run(mlflow_client: Any) -> str | None:
 
 def tagged_run(mlflow_client: Any, pipeline_run_id: str) -> str | None:
     """Return the id of the first run that is tagged with a pipeline run's id, the plugin's or ours; None without."""
-    experiments = [experiment.experiment_id for experiment in mlflow_client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in pages(mlflow_client.search_experiments)]
     quoted = pipeline_run_id.replace("'", "")
     runs = mlflow_client.search_runs(
         experiments, f"tags.`{PIPELINE_RUN_TAG}` = '{quoted}'", order_by=["attributes.start_time ASC"]

@@ -19,12 +19,17 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.tracking_page import experiment_tags
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
-TARGET_VARIABLES = {f"MLFLOW_TRACKING_{name}": f"METALEARN_TARGET_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN")}
+_USERNAME, _PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+TARGET_VARIABLES = {
+    name: name.replace("MLFLOW_TRACKING", "METALEARN_TARGET")
+    for name in (_USERNAME, _PASSWORD, "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH")
+}
 """What MLflow logs in with, and what it logs in with at the registry that a version is copied to."""
 DEFAULT_EXPERIMENT = "few-shot"
 LONGEST_TAG = 5000
 """Characters of a tag's value that every database holds; sqlite takes more, PostgreSQL refuses it."""
 _SQLITE = "sqlite:///"
+_HTTP = ("http://", "https://")
 _PATIENCE = {  # a minute of waits: a server that is started again is back; MLflow's own default is four minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
@@ -36,6 +41,7 @@ _IMPATIENCE = {
 }
 _CREDENTIALS = re.compile(r"//(?:[^/\s]*|[^/\s:@]*:(?!\d+/)[^\s@]*)@")
 _PASSWORD_PARAMETER = re.compile(r"([?&](?:password|sslpassword)=)[^&\s]*", re.IGNORECASE)
+_S3_LIBRARIES = ("boto3", "botocore", "s3transfer")
 _UNREACHABLE = re.compile(
     r"API request to .* failed with exception|Max retries exceeded|Connection refused|timed out|unable to open database"
 )
@@ -94,10 +100,31 @@ def elsewhere(uri: str) -> Iterator[None]:
     """Make another tracking URI the one of this process, inside the block.
 
     What this one is logged in with is not sent there; the variables of `TARGET_VARIABLES` are, where they are set.
+
+    Raises:
+        UsageError: MLflow would send the credentials of its file, which does not say what server they are for.
     """
     login = {variable: os.environ.get(own) for variable, own in TARGET_VARIABLES.items()}
     with _environment({URI_VARIABLE: uri, **login}):
+        if uri.startswith(_HTTP):
+            _check_login(uri, login[_USERNAME], login[_PASSWORD])
         yield
+
+
+def _check_login(uri: str, username: str | None, password: str | None) -> None:
+    """Refuse a login that is none of ours: MLflow fills in from ~/.mlflow/credentials what no variable says.
+
+    What it finds there also goes before a token.
+    """
+    quiet_mlflow()
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    found = read_mlflow_creds()
+    if (found.username or None, found.password or None) != (username or None, password or None):
+        raise UsageError(
+            f"--to {shown(uri)}: MLflow would log in there with what ~/.mlflow/credentials holds: set "
+            f"{TARGET_VARIABLES[_USERNAME]} and {TARGET_VARIABLES[_PASSWORD]}, or move that file away"
+        )
 
 
 @contextmanager
@@ -109,7 +136,7 @@ def impatience() -> Iterator[None]:
 
 @contextmanager
 def explained(uri: str | None = None) -> Iterator[None]:
-    """Turn what MLflow and its database raise inside the block into a `MetalearnError` of one line."""
+    """Turn what MLflow, its database and its bucket raise inside the block into a `MetalearnError` of one line."""
     quiet_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -124,6 +151,25 @@ def explained(uri: str | None = None) -> Iterator[None]:
         if _UNREACHABLE.search(text):
             raise MetalearnError(f"tracking server {where} does not answer: {_reason(text)}") from None
         raise MetalearnError(f"tracking server {where}: {text[:300]}") from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _S3_LIBRARIES:
+            raise
+        from metalearn_core.storage import objects
+
+        with objects.explained(f"the artifacts of tracking server {shown(uri or tracking_uri())}"):
+            raise
+
+
+def pages(search: Any, **arguments: Any) -> list[Any]:
+    """Return all that a search of MLflow's client finds, page by page: each page has a limit."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(page_token=token, **arguments)
+        found += page
+        token = page.token
+        if not token:
+            return found
 
 
 def is_missing(error: BaseException) -> bool:
@@ -221,7 +267,7 @@ def experiment_id(name: str, artifact_root: Path | None = None, uri: str | None 
         found = mlflow_client.get_experiment_by_name(name)
         if found is None:
             # The client of a local database reports a relative default location: ours is absolute.
-            ours = artifact_root if not uri.startswith(("http://", "https://")) else None
+            ours = artifact_root if not uri.startswith(_HTTP) else None
             location = (ours / name).absolute().as_uri() if ours else None
             return str(_create(mlflow_client, name, location))
         _describe(mlflow_client, found)

@@ -46,16 +46,56 @@ def test_a_copy_is_the_same_bundle_and_says_where_it_is_from(
     assert not client.search_registered_models("name = 'live'")
 
 
-def test_each_registry_gets_its_own_login(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_registry_gets_its_own_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "here")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret of here")
+    monkeypatch.setenv("MLFLOW_TRACKING_AUTH", "plugin of here")
     monkeypatch.setenv("METALEARN_TARGET_USERNAME", "there")
     monkeypatch.delenv("METALEARN_TARGET_PASSWORD", raising=False)
     with elsewhere("https://there.example"):
         assert os.environ["MLFLOW_TRACKING_USERNAME"] == "there"
         assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
+        assert "MLFLOW_TRACKING_AUTH" not in os.environ
     assert os.environ["MLFLOW_TRACKING_USERNAME"] == "here"
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "secret of here"
+
+
+@pytest.fixture
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's file of credentials, which does not say what server they are for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".mlflow").mkdir()
+    content = "[mlflow]\nmlflow_tracking_username = here\nmlflow_tracking_password = secret of here\n"
+    (tmp_path / ".mlflow" / "credentials").write_text(content)
+
+
+@pytest.mark.usefixtures("credentials")
+@pytest.mark.parametrize("own", [{}, {"TOKEN": "of there"}, {"USERNAME": "there"}], ids=str)
+def test_what_mlflow_keeps_in_a_file_is_not_sent_to_another_registry(
+    workshop: Any, client: MlflowClient, bundle: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, str]
+) -> None:
+    for name, value in own.items():
+        monkeypatch.setenv(f"METALEARN_TARGET_{name}", value)
+    workshop.register(bundle, "secret")
+    with pytest.raises(
+        UsageError, match=r"--to http://127.0.0.1:9: .*~/\.mlflow/credentials.*METALEARN_TARGET_USERNAME"
+    ):
+        copy_version("secret", "candidate", "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("credentials")
+def test_a_whole_login_of_the_other_registry_goes_before_mlflows_file(
+    monkeypatch: pytest.MonkeyPatch, production: str
+) -> None:
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    with elsewhere(production):
+        pass  # a database takes no login
+    monkeypatch.setenv("METALEARN_TARGET_USERNAME", "there")
+    monkeypatch.setenv("METALEARN_TARGET_PASSWORD", "secret of there")
+    with elsewhere("https://there.example"):
+        assert read_mlflow_creds() == ("there", "secret of there")
 
 
 def test_the_registry_itself_is_no_other(workshop: Any, client: MlflowClient, bundle: Path, database: str) -> None:

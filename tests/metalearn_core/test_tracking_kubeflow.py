@@ -1,6 +1,10 @@
 """With KFP's MLflow plugin and without it, a pipeline run is one run in MLflow, by the same tags."""
 
+import sqlite3
+import time
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -90,3 +94,16 @@ def test_on_a_cluster_whose_page_is_unknown_the_address_is_the_plugins_and_elsew
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
     there = client.get_run(tracking.open_parent_run("few-shot", f"b-{tmp_path.name}", "name")).data.tags
     assert there["kfp.pipeline_run_url"] == f"/#/runs/details/b-{tmp_path.name}"
+
+
+def test_a_run_is_found_however_many_experiments_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    tracking.prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts", "few-shot")
+    run = tracking.open_parent_run("few-shot", "the pipeline run", "name")
+    now = int(1000 * time.time()) + 1
+    later = [(f"experiment {number}", "/nowhere", "active", now, now) for number in range(1001)]
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection, connection:
+        columns = "name, artifact_location, lifecycle_stage, creation_time, last_update_time"
+        connection.executemany(f"INSERT INTO experiments ({columns}) VALUES (?, ?, ?, ?, ?)", later)
+    assert tracking.find_parent_run("the pipeline run") == run
+    assert tracking.latest_experiment().name == "few-shot"
