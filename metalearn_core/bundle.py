@@ -38,6 +38,10 @@ _REGISTERED = re.compile(
 )
 
 
+class DamagedError(MetalearnError):
+    """A bundle that is not what was written: a file of it is missing, changed, or does not belong there."""
+
+
 class EpisodeDefaults(Record):
     """The shape of the episodes that the learner was selected for; way and shot may be ranges, as "5-20"."""
 
@@ -198,14 +202,18 @@ def verify_bundle(path: Path) -> str:
     """Check every byte of a bundle, and return its digest: the sha256 of `bundle.sha256`. Imports no torch.
 
     Raises:
-        MetalearnError: a file is missing, damaged or does not belong there, or a newer version wrote the bundle.
+        DamagedError: a file is missing, damaged or does not belong there.
+        MetalearnError: there is no such folder, or a newer version wrote the bundle.
     """
     if not path.is_dir():
         raise MetalearnError(f"bundle: there is no folder {path}")
     for name in (*_REQUIRED, SUMS_NAME):
         if not (path / name).is_file():
-            raise MetalearnError(f"bundle {path}: {name} is missing")
-    content = read_json(path / DESCRIPTION_NAME, "bundle")
+            raise DamagedError(f"bundle {path}: {name} is missing")
+    try:
+        content = read_json(path / DESCRIPTION_NAME, "bundle")
+    except MetalearnError as error:  # the file is there: it is no JSON
+        raise DamagedError(str(error)) from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise MetalearnError(
@@ -213,16 +221,16 @@ def verify_bundle(path: Path) -> str:
             "upgrade it"
         )
     if strange := sorted(entry.name for entry in path.iterdir() if entry.name not in {*_CONTENT, SUMS_NAME}):
-        raise MetalearnError(f"bundle {path}: holds {strange[0]!r}, which is no part of a bundle: it is not loaded")
+        raise DamagedError(f"bundle {path}: holds {strange[0]!r}, which is no part of a bundle: it is not loaded")
     sums = (path / SUMS_NAME).read_bytes()
     for name in _CONTENT:
         if name.encode() in sums and not (path / name).is_file():
-            raise MetalearnError(f"bundle {path}: {name} is missing")
+            raise DamagedError(f"bundle {path}: {name} is missing")
     expected = _sums(path)
     if sums != expected:
         damaged = [line.split()[-1] for line in expected.decode().splitlines() if line.encode() not in sums]
         what = f"{damaged[0]} is not what {SUMS_NAME} says" if damaged else f"{SUMS_NAME} is not as it was written"
-        raise MetalearnError(f"bundle {path}: {what}: it is damaged")
+        raise DamagedError(f"bundle {path}: {what}: it is damaged")
     return hashlib.sha256(sums).hexdigest()
 
 

@@ -6,12 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.bundle import DESCRIPTION_NAME, verify_bundle
+from metalearn_core.bundle import DESCRIPTION_NAME, DamagedError, verify_bundle
 from metalearn_core.errors import MetalearnError, unknown
 from metalearn_core.tracking_server import client, explained, is_missing, quiet_mlflow, shown, tracking_uri
 
 LARGEST_VERSION = 2**31 - 1
 DIGEST_TAG = "bundle_digest"
+
+
+class NoSuchVersionError(MetalearnError):
+    """A version that a model does not have, or does not have any more."""
 
 
 def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
@@ -20,8 +24,9 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
     The folder is temporary: it goes when the process ends.
 
     Raises:
-        MetalearnError: no such model, alias or version (the line names those that exist), a server that does not
-            answer, a version that holds no bundle, or one whose bundle is damaged or not what was registered.
+        DamagedError: its bundle is gone, damaged, or not what was registered.
+        MetalearnError: no such model, alias or version (the line names those that exist), a server or a bucket that
+            does not answer, or a version that was not registered by metalearn.
     """
     mlflow_client = client()
     number = version or version_of(mlflow_client, name, alias or "")
@@ -44,11 +49,15 @@ def fetch_bundle(name: str, alias: str | None, version: str | None) -> Path:
             )
         )
     found = sorted(folder.rglob(DESCRIPTION_NAME))
+    if not found and DIGEST_TAG in registered.tags:
+        with explained():
+            location = mlflow_client.get_model_version_download_uri(name, number)
+        raise DamagedError(f"version {number} of {name}: its bundle is gone from {shown(location)}")
     if not found:
         raise MetalearnError(f"model {uri}: holds no {DESCRIPTION_NAME}: it was not registered by metalearn")
     digest = verify_bundle(found[0].parent)
     if digest != registered.tags.get(DIGEST_TAG, digest):
-        raise MetalearnError(f"version {number} of {name}: its bundle is not the one that was registered")
+        raise DamagedError(f"version {number} of {name}: its bundle is not the one that was registered")
     return found[0].parent
 
 
@@ -62,12 +71,12 @@ def version_of(mlflow_client: Any, name: str, alias: str) -> str:
     return str(aliases[alias])
 
 
-def no_such_version(mlflow_client: Any, name: str, number: str) -> MetalearnError:
+def no_such_version(mlflow_client: Any, name: str, number: str) -> NoSuchVersionError:
     """Return the error for a version that does not exist; it names those that do."""
     registered_model(mlflow_client, name)
     versions = sorted(int(one.version) for one in mlflow_client.search_model_versions(f"name = '{name}'"))
     there_are = ", ".join(str(one) for one in versions) or "none"
-    return MetalearnError(f"model {name!r} has no version {number}; there are: {there_are}")
+    return NoSuchVersionError(f"model {name!r} has no version {number}; there are: {there_are}")
 
 
 def registered_model(mlflow_client: Any, name: str) -> Any:

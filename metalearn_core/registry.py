@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.bundle import BundleDescription, read_bundle, verify_bundle
+from metalearn_core.bundle import BundleDescription, DamagedError, read_bundle, verify_bundle
 from metalearn_core.bundle_fetch import DIGEST_TAG, fetch_bundle
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
@@ -62,7 +62,8 @@ def register_bundle(
     """Register a bundle as a version of a model, and give it the alias `candidate`.
 
     The same bundle is one version, however often and by how many processes it is registered; one that was cut off
-    half-way is completed. A version whose own copy of the bundle is damaged is left alone, and a new one made.
+    half-way is completed. A version whose own copy of the bundle is damaged or gone is left alone, and a new one made;
+    one whose copy cannot be reached is an error, as nothing is known of it.
 
     Args:
         bundle: the bundle's folder.
@@ -73,7 +74,8 @@ def register_bundle(
 
     Raises:
         UsageError: the name cannot be a model's.
-        MetalearnError: the bundle is damaged, there is no such run, or the tracking server does not answer.
+        MetalearnError: the bundle is damaged, there is no such run, or the tracking server or its bucket does not
+            answer.
     """
     check_name(model_name)
     digest, description = verify_bundle(bundle), read_bundle(bundle)
@@ -87,11 +89,11 @@ def register_bundle(
 
 
 def _whole_version(name: str, digest: str) -> str | None:
-    """Return the number of the version that holds the bundle, unless its copy there is damaged."""
+    """Return the number of the version that holds the bundle, unless its copy there is damaged or gone."""
     for version in versions_with(name, digest):
         try:
             fetch_bundle(name, None, str(version.version))
-        except MetalearnError as error:
+        except DamagedError as error:
             emit("warning", "register", text=f"version {version.version} of {name} is damaged: {error}")
         else:
             return str(version.version)

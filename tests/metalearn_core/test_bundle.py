@@ -11,6 +11,7 @@ import torch
 
 from metalearn_core.bundle import (
     FORMAT_VERSION,
+    DamagedError,
     Lineage,
     check_place,
     load_bundle,
@@ -154,7 +155,7 @@ def test_one_flipped_bit_is_noticed(tmp_path, name, place):
     content = bytearray(path.read_bytes())
     content[int(len(content) * place)] ^= 1
     path.write_bytes(content)
-    with pytest.raises(MetalearnError) as error:
+    with pytest.raises(DamagedError) as error:
         load_bundle(tmp_path / "b")
     assert name in str(error.value)
     assert "\n" not in str(error.value)
@@ -165,10 +166,10 @@ def test_a_missing_or_cut_file_is_named(tmp_path, name):
     save(tmp_path / "b")
     path = tmp_path / "b" / name
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(MetalearnError, match=name):
+    with pytest.raises(DamagedError, match=name):
         verify_bundle(tmp_path / "b")
     path.unlink()
-    with pytest.raises(MetalearnError, match=f"{name} is missing"):
+    with pytest.raises(DamagedError, match=f"{name} is missing"):
         verify_bundle(tmp_path / "b")
 
 
@@ -187,8 +188,9 @@ def change(folder, **values):
 def test_a_newer_format_asks_for_an_upgrade(tmp_path):
     save(tmp_path / "b")
     change(tmp_path / "b", format_version=FORMAT_VERSION + 1, tokenizer="new")
-    with pytest.raises(MetalearnError, match=r"format version 2.*upgrade"):
+    with pytest.raises(MetalearnError, match=r"format version 2.*upgrade") as error:
         read_bundle(tmp_path / "b")
+    assert not isinstance(error.value, DamagedError)
 
 
 @pytest.mark.parametrize(

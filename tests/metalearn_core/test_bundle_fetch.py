@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from metalearn_core.bundle import DESCRIPTION_NAME, verify_bundle
+from metalearn_core.bundle import DESCRIPTION_NAME, DamagedError, verify_bundle
 from metalearn_core.bundle_fetch import fetch_bundle
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.errors import MetalearnError
@@ -29,3 +29,12 @@ def test_a_bundle_that_was_exchanged_with_its_sums_is_refused(
     assert verify_bundle(place) == verify_bundle(other)
     with pytest.raises(MetalearnError, match="version 1 of exchanged: its bundle is not the one that was registered"):
         fetch_bundle("exchanged", None, "1")
+
+
+def test_a_bundle_that_is_gone_is_missed_where_it_was(workshop: Any, client: MlflowClient, good: Path) -> None:
+    workshop.register(good, "emptied")
+    model_id = client.get_model_version("emptied", "1").source.removeprefix("models:/")
+    location = client.get_logged_model(model_id).artifact_location
+    shutil.rmtree(location.removeprefix("file://"))
+    with pytest.raises(DamagedError, match=f"version 1 of emptied: its bundle is gone from {location}"):
+        fetch_bundle("emptied", None, "1")

@@ -24,6 +24,7 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.export import ExportDescription
 from metalearn_core.model import load_model
+from tests.metalearn_core.registry_states import put_in_a_bucket_that_is_away
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,6 +162,27 @@ def test_a_version_whose_copy_is_damaged_is_replaced_by_a_new_one(
     weights.write_bytes(bytes(content))
     assert workshop.register(bundle, "damaged").version == "2"
     assert workshop.register(bundle, "damaged").version == "2"
+
+
+def test_a_version_whose_copy_is_gone_is_replaced_by_a_new_one(
+    workshop: Any, client: MlflowClient, bundle: Path
+) -> None:
+    workshop.register(bundle, "gone")
+    model_id = client.get_model_version("gone", "1").source.removeprefix("models:/")
+    shutil.rmtree(client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    assert workshop.register(bundle, "gone").version == "2"
+
+
+def test_a_version_whose_copy_cannot_be_reached_gets_no_second_one(
+    workshop: Any, client: MlflowClient, bundle: Path, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.register(bundle, "unreachable")
+    client.delete_registered_model_alias("unreachable", "candidate")
+    put_in_a_bucket_that_is_away(monkeypatch, database, version=("unreachable", "1"))
+    with pytest.raises(MetalearnError, match=r"127\.0\.0\.1:9"):
+        workshop.register(bundle, "unreachable")
+    assert len(client.search_model_versions("name = 'unreachable'")) == 1
+    assert workshop.aliases(client, "unreachable") == {}
 
 
 def test_a_damaged_bundle_is_not_registered(workshop: Any, client: MlflowClient, bundle: Path, tmp_path: Path) -> None:
