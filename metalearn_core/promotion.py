@@ -18,7 +18,15 @@ from metalearn_core.model_versions import (
     check_name,
     find_version,
 )
-from metalearn_core.promotion_record import ROLLED_BACK_TAG, Promotion, and_then, commit, completed, was_cut_off
+from metalearn_core.promotion_record import (
+    NOTHING_MOVED,
+    ROLLED_BACK_TAG,
+    Promotion,
+    and_then,
+    commit,
+    completed,
+    was_cut_off,
+)
 from metalearn_core.tracking_server import lock
 
 if TYPE_CHECKING:
@@ -27,7 +35,6 @@ if TYPE_CHECKING:
     from metalearn_core.learners.contract import Learner
 
 PATIENCE_S = 3600.0
-NOTHING_MOVED = "nothing was moved"
 
 
 class Contender:
@@ -74,8 +81,8 @@ def promote(
     Both models are evaluated on the same episodes of test classes that neither has seen in training. Each comparison
     counts as a look at those classes: the k-th at any of them must pass at alpha / (k (k + 1)), which sums to alpha
     over all looks; the same comparison again is the same look (`looks.count_look`). The decision stands in the
-    version's tags and, with all figures, in its run's artifacts. Promotions of one model take turns; where the champion
-    changed all the same, nothing moves.
+    version's tags and, with all figures, in its run's artifacts. Promotions of one model on one machine take turns;
+    where the champion changed all the same, nothing moves.
 
     Args:
         model_name: of the registered model.

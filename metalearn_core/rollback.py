@@ -4,21 +4,23 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from metalearn_core.bundle_fetch import NoSuchVersionError
 from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError
 from metalearn_core.model_versions import (
     CHAMPION,
-    CHAMPION_BEFORE_TAG,
     PREVIOUS,
     aliases_of,
+    champions_before,
     check_name,
     delete_alias,
     find_version,
     set_alias,
     tag_version,
+    untag_version,
 )
 from metalearn_core.promotion import PATIENCE_S, Contender
-from metalearn_core.promotion_record import LONGEST_REASON, ROLLED_BACK_TAG
+from metalearn_core.promotion_record import LONGEST_REASON, NOTHING_MOVED, ROLLED_BACK_TAG, and_then
 from metalearn_core.tracking_server import lock
 
 
@@ -43,51 +45,90 @@ def rollback(model_name: str, reason: str = "", asked_by: str = "") -> Rollback:
         MetalearnError: there is no champion or none before it, or the earlier version or its bundle is gone or damaged.
     """
     check_name(model_name)
-    with lock(f"promote {model_name}", timeout_s=PATIENCE_S):
+    with lock(f"promote {model_name}", timeout_s=PATIENCE_S), and_then(NOTHING_MOVED):
         champion = aliases_of(model_name).get(CHAMPION)
         if champion is None:
             raise MetalearnError(f"model {model_name!r} has no champion: there is nothing to roll back")
-        version = _champion_before(model_name, champion)
-        earlier = str(version.version)
+        version = _champion_before(find_version(model_name, champion))
+        if version is None:
+            raise MetalearnError(f"model {model_name!r}: version {champion} had no champion before it to go back to")
         Contender(model_name, version)
-        record = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "asked_by": asked_by}
         why = reason or "no reason given"
-        now = aliases_of(model_name).get(CHAMPION)
-        if now != champion:
-            changed = f"the champion changed from version {champion} to {now or 'none'} meanwhile"
-            raise MetalearnError(f"model {model_name!r}: {changed}; nothing was moved: ask again")
-        tag_version(  # before the alias: cut off in between, the same is asked for again, and ends at the same version
-            model_name,
-            champion,
-            {ROLLED_BACK_TAG: json.dumps(record | {"to": earlier, "reason": why[:LONGEST_REASON]})},
-        )
-        set_alias(model_name, CHAMPION, earlier)
-        still_earlier = version.tags.get(CHAMPION_BEFORE_TAG)
-        if still_earlier:
-            set_alias(model_name, PREVIOUS, still_earlier)
-        else:
-            delete_alias(model_name, PREVIOUS)
+        when = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"when": when, "asked_by": asked_by, "to": str(version.version), "reason": why[:LONGEST_REASON]}
+        _move(model_name, champion, version, record)
     return Rollback(
         model_name=model_name,
-        version=earlier,
+        version=str(version.version),
         champion_before=champion,
-        reasons=(f"version {earlier} is the champion again, in place of version {champion} ({why})",),
+        reasons=(f"version {version.version} is the champion again, in place of version {champion} ({why})",),
     )
 
 
-def _champion_before(model_name: str, champion: str) -> Any:
-    """Return the version that was champion before another, past those that were rolled back themselves.
+def _move(name: str, champion: str, version: Any, record: dict[str, str]) -> None:
+    """Make `version` the champion in place of `champion`.
+
+    The champion's alias comes last: cut off anywhere before, the same command finds the same champion, and ends at the
+    same version; a step further back would be a second rollback.
+    """
+    earlier = str(version.version)
+    previous = _previous(version, champion)
+    now = aliases_of(name).get(CHAMPION)
+    if now != champion:
+        raise _changed(name, champion, now)
+    tag_version(name, champion, {ROLLED_BACK_TAG: json.dumps(record)})
+    if previous:
+        set_alias(name, PREVIOUS, previous)
+    else:
+        delete_alias(name, PREVIOUS)
+    now = aliases_of(name).get(CHAMPION)
+    if now != champion:
+        if now != earlier:
+            untag_version(name, champion, ROLLED_BACK_TAG)
+        raise _changed(name, champion, now)
+    with and_then(f"whether version {earlier} is the champion again is not known: look at `metalearn models` first"):
+        try:
+            set_alias(name, CHAMPION, earlier)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                raise
+            raise MetalearnError("interrupted") from error  # Ctrl-C while the answer is awaited
+
+
+def _changed(name: str, champion: str, now: str | None) -> MetalearnError:
+    return MetalearnError(f"model {name!r}: the champion changed from version {champion} to {now or 'none'} meanwhile")
+
+
+def _previous(version: Any, champion: str) -> str | None:
+    """Return the number of the version to go back to next, once `champion` is rolled back to `version`; None without.
+
+    One that was deleted is none: no alias can point to it.
+    """
+    try:
+        found = _champion_before(version, champion)
+    except NoSuchVersionError:
+        return None
+    return None if found is None else str(found.version)
+
+
+def _champion_before(version: Any, rolled_back: str | None = None) -> Any | None:
+    """Return the version that was champion before another, past those that were rolled back; None where there is none.
+
+    Args:
+        version: MLflow's `ModelVersion`.
+        rolled_back: the number of one that is about to be tagged as rolled back.
 
     Raises:
-        MetalearnError: there is none.
+        NoSuchVersionError: one of those versions was deleted.
     """
-    passed = {champion}
-    version = find_version(model_name, champion)
-    while earlier := version.tags.get(CHAMPION_BEFORE_TAG):
-        if earlier in passed:
-            break
-        passed.add(earlier)
-        version = find_version(model_name, earlier)
-        if ROLLED_BACK_TAG not in version.tags:
-            return version
-    raise MetalearnError(f"model {model_name!r}: version {champion} had no champion before it to go back to")
+    passed, pending = {str(version.version)}, champions_before(version)
+    while pending:
+        number, *pending = pending
+        if number in passed:
+            continue
+        passed.add(number)
+        earlier = find_version(version.name, number)
+        if ROLLED_BACK_TAG not in earlier.tags and number != rolled_back:
+            return earlier
+        pending = [*champions_before(earlier), *pending]
+    return None

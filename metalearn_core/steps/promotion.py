@@ -155,13 +155,11 @@ def promote_model(
     from metalearn_core.bundle import read_bundle, registered_address, resolve_model
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation.evaluate import make_protocol
-    from metalearn_core.promotion_record import and_then
 
     address = registered_address(model)
     if address is None:
         raise UsageError(f"model {model!r}: only a registered model is promoted: name@alias or models:/name/version")
-    with and_then(promotion.NOTHING_MOVED):
-        description = read_bundle(resolve_model(model))
+    description = read_bundle(resolve_model(model))
     protocol = make_protocol(
         split="test", **{**description.episode.model_dump(), **shape}, episodes=episodes, seed=seed
     )
