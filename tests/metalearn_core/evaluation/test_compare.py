@@ -8,7 +8,7 @@ from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.data.subset import split_hashes, without_classes
 from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.compare import compare, compare_bundles
-from metalearn_core.evaluation.evaluate import Protocol, evaluate_scored
+from metalearn_core.evaluation.evaluate import Protocol, domain_samplers, evaluate_scored
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LearnerSpec, make_learner
 
@@ -76,6 +76,23 @@ def test_the_better_model_is_named_whichever_comes_first(dataset, protonet, igno
         assert "not of learners in general" in result.conclusion
         assert result.by_domain["tiny"] is None
         assert "2 classes" in result.by_domain_reason["tiny"]
+
+
+def test_domains_are_corrected_for_how_many_they_are(dataset, protonet, other):
+    result = compare(protonet, other, dataset, PROTOCOL, alpha=0.1)
+    samplers, _ = domain_samplers(protonet, dataset, PROTOCOL)
+    assert set(samplers) == {"wide", "broad"}
+    expected = {}
+    for name, sampler in samplers.items():
+        episodes = PROTOCOL.episodes_by_domain(len(samplers))
+        a, b = (evaluate_episodes(learner, sampler, episodes).accuracy for learner in (protonet, other))
+        expected[name] = stats.ttest_rel(a, b)
+        found = result.by_domain[name]
+        assert (found.low, found.high) == pytest.approx(tuple(expected[name].confidence_interval(1 - 0.1 / 2)))
+        assert found.p_value == pytest.approx(expected[name].pvalue)
+    least, most = sorted(expected, key=lambda name: expected[name].pvalue)
+    assert result.by_domain[least].p_holm == pytest.approx(min(1, 2 * expected[least].pvalue))
+    assert result.by_domain[most].p_holm == pytest.approx(max(result.by_domain[least].p_holm, expected[most].pvalue))
 
 
 def test_learners_of_different_kinds_meet_on_the_same_episodes(dataset, protonet, maml):
