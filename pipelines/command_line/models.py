@@ -218,19 +218,17 @@ def evaluate(
         spread = "" if result.ci95 is None else f" ± {result.ci95:.4f}"
         answers.print(
             f"{description.learner}: {protocol.episodes:,} {protocol.split} episodes, {protocol.query} queries each, "
-            f"seed {protocol.seed}\nmean squared error {result.mse:.4f}{spread} after {after}",
-            soft_wrap=True,
+            f"seed {protocol.seed}\nmean squared error {result.mse:.4f}{spread} after {after}"
         )
         return
     answers.print(
         f"{description.learner}: {protocol.way}-way {protocol.shot}-shot, {protocol.query} queries a class, "
-        f"{protocol.episodes} {protocol.split} episodes, seed {protocol.seed}, {protocol.batch_norm}",
-        soft_wrap=True,
+        f"{protocol.episodes} {protocol.split} episodes, seed {protocol.seed}, {protocol.batch_norm}"
     )
-    answers.print(f"accuracy {percent(result.accuracy, result.ci95)} % (these classes)", soft_wrap=True)
+    answers.print(f"accuracy {percent(result.accuracy, result.ci95)} % (these classes)")
     low, high = (min(1.0, max(0.0, result.accuracy + sign * result.ci95_classes)) for sign in (-1, 1))
-    answers.print(f"new classes like these: {percent(low)} to {percent(high)} %", soft_wrap=True)
-    answers.print(f"expected calibration error {result.ece:.3f}", soft_wrap=True)
+    answers.print(f"new classes like these: {percent(low)} to {percent(high)} %")
+    answers.print(f"expected calibration error {result.ece:.3f}")
     if result.leakage:
         answers.print(result.leakage.finding, markup=False)
     rows = [
@@ -299,7 +297,10 @@ def compare(
     if rows:
         answers.print()
         print_table(["within domain ", "a, %", "b, %", "a − b, points"], rows)
-        answers.print("Each domain's interval is by itself: of many domains, some differ by chance.")
+        level = f"{100 * (1 - comparison.alpha):g} %"
+        answers.print(
+            f"These intervals hold together at {level}: each is widened for {len(rows)} domains (Bonferroni)."
+        )
     for domain, reason in sorted(comparison.by_domain_reason.items()):
         answers.print(f"{domain}: not compared: {reason}", markup=False)
     if comparison.leakage:

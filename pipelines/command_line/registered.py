@@ -1,6 +1,7 @@
 """The verbs of the registry: `models`, `promote`, `rollback`."""
 
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 
 import typer
@@ -91,6 +92,7 @@ def promote(
     With --to, the version goes to another registry instead, where the gate decides when it is asked there.
     """
     from metalearn_core.errors import UsageError
+    from metalearn_core.promotion_record import NOTHING_MOVED, and_then
     from metalearn_core.steps.promotion import promote_model
     from metalearn_core.steps.requests import gate_rules
     from pipelines.command_line.watch import watching
@@ -110,8 +112,8 @@ def promote(
     if config.settings:
         raise UsageError(f"--set: promotion has options of the gate alone, got some of {sorted(config.settings)[0]}")
     gate_rules(config.gate)
-    workdir_at(workdir).open_tracking()
-    with watching(notices):
+    with and_then(NOTHING_MOVED), watching(notices):
+        workdir_at(workdir).open_tracking()
         shape = given(way=way, shot=shot, query=query)
         forced = reason if force else None
         outcome = promote_model(model, dataset, shape, episodes or 1000, seed or 0, config.gate, forced)
@@ -121,9 +123,22 @@ def promote(
         answers.print(
             f"models:/{outcome.model_name}/{outcome.version} is {'promoted' if outcome.promoted else 'not promoted'}:"
         )
-        for found in outcome.reasons:
-            answers.print(f"  - {found}", soft_wrap=True, markup=False)
+        _print_reasons(outcome.reasons)
     raise typer.Exit(0 if outcome.promoted else 1)
+
+
+def _print_reasons(reasons: tuple[str, ...]) -> None:
+    """Print an item a reason, wrapped to the width of the console."""
+    for reason in reasons:
+        item = wrap(
+            reason,
+            answers.width,
+            initial_indent="  - ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        answers.print("\n".join(item), soft_wrap=True, markup=False)
 
 
 def _copy(model: str, to: str | None, to_name: str | None, workdir: Path, json: bool) -> None:
@@ -161,12 +176,14 @@ def rollback(
     json: JsonOption = False,
 ) -> None:
     """Make the previous champion the champion again, after checking that its bundle is whole."""
+    from metalearn_core.promotion_record import NOTHING_MOVED, and_then
     from metalearn_core.rollback import rollback as roll_back
     from metalearn_core.steps.promotion import person
 
-    workdir_at(workdir).open_tracking()
-    outcome = roll_back(name, reason, person())
+    with and_then(NOTHING_MOVED):
+        workdir_at(workdir).open_tracking()
+        outcome = roll_back(name, reason, person())
     if json:
         print_json(outcome.model_dump(mode="json"))
     else:
-        answers.print("\n".join(outcome.reasons), soft_wrap=True, markup=False)
+        answers.print("\n".join(outcome.reasons), markup=False)

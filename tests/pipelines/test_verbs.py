@@ -85,7 +85,7 @@ def test_a_sweep_names_its_points_everywhere(place: Place) -> None:
         ["runs"],
         ["dataset", "show", "DATASET"],
         ["dataset", "validate", "DATASET", "--way", 3, "--query", 3],
-        ["evaluate", "few-shot@champion", "DATASET", "--episodes", 20],
+        ["evaluate", "few-shot@champion", "DATASET", "--episodes", 20, "--seed", 100_000],
         ["compare", "models:/few-shot/1", "models:/few-shot/2", "DATASET", "--episodes", 20],
         ["predict", "few-shot@champion", "--support", "SUPPORT", "--query", "SUPPORT"],
     ],
@@ -99,7 +99,7 @@ def test_a_verb_answers_in_a_table_or_in_json(place: Place, tmp_path: Path, verb
     table, answer = place(*arguments), place(*arguments, "--json")
     assert (table.status, answer.status) == (0, 0), table.errors + answer.errors
     assert table.output.strip()
-    if verb[0] in ("learners", "doctor", "models", "runs", "compare"):
+    if verb[0] in ("learners", "doctor", "models", "runs", "evaluate", "compare"):
         assert max(map(len, table.output.splitlines())) <= 80, table.output
     assert json.loads(answer.output)
     if verb[0] == "predict":
@@ -128,6 +128,67 @@ def test_a_rollback_and_a_promotion_with_their_reasons(place: Place) -> None:
     standing = place("promote", "few-shot@champion", "--dataset", "/nowhere", "--json")
     assert standing.status == 0, standing.errors
     assert "already" in standing.json["reasons"][0]
+    why = "it confuses b and d on the new camera, and nobody on the line has noticed that since last week"
+    back = place("rollback", "few-shot", "--reason", why)
+    assert back.status == 0, back.errors
+    assert why in " ".join(back.output.split())
+    strict = place("promote", "models:/few-shot/2", "--set", "gate.min_difference=0.99", "--episodes", 20)
+    assert strict.status == 1, strict.errors
+    lines = strict.output.splitlines()
+    assert lines[0] == "models:/few-shot/2 is not promoted:"
+    assert all(line.startswith(("  - ", "    ")) for line in lines[1:])
+    assert any(line.startswith("    ") for line in lines[1:])
+    assert max(map(len, [*lines, *back.output.splitlines()])) <= 80
+
+
+def test_a_version_goes_to_another_registry_under_another_name_where_the_gate_decides(
+    place: Place, metalearn: Run, tmp_path: Path
+) -> None:
+    production = f"sqlite:///{tmp_path}/production/mlflow.db"
+    copied = place("promote", "models:/few-shot/1", "--to", production, "--to-name", "live", "--json")
+    assert copied.status == 0, copied.errors
+    assert (copied.json["name"], copied.json["version"]) == ("live", "1")
+    there = {"MLFLOW_TRACKING_URI": production}
+    (listed,) = metalearn("models", "--json", "--workdir", tmp_path / "there", **there).json["models"]
+    assert (listed["name"], listed["aliases"]) == ("live", ["candidate"])
+    assert listed["bundle_digest"] == copied.json["bundle_digest"]
+    assert "live" not in {entry["name"] for entry in place("models", "--json").json["models"]}
+    options = ("--dataset", place.dataset, "--episodes", 20, "--json", "--workdir", tmp_path / "there")
+    decided = metalearn("promote", "live@candidate", *options, **there)
+    assert decided.status == 0, decided.errors
+    assert "there is no champion" in " ".join(decided.json["reasons"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--force"], "--force and --reason go together"),
+        (["--force", "--reason", " "], "--force and --reason go together"),
+        (["--reason", "it is better"], "--force and --reason go together"),
+        (["--to-name", "live"], "--to-name: wants --to"),
+        (["--to", "sqlite:///x.db", "--force", "--reason", "it is better"], "no gate decides: leave out --force"),
+        (["--to", "sqlite:///x.db", "--seed", 0], "no gate decides: leave out --force"),
+    ],
+)
+def test_options_of_promote_that_do_not_go_together_are_told_before_any_work(
+    metalearn: Run, tmp_path: Path, options: list[object], words: str
+) -> None:
+    answer = metalearn("promote", "few-shot@candidate", *options, "--workdir", tmp_path / "work")
+    assert answer.status == 2
+    assert words in answer.errors
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    "verb", [("promote", "few-shot@candidate"), ("rollback", "few-shot")], ids=lambda verb: verb[0]
+)
+def test_a_server_that_is_away_from_the_start_moved_nothing(
+    metalearn: Run, tmp_path: Path, verb: tuple[str, str]
+) -> None:
+    answer = metalearn(*verb, "--workdir", tmp_path / "work", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert answer.status == 1
+    assert "http://127.0.0.1:9 does not answer" in answer.errors
+    assert answer.errors.rstrip().endswith("; nothing was moved")
 
 
 def test_compile_writes_the_pipeline(metalearn: Run, tmp_path: Path) -> None:
