@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.data.shape import TaskSpan
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.storage import file_digest, json_bytes, new_folder, read_json, write_bytes
-from metalearn_core.storage.objects import is_address
 from metalearn_core.storage.place import Place
 
 if TYPE_CHECKING:
@@ -33,9 +31,6 @@ FORMAT_VERSION = 1
 _REQUIRED = (DESCRIPTION_NAME, WEIGHTS_NAME)
 _CONTENT = (*_REQUIRED, IMAGES_NAME, ADAPTED_NAME, ADAPTED_TENSORS_NAME)
 _IMAGES_TENSOR = "fingerprints"
-_REGISTERED = re.compile(
-    r"(?:models:/)?(?P<name>[^/@:]+)@(?P<alias>[^/@:]+)|models:/(?P<name_>[^/@:]+)/(?P<version>[0-9]+)"
-)
 
 
 class DamagedError(MetalearnError):
@@ -354,37 +349,3 @@ def fetched(place: Place) -> Path:
         if name not in listed:
             (place.folder / name).unlink(missing_ok=True)
     return place.folder
-
-
-def registered_address(address: str) -> tuple[str, str] | None:
-    """Return the name, and the alias or version, of an address in MLflow's registry; None for any other address."""
-    parts = _REGISTERED.fullmatch(address)
-    if parts is None:
-        return None
-    return parts["name"] or parts["name_"], parts["alias"] or parts["version"]
-
-
-def resolve_model(address: str | Path) -> Path:
-    """Return the bundle folder of a model, from MLflow's registry where the address names one there.
-
-    Args:
-        address: a bundle's folder or `s3://` address; `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION` of
-            the registry that MLFLOW_TRACKING_URI points to (fetched into a temporary folder that this process removes
-            at its end).
-
-    Raises:
-        MetalearnError: there is no such folder, name, alias or version; the line names those that exist.
-    """
-    text = str(address)
-    if text and Path(text).is_dir():
-        return Path(text)
-    if registered := _REGISTERED.fullmatch(text):
-        from metalearn_core.bundle_fetch import fetch_bundle
-
-        return fetch_bundle(registered["name"] or registered["name_"], registered["alias"], registered["version"])
-    if is_address(text):
-        return fetched(Place.at(text))
-    wanted = "wanted a bundle's folder or s3:// address, NAME@ALIAS or models:/NAME/VERSION"
-    if "@" in text or ":" in text or not text:
-        raise UsageError(f"model {text!r}: is no address of a model: {wanted}")
-    raise MetalearnError(f"model {text!r}: there is no such folder; {wanted}")

@@ -1,17 +1,23 @@
-"""Bundles of registered models: from a name with an alias or a version to a folder on this machine."""
+"""From what a person calls a model to the folder of its bundle: a path, a place in a bucket, a registered version."""
 
 import atexit
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from metalearn_core.bundle import DESCRIPTION_NAME, DamagedError, verify_bundle
-from metalearn_core.errors import MetalearnError, unknown
+from metalearn_core.bundle import DESCRIPTION_NAME, DamagedError, fetched, verify_bundle
+from metalearn_core.errors import MetalearnError, UsageError, unknown
+from metalearn_core.storage.objects import is_address
+from metalearn_core.storage.place import Place
 from metalearn_core.tracking_server import client, explained, is_missing, quiet_mlflow, shown, tracking_uri
 
 LARGEST_VERSION = 2**31 - 1
 DIGEST_TAG = "bundle_digest"
+_REGISTERED = re.compile(
+    r"(?:models:/)?(?P<name>[^/@:]+)@(?P<alias>[^/@:]+)|models:/(?P<name_>[^/@:]+)/(?P<version>[0-9]+)"
+)
 
 
 class NoSuchVersionError(MetalearnError):
@@ -92,3 +98,35 @@ def registered_model(mlflow_client: Any, name: str) -> Any:
         if known:
             raise unknown("model", name, known) from None
         raise MetalearnError(f"unknown model {name!r}: nothing is registered at {shown(tracking_uri())}") from None
+
+
+def registered_address(address: str) -> tuple[str, str] | None:
+    """Return the name, and the alias or version, of an address in MLflow's registry; None for any other address."""
+    parts = _REGISTERED.fullmatch(address)
+    if parts is None:
+        return None
+    return parts["name"] or parts["name_"], parts["alias"] or parts["version"]
+
+
+def resolve_model(address: str | Path) -> Path:
+    """Return the bundle folder of a model, from MLflow's registry where the address names one there.
+
+    Args:
+        address: a bundle's folder or `s3://` address; `NAME@ALIAS`, `models:/NAME@ALIAS` or `models:/NAME/VERSION` of
+            the registry that MLFLOW_TRACKING_URI points to (fetched into a temporary folder that this process removes
+            at its end).
+
+    Raises:
+        MetalearnError: there is no such folder, name, alias or version; the line names those that exist.
+    """
+    text = str(address)
+    if text and Path(text).is_dir():
+        return Path(text)
+    if registered := _REGISTERED.fullmatch(text):
+        return fetch_bundle(registered["name"] or registered["name_"], registered["alias"], registered["version"])
+    if is_address(text):
+        return fetched(Place.at(text))
+    wanted = "wanted a bundle's folder or s3:// address, NAME@ALIAS or models:/NAME/VERSION"
+    if "@" in text or ":" in text or not text:
+        raise UsageError(f"model {text!r}: is no address of a model: {wanted}")
+    raise MetalearnError(f"model {text!r}: there is no such folder; {wanted}")

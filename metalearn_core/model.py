@@ -17,10 +17,10 @@ from metalearn_core.bundle import (
     SUMS_NAME,
     BundleDescription,
     load_bundle,
-    resolve_model,
     verify_bundle,
     write_bundle,
 )
+from metalearn_core.bundle_fetch import resolve_model
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.examples import to_examples
 from metalearn_core.explanation.adaptation import Adaptation, explain_adaptation

@@ -57,7 +57,7 @@ class Workdir:
         Raises:
             MetalearnError: the tracking store does not answer.
         """
-        from metalearn_core.bundle import registered_address
+        from metalearn_core.bundle_fetch import registered_address
 
         if any(registered_address(model) for model in models):
             self.open_tracking()

@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,20 @@ FORBIDDEN = {
 HEAVY = ("mlflow", "kfp", "great_expectations", "matplotlib", "sklearn")
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
+def imports(path: Path, *, top_level_only: bool = False, of_types: bool = True) -> Iterator[str]:
+    """Yield the modules that a file imports; of `from metalearn_core import x` the module x."""
     tree = ast.parse(path.read_text())
+    guarded = [
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    ]
+    types = {id(node) for guard in guarded for node in ast.walk(guard)}
     for node in tree.body if top_level_only else ast.walk(tree):
+        if not of_types and id(node) in types:
+            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "metalearn_core":
+            yield from (f"metalearn_core.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
 
@@ -55,6 +65,24 @@ def test_imports_go_down_only(folder: str) -> None:
     for path in (ROOT / folder).rglob("*.py"):
         for name in imports(path):
             assert not name.startswith(FORBIDDEN[folder]), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_no_part_of_the_core_needs_itself_by_way_of_others() -> None:
+    """A part is a folder of metalearn_core or a module beside them; imports inside functions count, those of types not.
+
+    `static_order` names the circle where there is one.
+    """
+    needed: dict[str, set[str]] = {}
+    for path in (ROOT / "metalearn_core").rglob("*.py"):
+        part = _part(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        found = {_part(name) for name in imports(path, of_types=False) if name.startswith("metalearn_core.")}
+        needed.setdefault(part, set()).update(found - {part})
+    assert list(TopologicalSorter(needed).static_order())
+    assert {"data", "learners", "bundle", "bundle_fetch", "promotion"} <= needed.keys()
+
+
+def _part(module: str) -> str:
+    return module.split(".")[1]
 
 
 def test_heavy_libraries_are_imported_only_where_they_are_used() -> None:

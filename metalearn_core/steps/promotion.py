@@ -152,7 +152,8 @@ def promote_model(
         MetalearnError: there is no such model, or its dataset is not where it was.
     """
     from metalearn_core import promotion
-    from metalearn_core.bundle import read_bundle, registered_address, resolve_model
+    from metalearn_core.bundle import read_bundle
+    from metalearn_core.bundle_fetch import registered_address, resolve_model
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.evaluation.evaluate import make_protocol
 

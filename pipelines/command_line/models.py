@@ -182,7 +182,8 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Evaluate a model on seeded episodes: accuracy with intervals, overall and by domain; in regression, its error."""
-    from metalearn_core.bundle import load_bundle, read_bundle, resolve_model
+    from metalearn_core.bundle import load_bundle, read_bundle
+    from metalearn_core.bundle_fetch import resolve_model
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.tasks import open_tasks
     from metalearn_core.evaluation import evaluate as evaluation
@@ -258,7 +259,8 @@ def compare(
     json: JsonOption = False,
 ) -> None:
     """Compare two models on the same episodes: the difference with its interval."""
-    from metalearn_core.bundle import read_bundle, resolve_model, verify_bundle
+    from metalearn_core.bundle import read_bundle, verify_bundle
+    from metalearn_core.bundle_fetch import resolve_model
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.errors import UsageError
     from metalearn_core.evaluation.compare import compare_bundles

@@ -145,7 +145,7 @@ def _copy(model: str, to: str | None, to_name: str | None, workdir: Path, json: 
     """Copy a version to another registry."""
     from dataclasses import asdict
 
-    from metalearn_core.bundle import registered_address
+    from metalearn_core.bundle_fetch import registered_address
     from metalearn_core.errors import UsageError
     from metalearn_core.registry_copy import copy_version
 

@@ -143,7 +143,7 @@ def export(
     json: JsonOption = False,
 ) -> None:
     """Write the embedding backbone as ONNX and as torch.export, each checked against the model."""
-    from metalearn_core.bundle import resolve_model
+    from metalearn_core.bundle_fetch import resolve_model
     from metalearn_core.export import export_backbone
 
     workdir_at(workdir).open_for(model)

@@ -17,11 +17,11 @@ from metalearn_core.bundle import (
     load_bundle,
     read_bundle,
     read_training_images,
-    resolve_model,
     save_bundle,
     send_bundle,
     verify_bundle,
 )
+from metalearn_core.bundle_fetch import resolve_model
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import MetalearnError, UsageError
