@@ -41,6 +41,13 @@ def invalid(what: str, error: "ValidationError", model: "type[BaseModel]") -> Us
     return UsageError(f"{what} {name}: got {first['input']!r}: {first['msg'].lower()}")
 
 
+def complaint(error: "ValidationError") -> str:
+    """Return pydantic's first complaint about what was read: the field, where it is about one, and what is wrong."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"])
+    return f"{field}: {first['msg'].lower()}" if field else first["msg"].lower()
+
+
 def one_line(error: BaseException) -> str:
     """Return an error as the one line that a person reads, whatever raised it.
 

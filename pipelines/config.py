@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from metalearn_core.data.manifest import LARGEST_SEED, BuildOptions
 from metalearn_core.data.shape import ClassSpan, TaskSpan
-from metalearn_core.data.sources import GLYPHS
+from metalearn_core.data.sources.open import GLYPHS
 from metalearn_core.errors import UsageError, invalid, unknown
 from metalearn_core.storage import read_file
 from metalearn_core.storage.objects import is_address
@@ -278,7 +278,7 @@ def check_source(config: RunConfig) -> None:
         MetalearnError: the source or a file is not there, or cannot be read.
     """
     from metalearn_core.data.build import earlier_build
-    from metalearn_core.data.sources import open_source
+    from metalearn_core.data.sources.open import open_source
     from metalearn_core.steps.data import build_options, earlier_place
 
     opened = open_source(config.source)

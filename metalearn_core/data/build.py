@@ -3,7 +3,7 @@
 import itertools
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -28,8 +28,8 @@ from metalearn_core.data.manifest import (
 from metalearn_core.data.moments import merge
 from metalearn_core.data.rotations import ClassMeans, distinct_rotations
 from metalearn_core.data.shards import HASH_BYTES, ClassBlock, ShardWriter, examples_digest
-from metalearn_core.data.sources import open_source
 from metalearn_core.data.sources.contract import Color, Item, Loader, Origin, Source, SourceClass
+from metalearn_core.data.sources.open import open_source
 from metalearn_core.data.splits import read_split_file
 from metalearn_core.data.spool import ClassSpool, SpooledClass
 from metalearn_core.data.workers import map_in_order
@@ -82,7 +82,11 @@ def build_dataset(
 
 
 def require_new_folder(out: Path, source: str = "") -> None:
-    """Raise a UsageError where something is at `out` already, or where it lies within the source."""
+    """Raise a UsageError where `out` is taken, cannot be replaced by a new folder, or lies within the source."""
+    if out.is_mount():
+        raise UsageError(f"{out}: is a mount point, which no folder can take the place of: choose a folder below it")
+    if out.is_symlink() and not out.exists():
+        raise UsageError(f"{out}: is a link that points to nothing: choose another folder, or remove it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: is there already and not empty: choose another folder, or remove it")
     if source and Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve()):
@@ -116,11 +120,8 @@ def _build(
     opened.bring(classes)
     if workers is None:
         workers = available_cores() if sum(len(found.items) for found in classes) >= FEW else 1
-    color = _resolve_color(opened, classes, options, workers)
-    if opened.modality == "image":
-        options = options.model_copy(update={"color": color})
+    options, loader = prepared(opened, classes, options, workers)
     with closing(ClassSpool(scratch)) as spool:
-        loader = opened.loader(options.image_size, color)
         unreadable = decode_classes(classes, loader, spool, workers)
         judge_unreadable(opened.location, unreadable, sum(len(found.items) for found in classes), options)
         manifest = commit_dataset(opened.origin, folder, spool, unreadable, options, earlier)
@@ -154,6 +155,16 @@ def require_classes(source: str, names: Sequence[str]) -> None:
             raise MetalearnError(f"source {source!r}: two classes are named {one!r}")
 
 
+def prepared(
+    source: Source, classes: Sequence[SourceClass], options: BuildOptions, workers: int
+) -> tuple[BuildOptions, Loader]:
+    """Return the options, with the colour of images chosen, and what decodes a source's items by them."""
+    color = _resolve_color(source, classes, options, workers)
+    if source.modality == "image":
+        options = options.model_copy(update={"color": color})
+    return options, source.loader(options.image_size, color)
+
+
 def _resolve_color(source: Source, classes: Sequence[SourceClass], options: BuildOptions, workers: int) -> Color:
     """Return the colour: where left open, grey if every image is; reading headers costs little beside decoding."""
     if options.color != "auto":
@@ -166,7 +177,7 @@ def _resolve_color(source: Source, classes: Sequence[SourceClass], options: Buil
 
 
 def decode_classes(classes: Sequence[SourceClass], loader: Loader, spool: ClassSpool, workers: int) -> list[Unreadable]:
-    """Decode classes, one after the other, into the spool; return what could not be read."""
+    """Decode classes, one after the other, into the spool; return what could not be read, by path."""
     total = sum(len(found.items) for found in classes)
     unreadable: list[Unreadable] = []
     last_event = 0.0
@@ -187,7 +198,12 @@ def decode_classes(classes: Sequence[SourceClass], loader: Loader, spool: ClassS
         spool.add(found.name, found.domain, parts)
     for bad in unreadable:
         emit("warning", "build", text=f"{bad.path}: {bad.reason}: left out")
-    return unreadable
+    return by_path(unreadable)
+
+
+def by_path(unreadable: Iterable[Unreadable]) -> list[Unreadable]:
+    """Return what could not be read in an order that does not depend on who found it."""
+    return sorted(unreadable, key=lambda bad: (bad.path, bad.reason))
 
 
 def _chunks(classes: Sequence[SourceClass]) -> Iterator[Sequence[Item]]:

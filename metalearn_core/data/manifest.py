@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.errors import MetalearnError, UsageError, complaint
 from metalearn_core.storage import read_json, text_digest
 from metalearn_core.storage.place import Place
 
@@ -183,9 +183,7 @@ def read_manifest(location: str | Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "manifest"
-        raise MetalearnError(f"episode dataset: {path} is damaged: {field}: {first['msg'].lower()}") from None
+        raise MetalearnError(f"episode dataset: {path} is damaged: {complaint(error)}") from None
     if manifest.digest != content_digest(manifest.spec, manifest.options, manifest.rasteriser, manifest.classes):
         raise MetalearnError(
             f"episode dataset: {path} is damaged: its digest does not fit its content: build the dataset again"

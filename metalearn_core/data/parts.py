@@ -11,10 +11,12 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from metalearn_core.data.build import (
+    by_path,
     commit_dataset,
     decode_classes,
     earlier_build,
     judge_unreadable,
+    prepared,
     require_classes,
     require_new_folder,
     there_now,
@@ -23,10 +25,10 @@ from metalearn_core.data.build_folder import private_folder
 from metalearn_core.data.decode import Decoded
 from metalearn_core.data.manifest import MANIFEST_NAME, BuildOptions, Manifest, Record, Shard, Unreadable
 from metalearn_core.data.shards import HASH_BYTES, ClassBlock, ShardWriter, read_class, verify_shard
-from metalearn_core.data.sources import open_source
 from metalearn_core.data.sources.contract import Origin
+from metalearn_core.data.sources.open import open_source
 from metalearn_core.data.spool import ClassSpool
-from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.errors import MetalearnError, UsageError, complaint
 from metalearn_core.resources import available_cores
 from metalearn_core.storage import named_errors, read_json, write_json
 
@@ -47,7 +49,7 @@ class Part(Record):
 
     Attributes:
         location, default_split_by, rasteriser: of the source.
-        fingerprint: of the source when the part was made: parts of one build have the same.
+        fingerprint: of the source's listing when the part was made: parts of one build have the same.
         options: of the whole build.
         number, of: this part is the `number`-th, from 0, of so many: classes number, number + of, … by name.
         total: examples that were tried.
@@ -102,13 +104,13 @@ def build_part(
 
     Raises:
         UsageError: an option is wrong, or the colour is left open.
-        MetalearnError: the source is missing, empty, or of one class only.
+        MetalearnError: the source is missing, empty, of one class only, or was changed while it was read.
     """
     require_new_folder(out, source)
     opened = open_source(source)
+    before, fingerprint = opened.fingerprint(), opened.listing_digest()
     if options.color == "auto" and opened.grey_test() is not None:
         raise UsageError("color: a part of a build does not see every image: give grey or rgb")
-    options = options.model_copy(update={"color": "grey" if options.color == "auto" else options.color})
     with named_errors(out), private_folder(out) as folder:
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -116,15 +118,16 @@ def build_part(
         require_classes(opened.location, [found.name for found in classes])
         mine = classes[number::of]
         opened.bring(mine)
+        workers = workers or available_cores()
+        options, loader = prepared(opened, mine, options, workers)
         with closing(ClassSpool(scratch)) as spool:
-            loader = opened.loader(options.image_size, "rgb" if options.color == "rgb" else "grey")
-            unreadable = decode_classes(mine, loader, spool, workers or available_cores())
+            unreadable = decode_classes(mine, loader, spool, workers)
             entries, shards = _write(spool, folder)
             part = Part(
                 location=opened.location,
                 default_split_by=opened.default_split_by,
                 rasteriser=opened.rasteriser,
-                fingerprint=opened.fingerprint(),
+                fingerprint=fingerprint,
                 options=options,
                 number=number,
                 of=of,
@@ -135,6 +138,8 @@ def build_part(
                 shards=shards,
                 unreadable=tuple(unreadable),
             )
+        if open_source(source).fingerprint() != before:
+            raise MetalearnError(f"source {source!r}: was changed while it was read: start again when it is complete")
         shutil.rmtree(scratch)
         write_json(folder / PART_NAME, part.model_dump(mode="json"))
     return part
@@ -163,7 +168,7 @@ def merge_parts(parts: Sequence[Path], out: Path, *, split_from: Path | None = N
         with closing(ClassSpool(scratch)) as spool:
             for name, domain, blocks in _classes(described):
                 spool.add(name, domain, blocks)
-            unreadable = sorted((bad for _, part in described for bad in part.unreadable), key=lambda bad: bad.path)
+            unreadable = by_path(bad for _, part in described for bad in part.unreadable)
             judge_unreadable(first.location, unreadable, sum(part.total for _, part in described), first.options)
             manifest = commit_dataset(origin, folder, spool, unreadable, first.options, earlier)
         shutil.rmtree(scratch)
@@ -180,8 +185,7 @@ def read_part(folder: Path) -> Part:
     try:
         part = Part.model_validate(read_json(folder / PART_NAME, "part of a build"))
     except ValidationError as error:
-        first = error.errors()[0]
-        raise MetalearnError(f"part of a build: {folder / PART_NAME} is damaged: {first['msg'].lower()}") from None
+        raise MetalearnError(f"part of a build: {folder / PART_NAME} is damaged: {complaint(error)}") from None
     for shard in part.shards:
         verify_shard(folder, shard)
     return part
@@ -209,7 +213,7 @@ def _described(folders: Sequence[Path]) -> list[tuple[Path, Part]]:
         raise UsageError("merge: there are no parts")
     first = found[0][1]
     for folder, part in found:
-        for name in ("of", "options", "fingerprint", "location"):
+        for name in ("of", "options", "fingerprint"):
             if getattr(part, name) != getattr(first, name):
                 raise UsageError(f"{folder}: belongs to another build than {found[0][0]}: its {name} is another")
     numbers = [part.number for _, part in found]

@@ -3,7 +3,7 @@
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from metalearn_core.data.sources import GLYPHS
+from metalearn_core.data.sources.open import GLYPHS
 from metalearn_core.errors import UsageError
 from metalearn_core.storage.objects import Prefix, is_address
 from pipelines.cluster.placement import Placement

@@ -89,6 +89,10 @@ class BucketFolderSource(FolderSource):
         """Digest the listing."""
         return self._listing.fingerprint()
 
+    def listing_digest(self) -> str:
+        """Digest the listing: it is the same on every machine."""
+        return self._listing.fingerprint()
+
 
 def _folders(root: str, names: Sequence[str]) -> list[ImageFolder]:
     """Return the folder that the classes stand in, and then all below it, as they would be on a disk."""

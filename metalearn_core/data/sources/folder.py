@@ -66,18 +66,36 @@ class FolderSource(Source):
 
     def fingerprint(self) -> str:
         """Digest the paths, sizes and times of all images."""
+        return self._digest(str(self.path), file_state)
+
+    def listing_digest(self) -> str:
+        """Digest the names, sizes and times of all images, as far as copies keep them."""
+        return self._digest("", copied_state)
+
+    def _digest(self, root: str, state_of: Callable[[str | Path], object]) -> str:
         digest = hashlib.sha256()
         for folder in sorted(_walk(str(self.path)), key=lambda folder: folder.parts):
             for name in folder.images:
-                path = os.path.join(folder.path, name)  # noqa: PTH118
                 state: object
                 try:
-                    status = os.stat(path)  # noqa: PTH116
-                    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+                    state = state_of(os.path.join(folder.path, name))  # noqa: PTH118
                 except OSError as error:
                     state = error.errno
-                digest.update(os.fsencode(path) + b"\0" + repr(state).encode() + b"\0")
+                named = "/".join([root, *folder.parts, name])
+                digest.update(os.fsencode(named) + b"\0" + repr(state).encode() + b"\0")
         return digest.hexdigest()
+
+
+def file_state(path: str | Path) -> tuple[int, ...]:
+    """Return what changes when a file is written."""
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def copied_state(path: str | Path) -> tuple[int, ...]:
+    """Return what a copy of a file has in common with it: archives keep whole seconds."""
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_size, int(status.st_mtime)
 
 
 def classes_of(location: str, folders: Sequence[ImageFolder]) -> list[SourceClass]:

@@ -273,6 +273,32 @@ def test_what_is_there_already_is_not_overwritten(image_folder: Path, tmp_path: 
     assert (tmp_path / "mine").read_text() == "precious"
 
 
+def test_a_link_to_an_empty_folder_stays_and_leads_to_the_dataset(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "empty").mkdir(parents=True)
+    (tmp_path / "out").symlink_to(tmp_path / "elsewhere" / "empty")
+    manifest = build_dataset(str(image_folder), tmp_path / "out", OPTIONS)
+    assert (tmp_path / "out").is_symlink()
+    assert EpisodeDataset.open(tmp_path / "elsewhere" / "empty").digest == manifest.digest
+    assert sorted(path.name for path in tmp_path.rglob(".*")) == []
+
+
+@pytest.mark.parametrize(
+    ("pretend", "message"), [("mount", "is a mount point"), ("link", "is a link that points to nothing")]
+)
+def test_what_no_folder_can_take_the_place_of_is_refused_before_anything_is_decoded(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pretend: str, message: str
+) -> None:
+    out = tmp_path / "out"
+    if pretend == "mount":
+        out.mkdir()
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == out)  # only root can mount
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr("metalearn_core.data.build.decode_classes", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(UsageError, match=message):
+        build_dataset(str(image_folder), out, OPTIONS)
+
+
 def test_omniglot_has_964_characters_of_30_alphabets(tmp_path: Path) -> None:
     location = os.environ.get("METALEARN_OMNIGLOT")
     if not location:

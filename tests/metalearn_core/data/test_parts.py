@@ -2,11 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from metalearn_core.data.build import build_dataset
+from metalearn_core.data.build import build_dataset, decode_classes
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import BuildOptions
 from metalearn_core.data.parts import build_part, merge_parts
@@ -43,6 +48,54 @@ def test_merged_parts_are_the_dataset_of_a_build_at_once(source: Path, tmp_path:
     assert one.example_ids(rows) == other.example_ids(rows)
 
 
+def test_merged_parts_of_vectors_are_the_dataset_of_a_build_at_once(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(40, 3)).tolist()
+    rows = {"features": [*values, [1.0], [2.0]], "class": [f"c{i % 8}" for i in range(42)]}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    for name, options in (("auto", BuildOptions()), ("rgb", BuildOptions(color="rgb"))):
+        whole = build_dataset(str(tmp_path / "x.parquet"), tmp_path / name / "whole", options)
+        parts = parts_of(tmp_path / "x.parquet", tmp_path / name, 3, options)
+        assert merge_parts(parts, tmp_path / name / "merged") == whole
+
+
+def test_parts_of_equal_copies_make_one_dataset(source: Path, tmp_path: Path) -> None:
+    copies = [Path(shutil.copytree(source, tmp_path / name / "source")) for name in ("one", "other")]
+    parts = [tmp_path / f"part{number}" for number in range(2)]
+    for number, copy in enumerate(copies):
+        build_part(str(copy), parts[number], OPTIONS, number, 2, workers=1)
+    assert merge_parts(parts, tmp_path / "merged").digest == build_dataset(str(source), tmp_path / "o", OPTIONS).digest
+
+
+def test_parts_of_two_states_of_a_source_are_refused(source: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "source"))
+    build_part(str(copy), tmp_path / "part0", OPTIONS, 0, 2, workers=1)
+    image = next(copy.rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b"more")
+    build_part(str(copy), tmp_path / "part1", OPTIONS, 1, 2, workers=1)
+    with pytest.raises(UsageError, match="its fingerprint is another"):
+        merge_parts([tmp_path / "part0", tmp_path / "part1"], tmp_path / "out")
+
+
+def test_a_source_that_changes_while_it_is_read_makes_no_part(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(source, tmp_path / "source"))
+    image = next(copy.rglob("*.png"))
+
+    def interrupted(decode: Callable[..., Any]) -> Callable[..., Any]:
+        def decode_then_write(*arguments: Any) -> Any:
+            found = decode(*arguments)
+            image.write_bytes(image.read_bytes())
+            return found
+
+        return decode_then_write
+
+    monkeypatch.setattr("metalearn_core.data.parts.decode_classes", interrupted(decode_classes))
+    with pytest.raises(MetalearnError, match="was changed while it was read"):
+        build_part(str(copy), tmp_path / "part", OPTIONS, 0, 2, workers=1)
+    assert not (tmp_path / "part").exists()
+
+
 def test_an_earlier_build_keeps_its_splits_in_a_merge(source: Path, dataset_folder: Path, tmp_path: Path) -> None:
     whole = build_dataset(str(source), tmp_path / "whole", OPTIONS, split_from=dataset_folder)
     assert merge_parts(parts_of(source, tmp_path, 2), tmp_path / "merged", split_from=dataset_folder) == whole
@@ -77,7 +130,7 @@ def test_a_damaged_part_is_never_read_as_good(source: Path, tmp_path: Path) -> N
     described = json.loads((first / "part.json").read_text())
     del described["classes"]
     (first / "part.json").write_text(json.dumps(described))
-    with pytest.raises(MetalearnError, match=r"part\.json is damaged"):
+    with pytest.raises(MetalearnError, match=r"part\.json is damaged: classes: field required"):
         merge_parts([first, second], tmp_path / "out")
     with pytest.raises(MetalearnError, match="there is no"):
         merge_parts([tmp_path / "nowhere"], tmp_path / "out")

@@ -8,7 +8,7 @@ from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import BuildOptions, read_manifest
 from metalearn_core.data.parts import build_part
-from metalearn_core.data.sources import open_source
+from metalearn_core.data.sources.open import open_source
 from metalearn_core.errors import MetalearnError
 from metalearn_core.steps.data import build_at, build_episodes, build_options, decode_part
 from metalearn_core.storage.mirror import local_copy

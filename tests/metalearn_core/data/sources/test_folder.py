@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from metalearn_core.data.decode import decode_image
-from metalearn_core.data.sources import open_source
 from metalearn_core.data.sources.contract import SourceClass, UndecodableError
 from metalearn_core.data.sources.folder import readable
+from metalearn_core.data.sources.open import open_source
 from metalearn_core.errors import MetalearnError
 
 

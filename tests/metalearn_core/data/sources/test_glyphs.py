@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from metalearn_core.data.decode import decode_items
-from metalearn_core.data.sources import open_source
 from metalearn_core.data.sources.contract import SourceClass
+from metalearn_core.data.sources.open import open_source
 
 
 @pytest.fixture(scope="module")
