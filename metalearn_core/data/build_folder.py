@@ -1,6 +1,7 @@
 """The folder in which a build works: hidden beside its target, and swept away when its owner was killed."""
 
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from metalearn_core.storage import new_folder
+
+_UNIQUE = "[0-9a-f]" * 32  # what `new_folder` tells its folders apart by; `out.2` is another target than `out`
 
 
 @contextmanager
@@ -17,6 +20,7 @@ def private_folder(path: Path) -> Iterator[Path]:
     A live build holds a lock on its folder, which the system releases however it ends. Folders of dead builds are
     looked for under a lock on the parent folder, so that none is mistaken between being made and being locked.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _opened(path.parent) as parent, new_folder_under_lock(path, parent) as folder:
         yield folder
@@ -54,7 +58,7 @@ def _lock(descriptor: int, *, wait: bool) -> bool:
 
 
 def _sweep(path: Path) -> None:
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.{_UNIQUE}.tmp"):
         with suppress(OSError), _opened(stale) as descriptor:
             if _lock(descriptor, wait=False):
                 shutil.rmtree(stale, ignore_errors=True)

@@ -39,11 +39,14 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Name the file in the system's errors that name none: a disk that is full while a file is written."""
+    """Name the file in the system's errors that name none: a disk that is full while a file is written.
+
+    An error of a library may be an `OSError` without a number: its text says more than a file's name.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 
@@ -104,8 +107,10 @@ def copy_folder(folder: Path, destination: Path) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place when the block ends, and is removed when it raises.
 
-    When another process has put a folder at `path` meanwhile, that one stays: whoever is first wins.
+    When another process has put a folder at `path` meanwhile, that one stays: whoever is first wins. Where `path` is a
+    link, what it points to is replaced.
     """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()

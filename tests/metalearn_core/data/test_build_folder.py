@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,17 @@ def test_a_build_that_is_overtaken_says_so_where_the_other_dataset_differs(
             build_dataset(str(image_folder), out, options)
     assert read_manifest(out) == overtaking[0]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["out", "out[1]"])
+def test_only_what_builds_of_this_target_left_is_swept(tmp_path: Path, name: str) -> None:
+    unique = uuid.uuid4().hex
+    left_behind, others = tmp_path / f".{name}.{unique}.tmp", tmp_path / f".{name}.v2.{unique}.tmp"
+    left_behind.mkdir()
+    others.mkdir()
+    with private_folder(tmp_path / name):
+        assert not left_behind.exists()
+        assert others.exists()
 
 
 def test_a_live_build_is_not_swept_by_another(tmp_path: Path) -> None:

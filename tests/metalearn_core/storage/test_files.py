@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from metalearn_core import storage
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, one_line
 
 
 def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,24 @@ def test_a_file_too_large_for_the_device_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "big")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "refused\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_systems_errors_are_given_the_name_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="space") as caught, storage.named_errors(tmp_path / "x"):
+        raise OSError(28, "No space left on device")
+    assert one_line(caught.value) == f"{tmp_path / 'x'}: no space left on device"
+    with pytest.raises(OSError, match=r"^Corrupt snappy compressed data$"), storage.named_errors(tmp_path / "x"):
+        raise OSError("Corrupt snappy compressed data")
+
+
+def test_a_folder_takes_the_place_of_what_a_link_points_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "empty").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "empty")
+    with storage.new_folder(tmp_path / "link") as folder:
+        (folder / "a").write_text("a")
+    assert (tmp_path / "elsewhere" / "empty" / "a").read_text() == "a"
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["empty"]
 
 
 def test_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
