@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -11,24 +12,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from metalearn_core.data.sources.contract import Color, GreyTest, Item, Loader, Source, SourceClass
-from metalearn_core.data.sources.folder import DEFAULT_DOMAIN, readable
+from metalearn_core.data.sources.folder import DEFAULT_DOMAIN, copied_state, file_state, readable
 from metalearn_core.data.sources.spill import FeatureLoader, Place, SpilledGreyTest, SpilledImageLoader
 from metalearn_core.errors import MetalearnError
 
 LABEL_COLUMNS = ("class", "label")
 _BATCH_ROWS = 256
+_UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError)
 
 
 class TableSource(Source):
     """A Parquet file, or a folder of them; `fingerprint` is that of what they are copies of.
 
     Columns: `image` (bytes of an encoded image, or a struct with `bytes`) or `features` (a list of numbers);
-    `class` or `label` (text or whole numbers); if there, `domain` and `id`. Class names that Hugging Face keeps in the
-    schema are used for whole-numbered labels. The encoded examples are copied to a scratch file, so rows may come in
-    any order and memory holds an index alone.
+    `class` or `label` (text or whole numbers); if there, `domain` and `id`. Class names that Hugging Face keeps in a
+    file's schema are used for its whole-numbered labels; a number without a name, as −1, is then a missing label. The
+    encoded examples are copied to a scratch file, so rows may come in any order and memory holds an index alone.
 
     Raises:
-        MetalearnError: a file is no Parquet, lacks a column, or holds images where the first holds features.
+        MetalearnError: a file is no Parquet, lacks a column, holds images where the first holds features, or has no
+            class names for its numbers where another one has.
     """
 
     def __init__(self, location: str, path: Path, *, fingerprint: str | None = None) -> None:
@@ -42,7 +45,8 @@ class TableSource(Source):
         for file, schema in zip(self.files, schemas, strict=True):
             if self._value not in schema.names:
                 raise MetalearnError(f"source {file}: no column {self._value!r}, as {self.files[0].name} beside it has")
-        self._names = _label_names(schemas[0])
+        self._names = {file: _label_names(schema) for file, schema in zip(self.files, schemas, strict=True)}
+        self._require_names(schemas)
         self._spill = Path()
         self._sizes: Counter[int] = Counter()
 
@@ -71,32 +75,52 @@ class TableSource(Source):
 
     def fingerprint(self) -> str:
         """Digest the paths, sizes and times of the files, unless they are copies of something that has its own."""
-        if self._fingerprint is not None:
-            return self._fingerprint
-        states = [(str(file), file.stat()) for file in self.files]
-        identity = [(path, state.st_size, state.st_mtime_ns, state.st_ctime_ns) for path, state in states]
-        return hashlib.sha256(repr(identity).encode()).hexdigest()
+        return self._fingerprint or _digest([(str(file), *file_state(file)) for file in self.files])
+
+    def listing_digest(self) -> str:
+        """Digest the names, sizes and times of the files as far as copies keep them, or what they are copies of."""
+        return self._fingerprint or _digest([(file.name, *copied_state(file)) for file in self.files])
+
+    def _require_names(self, schemas: Sequence[Any]) -> None:
+        """Raise a MetalearnError where of two files with numbers for labels only one says what the numbers mean."""
+        named = next((file for file in self.files if self._names[file]), None)
+        for file, schema in zip(self.files, schemas, strict=True):
+            if named and not self._names[file] and _has_numbers(schema):
+                raise MetalearnError(f"source {file}: has no names for its classes, as {named.name} beside it has")
 
     def _rows(self, file: Path, spill: BinaryIO) -> Iterator[tuple[str, str, Item]]:
         """Copy the examples of a file to the spill; yield class, domain and item of each row."""
         row = 0
+        for columns in self._batches(file):
+            for cells in zip(*columns.values(), strict=True):
+                try:
+                    found = self._row(file, row, dict(zip(columns, cells, strict=True)), spill)
+                except UnicodeDecodeError:
+                    raise MetalearnError(f"source {file}: row {row} has text that is not UTF-8") from None
+                yield found
+                row += 1
+
+    def _batches(self, file: Path) -> Iterator[dict[str, Any]]:
+        """Yield the columns that count by name, some rows at a time."""
+        row = 0
         try:
             with pq.ParquetFile(file) as table:
-                label = _label_column(table.schema_arrow)
-                wanted = [name for name in (self._value, label, "domain", "id") if name in table.schema_arrow.names]
+                label, names = _label_column(table.schema_arrow.names), table.schema_arrow.names
+                wanted = [name for name in (self._value, label, "domain", "id") if name in names]
                 for batch in table.iter_batches(_BATCH_ROWS, columns=wanted):
-                    columns = {name: batch.column(name) for name in wanted}
-                    for position in range(batch.num_rows):
-                        yield self._row(file, row, {n: column[position] for n, column in columns.items()}, label, spill)
-                        row += 1
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-            raise MetalearnError(f"source {file}: is damaged near row {row}: {str(error).splitlines()[0]}") from None
+                    yield {name: batch.column(name) for name in wanted}
+                    row += batch.num_rows
+        except _UNREADABLE as error:
+            raise _unreadable(file, f"is damaged near row {row}", error) from None
 
-    def _row(self, file: Path, row: int, cells: dict[str, Any], label: str, spill: BinaryIO) -> tuple[str, str, Item]:
+    def _row(self, file: Path, row: int, cells: dict[str, Any], spill: BinaryIO) -> tuple[str, str, Item]:
+        label, names = _label_column(cells), self._names[file]
         given = cells[label].as_py()
         if given is None:
             raise MetalearnError(f"source {file}: row {row} has no {label}")
-        name = readable(self._names.get(given, str(given)))
+        if names and given not in names:
+            raise MetalearnError(f"source {file}: row {row} has no {label}: {given} is none of its {len(names)} names")
+        name = readable(names.get(given, str(given)))
         domain = cells["domain"].as_py() if "domain" in cells else None
         key = cells["id"].as_py() if "id" in cells else None
         readable_key = readable(f"{file.name}#{row}" if key is None else str(key))
@@ -110,6 +134,8 @@ class TableSource(Source):
         if not cell.is_valid:
             return None
         values = cell.values.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+        if not len(values):
+            return None
         self._sizes[len(values)] += 1
         content: bytes = values.tobytes()
         return content
@@ -122,8 +148,19 @@ def _parquet_files(folder: Path) -> list[Path]:
 def _read_schema(file: Path) -> Any:
     try:
         return pq.read_schema(file)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise MetalearnError(f"source {file}: is no Parquet file: {str(error).splitlines()[0]}") from None
+    except _UNREADABLE as error:
+        raise _unreadable(file, "is no Parquet file", error) from None
+
+
+def _unreadable(file: Path, what: str, error: Exception) -> Exception:
+    """Return the error for a file that pyarrow does not read: the system's own, named, where that is what refused."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return OSError(error.errno, os.strerror(error.errno), str(file))
+    return MetalearnError(f"source {file}: {what}: {str(error).splitlines()[0]}")
+
+
+def _digest(identity: Sequence[tuple[str | int, ...]]) -> str:
+    return hashlib.sha256(repr(list(identity)).encode()).hexdigest()
 
 
 def _require_columns(file: Path, schema: Any) -> None:
@@ -143,7 +180,7 @@ def _require_columns(file: Path, schema: Any) -> None:
             raise MetalearnError(f"source {file}: column 'image' is {kind}, expected the bytes of encoded images")
     elif not _is_number(getattr(kind := schema.field("features").type, "value_type", None)):
         raise MetalearnError(f"source {file}: column 'features' is {kind}, expected lists of numbers")
-    label = schema.field(_label_column(schema))
+    label = schema.field(_label_column(schema.names))
     text = label.type.value_type if pa.types.is_dictionary(label.type) else label.type
     if not (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_integer(text)):
         raise MetalearnError(f"source {file}: column {label.name!r} is {label.type}, expected text or whole numbers")
@@ -153,15 +190,22 @@ def _is_number(kind: Any) -> bool:
     return kind is not None and (pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
-def _label_column(schema: Any) -> str:
-    return next(name for name in LABEL_COLUMNS if name in schema.names)
+def _label_column(names: Container[str]) -> str:
+    return next(name for name in LABEL_COLUMNS if name in names)
+
+
+def _has_numbers(schema: Any) -> bool:
+    """Return whether the labels are whole numbers."""
+    return bool(pa.types.is_integer(schema.field(_label_column(schema.names)).type))
 
 
 def _label_names(schema: Any) -> dict[int, str]:
-    """Return the class names that Hugging Face's `ClassLabel` keeps in the schema."""
+    """Return the class names that Hugging Face's `ClassLabel` keeps in the schema for numbers."""
+    if not _has_numbers(schema):
+        return {}
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return dict(enumerate(features[_label_column(schema)]["names"]))
+        return dict(enumerate(features[_label_column(schema.names)]["names"]))
     except (KeyError, TypeError, ValueError):
         return {}
 

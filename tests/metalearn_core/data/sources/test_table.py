@@ -10,7 +10,7 @@ from PIL import Image
 from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import BuildOptions
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, one_line
 
 
 def png(seed: int) -> bytes:
@@ -129,6 +129,79 @@ def test_a_constant_feature_is_not_blown_up(tmp_path: Path) -> None:
     train = dataset.examples[: sum(entry.count for entry in manifest.of_split("train"))].double()
     assert manifest.spec.std[0] == 1
     assert manifest.spec.std[1] == pytest.approx(train[:, 1].std(correction=0).item(), rel=1e-9)
+
+
+def hugging_face(names: list[str]) -> pa.Schema:
+    """Return a schema with class names for whole-numbered labels."""
+    metadata = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+    return pa.schema(
+        [("image", pa.binary()), ("label", pa.int64()), ("id", pa.string())],
+        metadata={"huggingface": json.dumps(metadata)},
+    )
+
+
+def test_each_file_has_its_own_class_names(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    names, rows = ["ant", "bee", "cow", "dog", "eel"], image_rows()
+    reversed_rows = [{**row, "label": 4 - int(str(row["label"]))} for row in rows]
+    whole = build_dataset(write(tmp_path / "one.parquet", rows, hugging_face(names)), tmp_path / "whole")
+    write(folder / "1.parquet", rows[::2], hugging_face(names))
+    write(folder / "2.parquet", reversed_rows[1::2], hugging_face(names[::-1]))
+    assert build_dataset(str(folder), tmp_path / "out").digest == whole.digest
+
+
+def test_a_file_without_class_names_beside_one_that_has_them_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    write(folder / "1.parquet", image_rows(), hugging_face(["ant", "bee", "cow", "dog", "eel"]))
+    write(folder / "2.parquet", image_rows())
+    with pytest.raises(MetalearnError, match=r"2.parquet: has no names for its classes, as 1.parquet beside it has"):
+        build_dataset(str(folder), tmp_path / "out")
+
+
+def test_a_number_without_a_class_name_is_no_label(tmp_path: Path) -> None:
+    rows = [*image_rows(), {"image": png(99), "label": -1, "id": "x"}]
+    with pytest.raises(MetalearnError, match="row 20 has no label: -1 is none of its 5 names"):
+        build_dataset(write(tmp_path / "t.parquet", rows, hugging_face(list("abcde"))), tmp_path / "named")
+    plain = build_dataset(write(tmp_path / "p.parquet", rows), tmp_path / "plain", BuildOptions(min_examples=1))
+    assert "-1" in {entry.name for entry in plain.classes}
+
+
+def test_rows_of_empty_features_are_unreadable(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"features": [], "class": "ab"[i % 2]} for i in range(6)]
+    schema = pa.schema([("features", pa.list_(pa.float32())), ("class", pa.string())])
+    with pytest.raises(MetalearnError, match=r"6 of 6 examples .* the first: f.parquet#0: has no features"):
+        build_dataset(write(tmp_path / "f.parquet", rows, schema), tmp_path / "out")
+    rows += [{"features": [float(i), 1.0], "class": "ab"[i % 2]} for i in range(4)]
+    built = build_dataset(write(tmp_path / "g.parquet", rows, schema), tmp_path / "o", BuildOptions(max_unreadable=0.9))
+    assert built.spec.example_shape == (2,)
+
+
+def test_text_that_is_not_utf_8_is_named_by_its_row(tmp_path: Path) -> None:
+    label = pa.array([b"a", b"b\xff", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": [png(k) for k in range(3)], "class": label}), tmp_path / "t.parquet")
+    with pytest.raises(MetalearnError, match=r"t.parquet: row 1 has text that is not UTF-8"):
+        build_dataset(str(tmp_path / "t.parquet"), tmp_path / "out")
+
+
+def test_a_file_with_a_damaged_page_is_named(tmp_path: Path) -> None:
+    rows = [{"features": [float(i)] * 50, "class": "abc"[i % 3]} for i in range(900)]
+    path = Path(write(tmp_path / "t.parquet", rows, compression="snappy", use_dictionary=False))
+    content = bytearray(path.read_bytes())
+    content[200:1200] = b"\xff" * 1000
+    path.write_bytes(content)
+    with pytest.raises(MetalearnError, match=r"source \S*t.parquet: is damaged near row \d+: \w+"):
+        build_dataset(str(path), tmp_path / "out")
+
+
+def test_a_file_that_may_not_be_read_is_named_with_the_systems_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / "gone.parquet").symlink_to(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError) as caught:
+        build_dataset(str(folder), tmp_path / "out")
+    assert one_line(caught.value) == f"{folder / 'gone.parquet'}: no such file or directory"
 
 
 @pytest.mark.parametrize(("first", "second"), [("image", "features"), ("features", "image")])
