@@ -124,7 +124,10 @@ def _picture(value: str | Path | Image.Image, spec: DatasetSpec, name: str) -> A
     channels, size, _ = spec.example_shape
     color: Color = "grey" if channels == 1 else "rgb"
     if isinstance(value, Image.Image):
-        return standard_image(value, size, color)
+        try:
+            return standard_image(value, size, color)
+        except UndecodableError as error:
+            raise UsageError(f"{name}: the image cannot be used: {error}") from None
     if not Path(value).is_file():
         raise UsageError(f"{name}: there is no file {value}")
     try:

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _CHANNELS = {"grey": "L", "rgb": "RGB"}
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "F", "I"})
+_SIXTEEN_BITS = frozenset({"PNG", "PPM"})  # formats whose images of mode I have 16 bits, whatever Pillow keeps them in
+_STRIP_PIXELS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -93,9 +95,17 @@ def opened_image(file: Path | str | bytes | BinaryIO) -> Iterator[Image.Image]:
 def standard_image(image: Image.Image, image_size: int, color: Color) -> Example:
     """Return an image as uint8 (c, image_size, image_size), upright, on white where it is transparent.
 
-    The image stays as it is.
+    The image stays as it is. Of pixels of more than 8 bits, those of 16 are scaled, whole numbers of 32 are taken as
+    they are in 0 … 255, and floats are scaled from 0 … 1.
+
+    Raises:
+        UndecodableError: pixels of 32 bits are out of that range.
     """
-    pixels = _flatten(ImageOps.exif_transpose(image), color)
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BITS)
+    upright = ImageOps.exif_transpose(image)
+    if sixteen_bits or image.mode in {"I", "F"}:
+        upright = _of_bytes(upright, _from_sixteen_bits if sixteen_bits else _FROM_32_BITS[image.mode])
+    pixels = _flatten(upright, color)
     if pixels.size != (image_size, image_size):
         pixels = pixels.resize((image_size, image_size), Image.Resampling.BICUBIC, reducing_gap=3.0)
     array = np.asarray(pixels)
@@ -128,16 +138,41 @@ def _open(file: Path | str | bytes | BinaryIO) -> Image.Image:
 
 
 def _flatten(image: Image.Image, color: Color) -> Image.Image:
-    """Return an image with 8 bits a channel and no transparency."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image).astype(np.float64)
-        scaled = values if image.mode == "F" else values / 257
-        image = Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
-    elif image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
+    """Return an image with 8 bits a channel without its transparency, in a mode of grey or colour."""
+    if image.mode in {"LA", "La", "PA", "RGBA", "RGBa"} or "transparency" in image.info:
         opaque = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque)
     mode = _CHANNELS[color]
     return image if image.mode == mode else image.convert(mode)
+
+
+def _of_bytes(image: Image.Image, to_bytes: Callable[[Example], Example]) -> Image.Image:
+    """Return an image of wide pixels with one byte for each, a strip at a time: a large one has few copies."""
+    pixels = np.empty((image.height, image.width), np.uint8)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(image.height, top + rows)
+        pixels[top:bottom] = to_bytes(np.asarray(image.crop((0, top, image.width, bottom))))
+    return Image.fromarray(pixels)
+
+
+def _from_sixteen_bits(values: Example) -> Example:
+    return (values.astype(np.uint32) + 128) // 257  # the nearest: 257 is odd, so that none lies between two
+
+
+def _from_whole_numbers(values: Example) -> Example:
+    if values.min() < 0 or values.max() > 255:
+        raise UndecodableError(f"32-bit pixels from {values.min()} to {values.max()}, expected 0 to 255")
+    return values
+
+
+def _from_floats(values: Example) -> Example:
+    if not (values.min() >= 0 and values.max() <= 1):  # nor NaN
+        raise UndecodableError(f"floating-point pixels from {values.min():g} to {values.max():g}, expected 0 to 1")
+    return np.rint(values * 255)
+
+
+_FROM_32_BITS = {"I": _from_whole_numbers, "F": _from_floats}
 
 
 def _reason(error: Exception) -> str:

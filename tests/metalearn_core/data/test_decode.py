@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,63 @@ def test_one_bit_ink_is_black() -> None:
 def test_sixteen_bit_grey_is_scaled_to_eight() -> None:
     image = Image.fromarray(ramp().astype(np.uint16) * 257)
     assert np.array_equal(decode_image(encoded(image), SIZE, "grey"), ramp()[None])
+
+
+def test_sixteen_bit_grey_is_rounded_to_the_nearest_of_eight() -> None:
+    values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
+    for kind in ("PNG", "PPM", "TIFF"):
+        found = decode_image(encoded(Image.fromarray(values), kind), 256, "grey")[0]
+        assert np.array_equal(found, np.rint(values / 257).astype(np.uint8)), kind
+
+
+def test_whole_numbers_of_32_bits_are_taken_as_bytes_and_floats_as_shares() -> None:
+    whole = Image.fromarray(ramp().astype(np.int32))
+    assert np.array_equal(decode_image(encoded(whole, "TIFF"), SIZE, "grey"), ramp()[None])
+    shares = Image.fromarray((ramp() / 255).astype(np.float32))
+    assert np.array_equal(decode_image(encoded(shares, "TIFF"), SIZE, "grey"), ramp()[None])
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.full((8, 8), 4000, np.int32), "32-bit pixels from 4000 to 4000, expected 0 to 255"),
+        (np.full((8, 8), -1, np.int32), "32-bit pixels from -1 to -1, expected 0 to 255"),
+        (np.full((8, 8), 200, np.float32), "floating-point pixels from 200 to 200, expected 0 to 1"),
+        (np.full((8, 8), np.nan, np.float32), "floating-point pixels from nan to nan, expected 0 to 1"),
+    ],
+)
+def test_pixels_of_32_bits_in_another_range_are_undecodable(values: np.ndarray, reason: str) -> None:
+    with pytest.raises(UndecodableError, match=reason):
+        decode_image(encoded(Image.fromarray(values), "TIFF"), SIZE, "grey")
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from metalearn_core.data.decode import decode_image
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+before = peak()
+decode_image(Path(sys.argv[1]), 28, "grey")
+print(peak() - before)
+"""
+
+
+def test_a_large_sixteen_bit_image_takes_a_few_bytes_for_each_pixel(tmp_path: Path) -> None:
+    Image.new("I;16", (4000, 4000), 40_000).save(tmp_path / "large.png")
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "large.png")]
+    kibibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert kibibytes * 1024 < 10 * 4000 * 4000
+
+
+def test_a_decoding_worker_imports_little() -> None:
+    code = (
+        "import sys, metalearn_core.data.sources.folder, metalearn_core.data.sources.spill\n"
+        "print([name for name in ('pydantic', 'filelock', 'pyarrow', 'torch') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_transparency_is_white() -> None:
