@@ -45,8 +45,10 @@ def fetch_objects(prefix: Prefix, objects: Sequence[StoredObject]) -> Path:
     _check_names(prefix, [each.name for each in objects])
     with _notes(folder) as noted:
         missing = [each for each in objects if noted.get(each.name) != _note(each, folder / each.name)]
-        for start in range(0, len(missing), _NOTED_AFTER):
-            batch = missing[start : start + _NOTED_AFTER]
+        while missing:
+            # All notes are written each time: the more there are, the less often.
+            count = max(_NOTED_AFTER, len(noted) // 4)
+            batch, missing = missing[:count], missing[count:]
             prefix.download({each.name: folder / each.name for each in batch})
             noted.update({each.name: _note(each, folder / each.name) for each in batch})
             _write_notes(folder, noted)
@@ -69,6 +71,24 @@ def remember(prefix: Prefix, names: Sequence[str]) -> None:
             if there is not None:
                 noted[name] = _note(there, folder / name)
         _write_notes(folder, noted)
+
+
+def is_noted(prefix: Prefix, found: StoredObject) -> bool:
+    """Return whether this very object was brought to this machine, or sent from it; the copy may be gone."""
+    with _notes(local_copy(prefix)) as noted:
+        return bool(noted.get(found.name, [])[:2] == [found.etag, found.size])
+
+
+def noted_names(prefix: Prefix) -> set[str]:
+    """Return the names of all objects that were ever brought to this machine, or sent from it."""
+    with _notes(local_copy(prefix)) as noted:
+        return set(noted)
+
+
+def forget(prefix: Prefix) -> None:
+    """Forget what was ever brought to this machine, or sent from it."""
+    with _notes(local_copy(prefix)):
+        _notes_path(local_copy(prefix)).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ included. Each request is tried several times, with growing pauses; AWS_MAX_ATTE
 
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,17 +21,23 @@ SCHEME = "s3://"
 ATTEMPTS = 14  # half a minute and more: a store that is started again is back
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 AT_ONCE = 16
+TRIES = 5  # of what boto3 does not repeat: a body that breaks off, a name that others write and remove
+_PAUSE_S = 0.2
 _ADDRESS = re.compile(r"s3://(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9])(?:/(?P<key>.*))?")
 _REMOVED_AT_ONCE = 1000
 _MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_UNTOLD = frozenset({"400", *_MISSING})
 _TAKEN = frozenset({"412", "PreconditionFailed", "409", "ConditionalRequestConflict"})
+_TOKEN = "the session token is wrong or has expired"
 _REASONS = {
     "NoSuchBucket": "there is no such bucket",
     "AccessDenied": "access is denied: the credentials do not allow it",
     "403": "access is denied: the credentials do not allow it",
     "InvalidAccessKeyId": "the access key is not known there",
     "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the credentials have expired",
+    "ExpiredToken": _TOKEN,
+    "InvalidToken": _TOKEN,
+    "400": _TOKEN,  # the answer to a HEAD has no body that would tell
     "PermanentRedirect": "the bucket is in another region: set AWS_DEFAULT_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }
@@ -108,9 +115,10 @@ class Prefix:
             try:
                 entry = client().head_object(Bucket=self.bucket, Key=self._key(name).rstrip("/"))
             except _client_error() as error:
+                if _code(error) in _UNTOLD:
+                    self.check()  # an answer without a body does not say whether the bucket is missing, or the object
                 if _code(error) not in _MISSING:
                     raise
-                self.check()  # an answer without a body does not say whether the bucket is missing, or the object
                 return None
         return StoredObject(name, entry["ContentLength"], entry["ETag"].strip('"'))
 
@@ -123,16 +131,36 @@ class Prefix:
         """
         with explained(self / name):
             try:
-                return bytes(client().get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read())
+                return self._read(name)
             except _client_error() as error:
                 if _code(error) in _MISSING:
                     raise FileNotFoundError(2, "no such object", str(self / name)) from None
                 raise
 
+    def _read(self, name: str) -> bytes:
+        from botocore.exceptions import IncompleteReadError, ReadTimeoutError, ResponseStreamingError
+
+        def body() -> Any:
+            return client().get_object(Bucket=self.bucket, Key=self._key(name))["Body"]
+
+        for _ in range(TRIES - 1):
+            answered = body()
+            with suppress(IncompleteReadError, ReadTimeoutError, ResponseStreamingError):
+                return bytes(answered.read())
+        return bytes(body().read())
+
     def write(self, name: str, content: bytes) -> None:
         """Write a small object, whatever is there."""
         with explained(self / name):
             client().put_object(Bucket=self.bucket, Key=self._key(name), Body=content)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """Write an object of at most 5 GB from a file, on the thread that calls.
+
+        `upload` is quicker, but its threads keep a process from ending while the bucket does not answer.
+        """
+        with explained(self / name), path.open("rb") as file:
+            client().put_object(Bucket=self.bucket, Key=self._key(name), Body=file)
 
     def write_new(self, name: str, content: bytes) -> bool:
         """Write a small object unless there is one; return whether it has this content now.
@@ -140,16 +168,23 @@ class Prefix:
         Of two writers with different contents one gets True. A request that was carried out, but whose answer was
         lost, is repeated and then refused: hence the content decides, not the refusal.
         """
+        for tried in range(1, TRIES + 1):
+            if self._create(name, content):
+                return True
+            with suppress(FileNotFoundError):  # removed between the two, or another writer is at it
+                return self.read(name) == content
+            time.sleep(_PAUSE_S * tried)
+        raise StorageError(f"{self / name}: others write and remove it at the same time: try again")
+
+    def _create(self, name: str, content: bytes) -> bool:
+        """Write an object; False where there is one."""
         with explained(self / name):
             try:
                 client().put_object(Bucket=self.bucket, Key=self._key(name), Body=content, IfNoneMatch="*")
             except _client_error() as error:
                 if _code(error) not in _TAKEN:
                     raise
-                try:
-                    return self.read(name) == content
-                except FileNotFoundError:  # removed between the two
-                    return self.write_new(name, content)
+                return False
         return True
 
     def upload(self, files: Mapping[str, Path]) -> None:
@@ -195,7 +230,7 @@ def explained(place: object) -> Iterator[None]:
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-    from s3transfer.exceptions import S3DownloadFailedError
+    from s3transfer.exceptions import RetriesExceededError, S3DownloadFailedError
 
     try:
         yield
@@ -208,6 +243,9 @@ def explained(place: object) -> Iterator[None]:
             f"{place}: there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give "
             "the pod a role"
         ) from None
+    except RetriesExceededError as error:  # of a download whose body broke off each time
+        reason = " ".join(str(error.last_exception).split())
+        raise StorageError(f"{place}: broke off each time that it was read: {reason}") from None
     except (BotoCoreError, Boto3Error, S3DownloadFailedError) as error:
         raise StorageError(f"{place}: {' '.join(str(error).split())}") from None
 

@@ -2,13 +2,13 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from metalearn_core.errors import StorageError, UsageError
+from metalearn_core.errors import StorageError, UsageError, one_line
 from metalearn_core.storage import objects
 from metalearn_core.storage.objects import Prefix
 
@@ -99,29 +99,116 @@ def test_an_endpoint_that_does_not_answer_is_named(bucket: str, monkeypatch: pyt
             list(Prefix.parse(bucket).objects())
 
 
-class _Denying(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-        self.send_response(403)
-        self.send_header("Content-Length", str(len(body)))
+class _Store(BaseHTTPRequestHandler):
+    """A store that gives one kind of answer to each kind of request; `requests` are their kinds."""
+
+    requests: list[str]
+
+    def answer(self, status: int, body: bytes, length: int | None = None) -> None:
+        """Answer with a body, of another length than is announced where one is given."""
+        self.requests.append(self.command)
+        self.send_response(status)
+        self.send_header("ETag", '"etag"')
+        self.send_header("Content-Length", str(len(body) if length is None else length))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def refuse(self, status: int, code: str) -> None:
+        """Answer with an error."""
+        self.answer(status, f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture
-def denying() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Denying)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+def serve(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type[_Store]], list[str]]]:
+    """Serve requests by a handler instead of the store; return the list that their kinds are appended to."""
+    servers = []
+
+    def start(handler: type[_Store]) -> list[str]:
+        handler.requests = []
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+        objects.client.cache_clear()
+        return handler.requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
-def test_a_bucket_of_others_is_named(bucket: str, denying: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", denying)
-    objects.client.cache_clear()
+Serve = Callable[[type[_Store]], list[str]]
+
+
+def test_a_bucket_of_others_is_named(serve: Serve) -> None:
+    class Denying(_Store):
+        def do_GET(self) -> None:
+            self.refuse(403, "AccessDenied")
+
+    serve(Denying)
     with pytest.raises(StorageError, match=r"s3://theirs/x: access is denied: the credentials do not allow it"):
         Prefix.parse("s3://theirs").read("x")
+
+
+@pytest.mark.parametrize("code", ["InvalidToken", "ExpiredToken"])
+def test_a_session_token_that_is_not_taken_is_said_whatever_is_asked(serve: Serve, code: str) -> None:
+    class Refusing(_Store):
+        def do_GET(self) -> None:
+            self.refuse(400, code)
+
+        do_HEAD = do_GET  # noqa: N815
+
+    serve(Refusing)
+    for ask in (lambda: Prefix.parse("s3://theirs").read("x"), lambda: Prefix.parse("s3://theirs").find("x")):
+        with pytest.raises(StorageError, match="the session token is wrong or has expired"):
+            ask()
+
+
+def test_a_body_that_breaks_off_is_read_again(serve: Serve) -> None:
+    class Breaking(_Store):
+        def do_GET(self) -> None:
+            whole = len(self.requests) >= 2
+            self.answer(200, b"content" if whole else b"con", 7)
+
+    requests = serve(Breaking)
+    assert Prefix.parse("s3://theirs").read("x") == b"content"
+    assert requests == ["GET"] * 3
+
+
+def test_a_download_that_breaks_off_each_time_is_one_line(serve: Serve, tmp_path: Path) -> None:
+    class Breaking(_Store):
+        def do_HEAD(self) -> None:
+            self.answer(200, b"", 7)
+
+        def do_GET(self) -> None:
+            self.answer(200, b"con", 7)
+
+    serve(Breaking)
+    with pytest.raises(StorageError, match="s3://theirs: broke off each time that it was read") as caught:
+        Prefix.parse("s3://theirs").download({"x": tmp_path / "x"})
+    assert "\n" not in one_line(caught.value)
+    assert list(tmp_path.glob("x*")) == []
+
+
+def test_an_object_that_is_refused_as_there_and_is_not_there_is_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Conflicting(_Store):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.refuse(409, "ConditionalRequestConflict")
+
+        def do_GET(self) -> None:
+            self.refuse(404, "NoSuchKey")
+
+    monkeypatch.setattr(objects, "TRIES", 2)
+    requests = serve(Conflicting)
+    with pytest.raises(StorageError, match="s3://theirs/x: others write and remove it at the same time: try again"):
+        Prefix.parse("s3://theirs").write_new("x", b"mine")
+    assert requests == ["PUT", "GET"] * objects.TRIES
