@@ -1,14 +1,18 @@
 """Tasks side by side on a CPU: one thread of torch each, which is quicker than threads inside each operation."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
 
 # Threads hold Python's lock for microseconds between operations of milliseconds: a waiting one asks for it soon.
 _SWITCH_INTERVAL_S = 2e-4
+# So many tasks for each thread are begun before the oldest result is taken: no thread waits for a slower one.
+_AHEAD = 2
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -18,7 +22,8 @@ class SideBySide:
     """Runs tasks on threads, each with one thread of torch; without threads one after the other. A context manager.
 
     The calling thread is one of them: a further one would only wait, and take the processor from the others when it
-    wakes. Results come in the order of the tasks, and do not depend on the number of threads.
+    wakes. Results come in the order of the tasks, and do not depend on the number of threads. Few are held at a time,
+    however many tasks there are: a task is begun when the result of one not far before it has been taken.
 
     Args:
         threads: how many; 0: none, as on a GPU, which needs none.
@@ -52,26 +57,34 @@ class SideBySide:
             torch.set_num_threads(1)
         if self._pool is None:
             return map(task, items)
-        queue = list(items)
-        return _shared(task, queue, [self._pool.submit(task, item) for item in queue])
+        return _shared(self._pool, task, items, _AHEAD * self._threads)
 
 
 def _shared(
-    task: Callable[[Task], Result], items: Sequence[Task], futures: Sequence[Future[Result]]
+    pool: ThreadPoolExecutor, task: Callable[[Task], Result], items: Iterable[Task], ahead: int
 ) -> Iterator[Result]:
-    """Yield the results in order; while the next one is being computed, compute one that nobody has begun."""
-    own: dict[int, Future[Result]] = {}
-    left = iter(range(len(futures)))
+    """Yield the results in order; while the next one is being computed, compute one that nobody has begun.
+
+    Args:
+        pool: what other threads compute.
+        task, items: see `SideBySide.map`.
+        ahead: of so many tasks, the next one among them, results are computed before that one's is taken.
+    """
+    left = iter(items)
+    queue: deque[tuple[Task, Future[Result]]] = deque()
     try:
-        for number, future in enumerate(futures):
-            while number not in own and not future.done():
-                begun = next((other for other in left if futures[other].cancel()), None)
+        while True:
+            queue.extend((item, pool.submit(task, item)) for item in islice(left, ahead - len(queue)))
+            if not queue:
+                return
+            while not queue[0][1].done():
+                begun = next((place for place, (_, future) in enumerate(queue) if future.cancel()), None)
                 if begun is None:
                     break
-                own[begun] = _done(task, items[begun])
-            yield own.pop(number, future).result()
+                queue[begun] = queue[begun][0], _done(task, queue[begun][0])
+            yield queue.popleft()[1].result()
     finally:
-        for future in futures:
+        for _, future in queue:
             future.cancel()
 
 

@@ -66,16 +66,18 @@ class EngineChoices(Record):
         if precision == "auto":
             precision = "bf16" if _native_bf16(device) else "fp32"
         cores, threads = available_cores(), 0
-        if device == "cpu":
-            # Of little work one thread is quicker, without others to wait for.
-            little = plan.chunk is None and tasks > 1 and tasks * LITTLE <= at_once
-            threads = plan.threads or (1 if little else cores if tasks == 1 else max(1, cores // processes))
-            chunks = 1 if little else cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
-        else:
-            chunks = processes
+        # Of little work one thread is quicker, without others to wait for.
+        little = plan.chunk is None and tasks > 1 and tasks * LITTLE <= at_once
         if plan.chunk is not None:
             chunks = math.ceil(tasks / plan.chunk)
+        elif device == "cuda":
+            chunks = processes
+        else:
+            chunks = 1 if little else cores * math.ceil(tasks / (cores * at_once))  # all cores are busy to the end
         chunks = min(tasks, chunks)
+        if device == "cpu":
+            # One chunk is the work of one process, whose threads change its last bits: their number is always the same.
+            threads = plan.threads or (1 if little else cores if chunks == 1 else max(1, cores // processes))
         graph = device == "cuda" and chunks <= processes and not varied
         return cls(device=device, threads=threads, precision=precision, chunks=chunks, graph=graph)
 
