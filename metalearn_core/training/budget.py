@@ -46,8 +46,42 @@ def validation_is_due(plan: TrainingPlan, progress: Progress, now: float, *, spe
     if spent:
         return True
     scheduled = math.floor(share_of_budget(plan, progress, now) * plan.validations)
-    affordable = plan.seconds is None or progress.validation_seconds <= VALIDATION_SHARE * now
+    put_off = 0.0 if progress.history else progress.last_validation_seconds
+    affordable = plan.seconds is None or progress.validation_seconds + put_off <= VALIDATION_SHARE * now
     return scheduled > progress.validations and affordable
+
+
+class Pace:
+    """How long a validation takes, from its first episodes.
+
+    Args:
+        episodes: of the validation.
+    """
+
+    def __init__(self, episodes: int) -> None:
+        self._episodes, self._done, self._started = episodes, 0, time.monotonic()
+
+    def count(self, episodes: int) -> None:
+        """Count so many episodes as done; none, while what they share is computed."""
+        self._done += episodes
+
+    def seconds(self) -> float:
+        """Return the seconds that it has taken so far."""
+        return time.monotonic() - self._started
+
+    def expected(self) -> float:
+        """Return the seconds that it will take in all; as long as no episode is done, the least that it can."""
+        return self.seconds() * (self._episodes / self._done if self._done else 1)
+
+    def takes_too_long(self, plan: TrainingPlan, progress: Progress) -> bool:
+        """Return whether a first validation would take more than its share of all seconds: later ones are known.
+
+        The first episodes take longer than others, and are no measure before a part of that share is over.
+        """
+        if plan.seconds is None or progress.history:
+            return False
+        share = VALIDATION_SHARE * plan.seconds
+        return self.seconds() > share / 4 and self.expected() > share
 
 
 class Clock:

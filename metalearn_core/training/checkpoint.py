@@ -1,6 +1,7 @@
 """Checkpoints: all that a training run needs to go on as if it had never stopped. Safetensors and JSON, no pickle."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ from torch import Tensor
 from metalearn_core import events
 from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, StorageError
-from metalearn_core.storage import file_digest, read_json, text_digest, write_bytes, write_json
-from metalearn_core.storage.mirror import fetch_objects
+from metalearn_core.storage import file_digest, read_file, read_json, text_digest, write_bytes, write_json
+from metalearn_core.storage.mirror import fetch_objects, forget, is_noted, noted_names, remember
+from metalearn_core.storage.objects import Prefix, StoredObject
 from metalearn_core.storage.place import Place
 from metalearn_core.training.engine import EngineChoices
 from metalearn_core.training.report import Phase
+from metalearn_core.training.sending import Sending
 
 KEPT = 2
 LOCK_NAME = ".lock"
@@ -40,7 +43,7 @@ class Progress(Record):
         step: outer steps done.
         seconds: time spent, over all attempts.
         validation_seconds: of these, in validation.
-        last_validation_seconds: of these, in the last one.
+        last_validation_seconds: what the last one took, or is expected to take where it was put off.
         validations: of the plan's validations, how many are behind.
         validated_at: the training episodes of the last validation; −1 before the first.
         since_best: validations since the best one.
@@ -70,7 +73,8 @@ class Progress(Record):
 class Checkpoints:
     """The place of one run's checkpoints; the last two are kept, so that a damaged one costs little.
 
-    Of two machines that write to one place in a bucket, the one that is behind stops.
+    They are written on this machine, and sent to a bucket beside training, which does not wait for it. Of two machines
+    that write to one place in a bucket, the one that is behind stops.
 
     Args:
         place: made when needed.
@@ -79,6 +83,7 @@ class Checkpoints:
 
     def __init__(self, place: Place, learner: str) -> None:
         self.place, self.learner = place, learner
+        self._sending = Sending(self._send)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -102,15 +107,23 @@ class Checkpoints:
         finally:
             lock.release()
 
-    def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint: the tensors, then the description that makes them count; then drop the oldest.
+    def save(self, progress: Progress, tensors: Mapping[str, Tensor], *, wait: float | None = None) -> bool:
+        """Write a checkpoint: the tensors, then the description that makes them count; drop the oldest, and send it.
+
+        Args:
+            progress, tensors: what it holds.
+            wait: seconds to wait for a bucket, at most; None: until it has taken the checkpoint. What it has not taken
+                by then is sent later, or the next one in its place.
+
+        Returns:
+            whether the checkpoint is where it belongs.
 
         Raises:
-            MetalearnError: another machine has written this one, or a later one, meanwhile.
+            StorageError: the bucket did not take this one, or the one before; both are on this machine.
+            MetalearnError: another machine has written one of these, or a later one, meanwhile.
         """
         names = self._descriptions()
         number = f"{1 + (int(Path(names[0]).stem) if names else 0):0{_DIGITS}d}"  # none is overwritten
-        taken = MetalearnError(f"checkpoint: another run trains in {self.place}: wait for it, then start again")
         content = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()})
         digest = hashlib.sha256(content).hexdigest()
         tensors_name, name = f"{number}-{digest[:12]}.safetensors", f"{number}.json"
@@ -125,10 +138,13 @@ class Checkpoints:
                 "tensors_sha256": digest,
             },
         )
-        if self._newest_sent() > name or not self.place.commit([tensors_name], name):
-            raise taken
         for old in names[KEPT - 1 :]:
-            self._drop(old)
+            if old != self._sending.current:
+                self._drop_here(old)
+        if self.place.prefix is None:
+            return True
+        self._sending.give(name)
+        return self._sending.wait(wait)
 
     def load(self, fingerprint: str) -> tuple[Progress, dict[str, Tensor]] | None:
         """Return the newest checkpoint that is whole, or None where there is none at all.
@@ -153,7 +169,9 @@ class Checkpoints:
                     "take another folder, or discard it with restart"
                 )
             for worthless in damaged:  # else the next one to be written would push out the whole one, and keep these
-                self._drop(worthless)
+                removed = self._drop_here(worthless)
+                if self.place.prefix:
+                    self.place.prefix.remove(removed)
             return progress, tensors
         if names:
             raise MetalearnError(f"checkpoint: all {len(names)} in {self.place} are damaged: discard them with restart")
@@ -166,42 +184,67 @@ class Checkpoints:
         for pattern in ("*.json", "*.safetensors"):
             for path in self.place.folder.glob(pattern):
                 path.unlink(missing_ok=True)
+        if self.place.prefix:
+            forget(self.place.prefix)
 
     def _agree(self) -> None:
         """Make this machine's copy what is in the bucket: another machine may have gone on meanwhile.
 
         Where nobody has, later checkpoints that the bucket was not there to take stay.
         """
-        if self.place.prefix is None:
+        prefix, folder = self.place.prefix, self.place.folder
+        if prefix is None:
             return
-        objects = [found for found in self.place.prefix.objects() if "/" not in found.name]
-        self.place.folder.mkdir(parents=True, exist_ok=True)
-        newest = self._newest_sent()
-        own = self.place.folder / newest
-        ours = bool(newest) and own.is_file() and own.read_bytes() == self.place.prefix.read(newest)
-        fetch_objects(self.place.prefix, objects)
+        objects = _checkpoint_objects(prefix)
+        folder.mkdir(parents=True, exist_ok=True)
+        newest = max((found for found in objects if _describes(found.name)), key=lambda found: found.name, default=None)
+        later_count, last = self._goes_on_from(prefix, newest), newest.name[:_DIGITS] if newest else ""
+        fetch_objects(prefix, objects)
         there = {found.name for found in objects}
-        for path in self.place.folder.iterdir():
-            later = ours and path.name[:_DIGITS] > newest[:_DIGITS]
+        for path in folder.iterdir():
+            later = later_count and path.name[:_DIGITS] > last
             if path.name not in there and not later and path.suffix in {".json", ".safetensors"}:
                 path.unlink(missing_ok=True)
 
-    def _newest_sent(self) -> str:
-        """Return the name of the newest checkpoint in the bucket; "" where there is none, or no bucket."""
-        found = self.place.prefix.objects() if self.place.prefix else ()
-        return max((each.name for each in found if fnmatchcase(each.name, _DESCRIPTIONS)), default="")
+    def _goes_on_from(self, prefix: Prefix, newest: StoredObject | None) -> bool:
+        """Return whether this machine's later checkpoints go on from the newest one in the bucket.
+
+        A bucket without any is one that never got one from here; else another machine has discarded the run.
+        """
+        if newest is None:
+            return not any(map(_describes, noted_names(prefix)))
+        own = self.place.folder / newest.name
+        return is_noted(prefix, newest) or (own.is_file() and own.read_bytes() == prefix.read(newest.name))
+
+    def _send(self, name: str) -> None:
+        """Send a checkpoint, the description last; then drop the oldest ones in the bucket."""
+        prefix, folder = self.place.prefix, self.place.folder
+        assert prefix is not None
+        taken = MetalearnError(f"checkpoint: another run trains in {self.place}: wait for it, then start again")
+        there = [found.name for found in _checkpoint_objects(prefix)]
+        others = sorted((each for each in there if _describes(each) and each != name), reverse=True)
+        if others and others[0] > name:
+            raise taken
+        description = read_file(folder / name)
+        tensors_name = Path(json.loads(description)["tensors"]).name
+        prefix.write_file(tensors_name, folder / tensors_name)
+        if not prefix.write_new(name, description):
+            raise taken
+        remember(prefix, [tensors_name, name])
+        oldest = min([name, *others[: KEPT - 1]])[:_DIGITS]
+        prefix.remove(each for each in there if each[:_DIGITS].isdigit() and each[:_DIGITS] < oldest)
 
     def _descriptions(self) -> list[str]:
         """Return the names of this machine's checkpoints, the newest first."""
         return sorted((path.name for path in self.place.folder.glob(_DESCRIPTIONS)), reverse=True)
 
-    def _drop(self, name: str) -> None:
+    def _drop_here(self, name: str) -> list[str]:
+        """Remove a checkpoint's files from this machine; return their names."""
         folder = self.place.folder
         names = [name, *(path.name for path in folder.glob(f"{Path(name).stem}-*.safetensors"))]
-        if self.place.prefix:
-            self.place.prefix.remove(names)
         for each in names:
             (folder / each).unlink(missing_ok=True)
+        return names
 
     def _read(self, name: str) -> tuple[Progress, dict[str, Tensor]]:
         path = self.place.folder / name
@@ -216,3 +259,12 @@ class Checkpoints:
             return Progress.model_validate(content["progress"]), safetensors.torch.load_file(tensors_path)
         except (KeyError, TypeError, ValidationError, SafetensorError):
             raise damaged from None
+
+
+def _describes(name: str) -> bool:
+    """Return whether a file of this name is a checkpoint's description."""
+    return fnmatchcase(name, _DESCRIPTIONS)
+
+
+def _checkpoint_objects(prefix: Prefix) -> list[StoredObject]:
+    return [found for found in prefix.objects() if "/" not in found.name]

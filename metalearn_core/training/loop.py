@@ -22,7 +22,7 @@ from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
-from metalearn_core.training.budget import Clock, is_spent, share_of_budget, validation_is_due
+from metalearn_core.training.budget import Clock, Pace, is_spent, share_of_budget, validation_is_due
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
 from metalearn_core.training.optimiser import OPTIMISERS, Optimiser
@@ -33,7 +33,7 @@ from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, told_checkpoint, unpack
 from metalearn_core.training.supply import Supply
 from metalearn_core.training.termination import StopRequested, sigterm_flag
-from metalearn_core.training.validation import validated
+from metalearn_core.training.validation import ValidationPutOff, validated
 from metalearn_core.training.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 VALIDATION_SEED = 1_000_003
 STOPPED_BY_SIGTERM = 143
+STOP_SECONDS = 5.0  # that a bucket has to take the last checkpoint when the process is asked to end
 FEW_STEPS = 50
 
 
@@ -103,7 +104,7 @@ def fit(
     Raises:
         UsageError: the shape does not fit the dataset, or an option is wrong; found before training starts.
         MetalearnError: the loss is not finite; or the checkpoint is of another run, or damaged beyond use.
-        TrainingStoppedError: SIGTERM arrived; a checkpoint was written.
+        TrainingStoppedError: SIGTERM arrived; a checkpoint was written, and sent where the bucket took it at once.
     """
     run = _Run(resolve_spec(spec), dataset, plan, on_metrics, world)
     if checkpoint_dir is None:
@@ -214,7 +215,7 @@ class _Run:
             while self._advance(engine, stop):
                 self._update(engine=engine.choices)
                 if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
-                    self._save_where_possible(checkpoints)
+                    self._save_on_the_way(checkpoints)
                     saved = time.monotonic()
 
     def _advance(self, engine: Engine, stop: threading.Event) -> bool:
@@ -224,7 +225,7 @@ class _Run:
         (self.now,) = self.world.agree(self.clock.seconds())
         spent = not self._learns() or is_spent(self.plan, self.progress, self.now)
         if self.validation is not None and validation_is_due(self.plan, self.progress, self.now, spent=spent):
-            self._validate(stop)
+            self._validate(stop, last=spent)
         elif spent or self.phases.pretrained(self.progress, self.plan.episodes, self._share()):
             return False
         else:
@@ -315,16 +316,25 @@ class _Run:
 
     # Validation.
 
-    def _validate(self, stop: threading.Event) -> None:
-        def stop_if_asked(_episodes: int) -> None:
+    def _validate(self, stop: threading.Event, *, last: bool) -> None:
+        """Run the validation episodes; but for the last time, they are put off where they take too much of the time."""
+        before, pace = self.progress, Pace(self.plan.validation_episodes)
+
+        def stop_or_put_off(episodes: int) -> None:
             if stop.is_set():
                 raise StopRequested
+            pace.count(episodes)
+            if not last and pace.takes_too_long(self.plan, before):
+                raise ValidationPutOff
 
-        started, before = time.monotonic(), self.progress
-        mean, half_width = self.world.agree(*self._scored(stop_if_asked))
-        if math.isnan(mean):
+        mean, half_width, put_off = self.world.agree(*self._scored(stop_or_put_off))
+        if math.isnan(mean) and not put_off:
             raise StopRequested
-        spent, self.now = self.world.agree(time.monotonic() - started, self.clock.seconds())
+        spent, expected, self.now = self.world.agree(pace.seconds(), pace.expected(), self.clock.seconds())
+        if put_off:
+            self._update(validation_seconds=before.validation_seconds + spent, last_validation_seconds=expected)
+            self._say_put_off(expected)
+            return
         better = before.best is None or self.metric.better(mean, before.best)
         if better or mean == before.best:
             self.best = self._weights()
@@ -343,15 +353,24 @@ class _Run:
         if self.reporter:
             self.reporter.report(before.episodes, self.now, self._share(), metrics)
 
-    def _scored(self, stop_if_asked: Callable[[int], None]) -> tuple[float, float]:
-        """Return mean and half-width on the validation episodes, which the first process scores; NaN: not finished."""
+    def _scored(self, progress: Callable[[int], None]) -> tuple[float, float, bool]:
+        """Return mean and half-width on the validation episodes, and whether they were put off; NaN: not finished.
+
+        The first process scores them.
+        """
         assert self.validation is not None
         if not self.world.leads:
-            return math.nan, math.nan
+            return math.nan, math.nan, False
         try:
-            return validated(self.learner, self.validation, self.plan.validation_episodes, stop_if_asked)
-        except StopRequested:
-            return math.nan, math.nan
+            return *validated(self.learner, self.validation, self.plan.validation_episodes, progress), False
+        except (StopRequested, ValidationPutOff) as ended:
+            return math.nan, math.nan, isinstance(ended, ValidationPutOff)
+
+    def _say_put_off(self, expected: float) -> None:
+        if self.world.leads:
+            name, seconds = self.spec.learner, self.plan.seconds
+            text = f"{name}: a validation takes about {expected:.0f} s of {seconds:g}: there is one, at the end"
+            events.emit("warning", name, text=text)
 
     def _say_if_alone(self) -> None:
         """Say so where the processes have nothing to share."""
@@ -374,25 +393,35 @@ class _Run:
     def _update(self, **values: object) -> None:
         self.progress = self.progress.model_copy(update=values)
 
-    def _save(self, checkpoints: Checkpoints) -> None:
+    def _save(self, checkpoints: Checkpoints, *, wait: float | None = None) -> bool:
+        """Save a checkpoint, and return whether it is where it belongs; `wait` as for `Checkpoints.save`."""
         if not self.progress.finished:
             self._update(seconds=self.clock.seconds())
-        if self.world.leads:
-            checkpoints.save(self.progress, pack(self._trained(), self.optimiser, self.best))
+        if not self.world.leads:
+            return True
+        return checkpoints.save(self.progress, pack(self._trained(), self.optimiser, self.best), wait=wait)
 
-    def _save_where_possible(self, checkpoints: Checkpoints) -> None:
-        """Save on the way: a bucket that is away for a while costs a checkpoint, not the training."""
+    def _save_on_the_way(self, checkpoints: Checkpoints) -> None:
+        """Save without waiting for a bucket: one that is away for a while costs a checkpoint, not the training."""
         try:
-            self._save(checkpoints)
+            self._save(checkpoints, wait=0)
         except StorageError as error:
-            events.emit("warning", self.spec.learner, text=f"no checkpoint now, training goes on: {error}")
+            events.emit("warning", self.spec.learner, text=f"a checkpoint was not sent, training goes on: {error}")
 
     def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
         done = f"{self.spec.learner}: stopped by SIGTERM after {self.progress.episodes} training episodes"
         if checkpoints is None:
             return TrainingStoppedError(f"{done}; without a checkpoint folder they are lost")
-        self._save(checkpoints)
-        return TrainingStoppedError(f"{done}: the same command goes on from {checkpoints.place}")
+        try:
+            sent = self._save(checkpoints, wait=STOP_SECONDS)
+        except StorageError:
+            sent = False
+        if sent:
+            return TrainingStoppedError(f"{done}: the same command goes on from {checkpoints.place}")
+        return TrainingStoppedError(
+            f"{done}; {checkpoints.place} did not take the last checkpoint: on this machine the same command goes on "
+            "from it, on another one from the one before"
+        )
 
     def _result(self) -> FitResult:
         self.learner.load_state_dict(self.best)

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from metalearn_core.data.tasks import Stream
 
 
+class ValidationPutOff(Exception):  # noqa: N818
+    """Leaves a validation that would take too much of the training's time."""
+
+
 def validated(
     learner: Learner, stream: "Stream", episodes: int, progress: Callable[[int], None]
 ) -> tuple[float, float]:

@@ -1,6 +1,8 @@
+import time
+
 import pytest
 
-from metalearn_core.training.budget import is_spent, share_of_budget, validation_is_due
+from metalearn_core.training.budget import Pace, is_spent, share_of_budget, validation_is_due
 from metalearn_core.training.checkpoint import Progress
 from metalearn_core.training.engine import EngineChoices
 from metalearn_core.training.plan import TrainingPlan
@@ -44,3 +46,31 @@ def test_validation_may_take_a_share_of_the_seconds_alone():
     cheap, dear = (progress(episodes=9, validation_seconds=spent) for spent in (7.0, 8.0))
     assert validation_is_due(seconds, cheap, now=50, spent=False)
     assert not validation_is_due(seconds, dear, now=50, spent=False)
+
+
+def test_a_first_validation_that_was_put_off_waits_until_it_may_take_so_long():
+    seconds = plan(episodes=None, seconds=100.0)
+    off = progress(episodes=9, validation_seconds=1.0, last_validation_seconds=9.0)
+    assert not validation_is_due(seconds, off, now=60, spent=False)
+    assert validation_is_due(seconds, off, now=70, spent=False)
+    assert validation_is_due(seconds, off, now=10, spent=True)
+    known = off.model_copy(update={"history": ({"episodes": 5.0},)})
+    assert validation_is_due(seconds, known, now=60, spent=False)
+
+
+def test_a_validation_takes_as_long_as_its_first_episodes_say(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    pace, seconds = Pace(200), plan(episodes=None, seconds=100.0)
+    now[0] = 103.0
+    assert (pace.seconds(), pace.expected()) == (3.0, 3.0)
+    pace.count(0)
+    pace.count(20)
+    assert pace.expected() == 30.0
+    assert not pace.takes_too_long(seconds, progress()), "3 seconds are no measure yet"
+    now[0] = 104.0
+    assert pace.takes_too_long(seconds, progress())
+    assert not pace.takes_too_long(plan(), progress())
+    assert not pace.takes_too_long(seconds, progress(history=({"episodes": 1.0},)))
+    pace.count(50)
+    assert not pace.takes_too_long(seconds, progress()), "12 of the 15 seconds that it may take"

@@ -158,9 +158,6 @@ def test_what_the_bucket_was_not_there_to_take_is_not_lost(elsewhere, monkeypatc
     checkpoints = elsewhere("one")
     saved(checkpoints, 1)
 
-    def away(*_):
-        raise StorageError("the bucket is away")
-
     with monkeypatch.context() as outage:
         outage.setattr(Prefix, "objects", away)
         with checkpoints.lock(), pytest.raises(StorageError):
@@ -172,11 +169,94 @@ def test_what_the_bucket_was_not_there_to_take_is_not_lost(elsewhere, monkeypatc
     assert max(found.name for found in again.place.prefix.objects()).startswith(f"{3:012d}")
 
 
+def away(*_, **__):
+    raise StorageError("the bucket is away")
+
+
+def test_while_the_bucket_is_away_two_are_kept_here(elsewhere, monkeypatch):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1)
+    with monkeypatch.context() as outage:
+        outage.setattr(Prefix, "objects", away)
+        for step in range(2, 7):
+            with checkpoints.lock(), pytest.raises(StorageError):
+                checkpoints.save(progress(step), {"weight": torch.full((3,), float(step))})
+    assert sorted(path.stem for path in checkpoints.place.folder.glob("*.json")) == [f"{5:012d}", f"{6:012d}"]
+    again = elsewhere("one")
+    with again.lock():
+        assert again.load("f")[0].step == 6
+
+
+def test_what_a_bucket_never_took_from_the_start_is_not_lost(elsewhere, monkeypatch):
+    checkpoints = elsewhere("one")
+    with monkeypatch.context() as outage:
+        outage.setattr(Prefix, "objects", away)
+        for step in (1, 2, 3):
+            with checkpoints.lock(), pytest.raises(StorageError):
+                checkpoints.save(progress(step), {"weight": torch.full((3,), float(step))})
+    again = elsewhere("one")
+    with again.lock():
+        assert again.load("f")[0].step == 3
+        again.save(progress(4), {"weight": torch.full((3,), 4.0)})
+    other = elsewhere("two")
+    with other.lock():
+        assert other.load("f")[0].step == 4
+
+
+def test_a_run_that_was_discarded_here_begins_anew_though_the_bucket_is_away(elsewhere, monkeypatch):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1, 2)
+    checkpoints.discard()
+    with monkeypatch.context() as outage:
+        outage.setattr(Prefix, "objects", away)
+        with checkpoints.lock(), pytest.raises(StorageError):
+            checkpoints.save(progress(7), {"weight": torch.full((3,), 7.0)})
+    again = elsewhere("one")
+    with again.lock():
+        assert again.load("f")[0].step == 7
+
+
+def test_a_run_that_another_machine_discarded_is_gone(elsewhere, monkeypatch):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1)
+    with monkeypatch.context() as outage:
+        outage.setattr(Prefix, "objects", away)
+        with checkpoints.lock(), pytest.raises(StorageError):
+            checkpoints.save(progress(2), {"weight": torch.full((3,), 2.0)})
+    elsewhere("two").discard()
+    again = elsewhere("one")
+    with again.lock():
+        assert again.load("f") is None
+
+
+def test_saving_does_not_wait_for_a_bucket_and_the_newest_is_sent_when_it_answers(elsewhere, monkeypatch):
+    checkpoints, answers, write = elsewhere("one"), threading.Event(), Prefix.write_file
+
+    def slow(self, name, path):
+        answers.wait()
+        write(self, name, path)
+
+    monkeypatch.setattr(Prefix, "write_file", slow)
+    with checkpoints.lock():
+        for step in range(1, 8):
+            assert not checkpoints.save(progress(step), {"weight": torch.full((3,), float(step))}, wait=0)
+        kept = sorted(int(path.stem) for path in checkpoints.place.folder.glob("*.json"))
+        assert kept == [1, 6, 7], "the one that is being sent, and the last two"
+        answers.set()
+        assert checkpoints.save(progress(8), {"weight": torch.full((3,), 8.0)})
+    there = {found.name[:12] for found in checkpoints.place.prefix.objects()}
+    assert max(there) == f"{8:012d}"
+    assert len(there) == 2
+    other = elsewhere("two")
+    with other.lock():
+        assert other.load("f")[0].step == 8
+
+
 def test_unsent_checkpoints_give_way_to_those_of_another_machine(elsewhere, monkeypatch):
     checkpoints = elsewhere("one")
     saved(checkpoints, 1)
     with monkeypatch.context() as outage:
-        outage.setattr(Prefix, "find", lambda *_: (_ for _ in ()).throw(StorageError("the bucket is away")))
+        outage.setattr(Prefix, "write_new", away)
         with checkpoints.lock(), pytest.raises(StorageError):
             checkpoints.save(progress(2), {"weight": torch.full((3,), 2.0)})
     other = elsewhere("two")

@@ -20,12 +20,15 @@ from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.errors import MetalearnError, StorageError, UsageError, one_line
 from metalearn_core.evaluation.scoring import evaluate_episodes
 from metalearn_core.learners import LEARNERS, LearnerSpec
+from metalearn_core.storage import objects
+from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
 from metalearn_core.training import engine, loop
-from metalearn_core.training.checkpoint import Checkpoints
+from metalearn_core.training.checkpoint import KEPT, Checkpoints
 from metalearn_core.training.engine import EngineChoices
 from metalearn_core.training.loop import VALIDATION_SEED, TrainingStoppedError, fit
 from metalearn_core.training.plan import TrainingPlan
+from tests.fault_proxy import FaultProxy
 
 HERE = Path(__file__).parent
 every_learner = pytest.mark.parametrize("name", sorted(LEARNERS))
@@ -147,7 +150,7 @@ def test_a_process_killed_on_one_machine_is_gone_on_with_on_another(tmp_path, bu
 
 
 def test_a_bucket_that_is_away_costs_a_checkpoint_not_the_training(dataset, bucket, monkeypatch):
-    def away(*_):
+    def away(*_, **__):
         raise StorageError("s3://bucket: away")
 
     with monkeypatch.context() as patch:
@@ -156,6 +159,44 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_not_the_training(dataset, buck
             fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=f"{bucket}/run")
     resumed = fit(spec("maml"), dataset, plan(), checkpoint_dir=f"{bucket}/run")
     assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
+
+
+class PausedProxy(FaultProxy):
+    """Stands for a store that takes connections and does not answer, as long as `open` is not set."""
+
+    def __init__(self, upstream):
+        super().__init__(upstream, rate=0)
+        self.open = threading.Event()
+        self.open.set()
+
+    def _draw(self):
+        self.open.wait()
+        return super()._draw()
+
+
+def test_a_bucket_that_hangs_stops_neither_training_nor_its_end(tmp_path, bucket, s3_store, monkeypatch):
+    with PausedProxy(s3_store.store.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        objects.client.cache_clear()
+        folder = Place.at(f"{bucket}/run").folder
+        process = start(f"{bucket}/run", tmp_path / "out.safetensors", 100_000)
+        wait_for_checkpoints(folder, process, 3)
+        proxy.open.clear()
+        reached = max(int(path.stem) for path in folder.glob("*.json"))
+        wait_for_checkpoints(folder, process, reached + 10)
+        process.terminate()
+        assert process.wait(10) == 1
+        error = process.stderr.read().decode().splitlines()[-1]
+        assert re.search(r"stopped by SIGTERM after \d+ .* did not take the last checkpoint: on this machine", error)
+        assert len(list(folder.glob("*.json"))) <= KEPT + 1, "the last ones, and the one that was being sent"
+        last = max(int(path.stem) for path in folder.glob("*.json"))
+        proxy.open.set()
+        process = start(f"{bucket}/run", tmp_path / "out.safetensors", 100_000)
+        wait_for_checkpoints(folder, process, last + 1)
+        process.terminate()
+        assert process.wait(10) == 1
+        assert "the same command goes on from s3://" in process.stderr.read().decode()
+        assert max(found.name for found in Prefix.parse(f"{bucket}/run").objects()) > f"{last:012d}"
 
 
 def test_a_store_larger_than_memory_is_drawn_ahead_and_gives_the_same_weights(small_dataset, tmp_path, monkeypatch):
@@ -270,6 +311,25 @@ def test_a_run_by_the_clock_ends_in_time_and_counts_what_it_spent(dataset, tmp_p
     assert time.monotonic() - started < 5
     assert result.history[-1]["episodes"] == result.episodes > 0
     assert result.history[-1]["validation/accuracy"] <= result.best_validation
+
+
+def test_a_validation_that_takes_too_much_of_the_time_is_put_off_until_the_end(dataset, monkeypatch, tmp_path):
+    gather = EpisodeSampler.gather
+
+    def slow(sampler, index):
+        if sampler.split == "validation":
+            time.sleep(0.05)
+        return gather(sampler, index)
+
+    monkeypatch.setattr(EpisodeSampler, "gather", slow)
+    monkeypatch.setenv("METALEARN_EVENTS", str(tmp_path / "events.jsonl"))
+    limited = plan(episodes=None, seconds=3, validations=10, validation_episodes=400, threads=1)
+    monkeypatch.setattr("metalearn_core.evaluation.scoring.available_cores", lambda: 1)
+    result = fit(spec("maml"), dataset, limited)
+    assert [record["episodes"] for record in result.history] == [result.episodes]
+    assert result.seconds < 5.5, "half of the time, and a validation of some 2.5 seconds"
+    told = (tmp_path / "events.jsonl").read_text()
+    assert re.search(r"maml: a validation takes about \d+ s of 3: there is one, at the end", told)
 
 
 def test_it_stops_when_validation_no_longer_improves(dataset):
