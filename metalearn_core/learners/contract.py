@@ -1,9 +1,10 @@
 """What every learner is: two pure methods, batched over episodes, around a backbone."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,8 +23,8 @@ EMBEDDED_AT_ONCE = 256
 """Examples, where no gradient is asked for, so that memory does not grow with a support set."""
 REMEMBERED_AT_ONCE = 2_600_000
 """Numbers, that the episodes which a thread takes at once may remember together: 10 MB in fp32."""
-STATISTICS = "statistics."
-"""What the names of the backbone's batch-norm statistics in a state begin with."""
+BACKBONE, HEAD, STATISTICS = "backbone.", "head.", "statistics."
+"""What names in a state begin with: of the weights of backbone and linear head, and of the backbone's statistics."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +169,14 @@ class Learner(nn.Module, ABC):
     def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
         """Return the shape of training episodes that the recipe wants for evaluation episodes of `shape`.
 
-        Where the dataset has fewer classes or examples than a recipe wants, the caller shrinks it (fixed way: never).
+        Here that of evaluation, but for what the options `train_way` and `train_query` say, where a learner has them. A
+        way or shot that is passed on keeps its range. Where the dataset has fewer classes or examples than a recipe
+        wants, the caller shrinks it (fixed way: never).
         """
-        del config
-        return shape
+        way, query = (getattr(config, name, None) for name in ("train_way", "train_query"))
+        if way is not None:
+            shape = replace(shape, way=way, min_way=None)
+        return shape if query is None else replace(shape, query=query)
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return how many training episodes a thread of a processor takes at once, at most, to be quickest.
@@ -195,8 +200,9 @@ class Learner(nn.Module, ABC):
 
         Returns:
             tensors alone, each with b as its first dimension: what the support sets taught. A fast weight has the name
-            of its parameter, the batch-norm statistics that belong to it `statistics.` and theirs, and the
-            representatives of classes (b, way, d) are `prototypes`: by these names a prediction is explained.
+            of its parameter (those of a linear head are `head.weight` and `head.bias`, even where they are made anew),
+            the batch-norm statistics that belong to it `statistics.` and theirs, and the representatives of classes
+            (b, way, d) are `prototypes`: by these names a prediction is explained.
         """
 
     @abstractmethod
@@ -218,12 +224,31 @@ class Learner(nn.Module, ABC):
         shared ones: an empty state is that of a learner which has seen no support set. A learner that does not compare
         by Euclidean distance maps its features to where it is the same (for the cosine: to unit length).
         """
-        weights = {
-            name: state.get(f"backbone.{name}", parameter) for name, parameter in self.backbone.named_parameters()
-        }
-        own = {name.removeprefix(STATISTICS): value for name, value in state.items() if name.startswith(STATISTICS)}
-        features, _ = self.backbone.embed(weights, self.standardise(x), own or self.backbone.running_statistics())
+        weights = {name: state.get(BACKBONE + name, parameter) for name, parameter in self.backbone.named_parameters()}
+        statistics = own_statistics(state) or self.backbone.running_statistics()
+        features, _ = self.backbone.embed(weights, self.standardise(x), statistics)
         return features.to(self.mean.dtype)
+
+    def with_eval_steps(self, steps: int) -> Self:
+        """Return the learner, which has the option `eval_steps`, with so many (0: none); the weights are shared."""
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"eval_steps": steps})
+        return other
+
+    def unmoved(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
+        """Return the weights as they are where no support set moves them: what is moved is measured from there.
+
+        They have the names that they have in a state, and b as their first dimension, or 1 where all episodes have the
+        same. Here the parameters, and over them what `adapt` starts from where it takes `eval_steps`.
+
+        Args:
+            support_x, support_y, way, support_mask: as `adapt` takes them.
+        """
+        weights: dict[str, Tensor] = {name: value.unsqueeze(0) for name, value in self.named_parameters()}
+        if hasattr(self.config, "eval_steps"):
+            start = self.with_eval_steps(0).adapt(support_x, support_y, way=way, support_mask=support_mask)
+            weights |= {name: value for name, value in start.items() if name in weights or name.startswith(HEAD)}
+        return weights
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return the outer losses of b training episodes: the mean over the unmasked queries of each.
@@ -280,6 +305,25 @@ def membership(labels: Tensor, way: int, mask: Tensor | None, dtype: torch.dtype
     """Return one-hot rows (b, s, way) of labels (b, s), zero where masked out."""
     rows = F.one_hot(labels, way).to(dtype)
     return rows if mask is None else rows * mask.unsqueeze(-1)
+
+
+def class_means(values: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means over classes, zero for those without members, and which have any.
+
+    Args:
+        values: (b, s, d).
+        members: (b, s, way), as `membership` returns them.
+
+    Returns:
+        (b, way, d), and (b, way) bool.
+    """
+    count = members.sum(dim=1)
+    return members.mT @ values / count.clamp_min(1).unsqueeze(-1), count > 0
+
+
+def own_statistics(state: State) -> dict[str, Tensor]:
+    """Return the batch-norm statistics that a state has, by the backbone's names for them."""
+    return {name.removeprefix(STATISTICS): value for name, value in state.items() if name.startswith(STATISTICS)}
 
 
 class EmbeddingLearner(Learner):

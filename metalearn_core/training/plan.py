@@ -84,8 +84,8 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: "Tasks") -> E
     """Return the shape of training episodes; None for a learner that trains on plain examples.
 
     What the recipe wants shrinks to the classes and examples of the training split (a fixed way does not, nor the shot
-    below that of evaluation); what was asked for does not, and the sampler refuses it where it does not fit. Where the
-    recipe takes over the way or shot of evaluation, it varies in training as it does there.
+    below that of evaluation); what was asked for does not, and the sampler refuses it where it does not fit. A way or
+    shot that the recipe takes over from evaluation varies in training as it does there.
 
     Raises:
         UsageError: the learner cannot take episodes whose way or shot varies so, its way is fixed, and `train_way` is
@@ -113,10 +113,6 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: "Tasks") -> E
             f"shot {plan.shot}: leave out the train shot, or make them equal"
         )
     recipe = kind.train_shape(shape, config)
-    if recipe.way == shape.way:
-        recipe = replace(recipe, min_way=shape.min_way)
-    if recipe.shot == shape.shot:
-        recipe = replace(recipe, min_shot=shape.min_shot)
     asked = EpisodeShape.of(
         plan.train_way or recipe.spans["way"], plan.train_shot or recipe.spans["shot"], plan.train_query or recipe.query
     )

@@ -83,12 +83,6 @@ class MANN(EmbeddingLearner):
         self.log_strength = nn.Parameter(torch.full((config.heads, 1), config.key_strength).log())
         self.output = nn.Linear(config.controller + config.heads * config.slot_size, way)
 
-    @classmethod
-    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
-        """Return the way and shot of evaluation, with the recipe's number of queries."""
-        assert isinstance(config, MANNConfig)
-        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query)
-
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that the small operations of a step cost less together."""
         return max(4, super().episodes_at_once(shape))

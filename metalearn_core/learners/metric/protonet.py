@@ -6,8 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metalearn_core.data.episodes import EpisodeShape
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import (
+    EmbeddingLearner,
+    LearnerConfig,
+    LearnerInfo,
+    State,
+    class_means,
+    membership,
+)
 from metalearn_core.learners.pretrainable import PretrainableConfig
 
 
@@ -37,21 +43,14 @@ class ProtoNet(EmbeddingLearner):
     backbone_defaults: ClassVar = {"conv4": {"pooling": "max", "gain": 3**-0.5}}
     config: ProtoNetConfig
 
-    @classmethod
-    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
-        """Return episodes of many classes, with the shot of evaluation."""
-        assert isinstance(config, ProtoNetConfig)
-        return EpisodeShape(way=config.train_way, shot=shape.shot, query=config.train_query)
-
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None
     ) -> State:
         """Return prototypes (b, way, d), and which classes are present (b, way), from support features (b, s, d)."""
         members = membership(support_y, way, support_mask, support.dtype)
-        count = members.sum(dim=1)
         with torch.autocast(support.device.type, enabled=False):
-            prototypes = members.mT @ support / count.clamp_min(1).unsqueeze(-1)
-        return {"prototypes": prototypes, "present": count > 0}
+            prototypes, present = class_means(support, members)
+        return {"prototypes": prototypes, "present": present}
 
     def predict_features(self, state: State, query: Tensor) -> Tensor:
         """Return minus the squared distance of query features (b, q, d) to each prototype (b, q, way)."""

@@ -101,7 +101,8 @@ class Snail(EmbeddingLearner):
     The sequence is (f(x_1), y_1), …, (f(x_s), y_s), (f(x*), 0), with labels in one-hot form and T = s + 1. The network
     is the paper's for Omniglot: AttentionBlock(64, 32), TCBlock(T, 128), AttentionBlock(256, 128), TCBlock(T, 128),
     AttentionBlock(512, 256), and a linear layer that gives the logits of the last element. TCBlock(T, D) is a
-    DenseBlock(R, D) for each R = 1, 2, 4, … below T: together they see the whole sequence.
+    DenseBlock(R, D) for each R = 1, 2, 4, … below T: together they see the whole sequence. (The paper's pseudocode has
+    R = 2, 4, 8, …, its loop counting from 1; with R = 1 an element sees the one just before it too.)
 
     Way and shot are fixed by the number of one-hot labels and of dilations: taps that training never filled would read
     with untrained weights. The order of the support set matters.
@@ -146,7 +147,7 @@ class Snail(EmbeddingLearner):
                 f"snail.shot: snail is built for one shot, here {config.shot}, got episodes of {shape.shot}: "
                 f"set snail.shot={shape.shot}"
             )
-        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query)
+        return super().train_shape(shape, config)
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that the small operations on sequences cost less together."""

@@ -10,9 +10,15 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.counter import stream_key, words
-from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import (
+    EmbeddingLearner,
+    LearnerConfig,
+    LearnerInfo,
+    State,
+    class_means,
+    membership,
+)
 
 FIRST_LOG_VARIANCE = -4.0  # of every weight: with the noise of a whole unit, features are learned late
 
@@ -70,12 +76,6 @@ class Versa(EmbeddingLearner):
         assert isinstance(last, nn.Linear)
         nn.init.constant_(last.bias[size + 1 :], FIRST_LOG_VARIANCE)
 
-    @classmethod
-    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
-        """Return episodes of many classes, with the shot of evaluation."""
-        assert isinstance(config, VersaConfig)
-        return EpisodeShape(way=config.train_way, shot=shape.shot, query=config.train_query)
-
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None
     ) -> State:
@@ -85,10 +85,8 @@ class Versa(EmbeddingLearner):
             mean and variance (b, way, d + 1), the bias last; draws (b, L, way); and which classes are present (b, way).
         """
         members = membership(support_y, way, support_mask, support.dtype)
-        count = members.sum(dim=1)
-        present = count > 0
         with torch.autocast(support.device.type, enabled=False):
-            pooled = members.mT @ support / count.clamp_min(1).unsqueeze(-1)
+            pooled, present = class_means(support, members)
             mean, log_variance = self.amortisation(pooled).chunk(2, dim=-1)
             mean = mean + F.pad(pooled, (0, 1))
         rank = mean[..., -1].masked_fill(~present, torch.inf).argsort(dim=1, stable=True).argsort(dim=1, stable=True)

@@ -14,20 +14,23 @@ from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 from metalearn_core.learners.contract import (
+    BACKBONE,
+    HEAD,
     REMEMBERED_AT_ONCE,
+    STATISTICS,
     Learner,
     LearnerConfig,
     Outcome,
     State,
     membership,
+    own_statistics,
     query_outcome,
 )
-from metalearn_core.learners.optimization.inner_gradient import BACKBONE, HEAD_BIAS, HEAD_WEIGHT, taped_gradient
+from metalearn_core.learners.optimization.inner_gradient import HEAD_BIAS, HEAD_WEIGHT, taped_gradient
 from metalearn_core.learners.optimization.query_gradient import episode_by_episode
 from metalearn_core.learners.optimization.support_loss import SupportLoss
 
 EPISODES_AT_ONCE = 8
-_STATISTICS = "statistics."
 
 Weights = Mapping[str, Tensor]
 
@@ -62,12 +65,6 @@ class FastWeightLearner(Learner):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    @classmethod
-    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
-        """Return the way and shot of evaluation, with the recipe's number of queries."""
-        assert isinstance(config, FastWeightConfig)
-        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query)
-
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that what their inner steps remember fits: small operations cost less together."""
         support, query = (shape.way * count * self.backbone.remembered for count in (shape.shot, shape.query))
@@ -101,7 +98,7 @@ class FastWeightLearner(Learner):
 
     def shared(self) -> dict[str, Tensor]:
         """Return the parameters of backbone and head by name, without those that say how a step is made."""
-        return {name: value for name, value in self.named_parameters() if name.startswith((BACKBONE, "head."))}
+        return {name: value for name, value in self.named_parameters() if name.startswith((BACKBONE, HEAD))}
 
     def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
         """Return the fast weights θ′ of b episodes and, when inductive, the support sets' statistics under them.
@@ -129,10 +126,9 @@ class FastWeightLearner(Learner):
 
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
         """Return logits (b, q, way) of the fast weights; for regression means (b, q, d)."""
-        statistics = {name.removeprefix(_STATISTICS): v for name, v in state.items() if name.startswith(_STATISTICS)}
         if query_mask is not None and self.batch_norm == "transductive":
             return self._predict_unmasked(state, query_x, query_mask)
-        outputs, _ = self._outputs(state, self.standardise(query_x), statistics or None)
+        outputs, _ = self._outputs(state, self.standardise(query_x), own_statistics(state) or None)
         return torch.where(state["present"].unsqueeze(1), outputs, -torch.inf)
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
@@ -168,7 +164,7 @@ class FastWeightLearner(Learner):
             if statistics is None:
                 with torch.autocast(x.device.type, enabled=False):
                     _, statistics = self._outputs(weights, x, None)
-            state |= {_STATISTICS + name: value for name, value in statistics.items()}
+            state |= {STATISTICS + name: value for name, value in statistics.items()}
         return state
 
     def _present(self, y: Tensor, way: int) -> Tensor:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from metalearn_core.backbones.contract import Backbone, Tape
 from metalearn_core.backbones.functional import linear
+from metalearn_core.learners.contract import BACKBONE, HEAD
 from metalearn_core.learners.optimization.support_loss import SupportLoss
 
-BACKBONE = "backbone."
-HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+HEAD_WEIGHT, HEAD_BIAS = f"{HEAD}weight", f"{HEAD}bias"
 
 
 def taped_gradient(

@@ -14,7 +14,8 @@ class MAMLConfig(InnerLoopConfig):
 
     The paper's for Omniglot are learning rate 1e-3, α 0.4, meta-batch 32, and as many queries as shots. Ours give more
     accuracy on validation episodes, batch norm being inductive and the budget minutes. For sinusoids the paper's are an
-    mlp with hidden=40,40, learning rate 1e-3, α 0.01 and meta-batch 25.
+    mlp with hidden=40,40, learning rate 1e-3 (schedule=constant), α 0.01, one inner step, meta-batch 25, 10 points and
+    as many queries.
     """
 
     inner_lr: float = Field(0.1, gt=0, description="α, the size of an inner step")

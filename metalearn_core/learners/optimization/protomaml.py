@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, membership
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, class_means, membership
 from metalearn_core.learners.optimization.fast_weights import Weights
 from metalearn_core.learners.optimization.inner_gradient import HEAD_BIAS, HEAD_WEIGHT
 from metalearn_core.learners.optimization.maml import MAML, MAMLConfig
@@ -40,6 +40,6 @@ class ProtoMAML(MAML):
         members = membership(y, present.shape[1], None, x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             features, _ = self.backbone.embed(dict(self.backbone.named_parameters()), x)
-            prototypes = members.mT @ features / members.sum(dim=1).clamp_min(1).unsqueeze(-1)
+            prototypes, _ = class_means(features, members)
         head = {HEAD_WEIGHT: 2 * prototypes, HEAD_BIAS: -prototypes.square().sum(dim=-1)}
         return {**super().start(x, y, present), **head}

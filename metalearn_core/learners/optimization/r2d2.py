@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from metalearn_core.backbones.contract import Backbone
-from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
 from metalearn_core.learners.pretrainable import PretrainableConfig
@@ -60,12 +59,6 @@ class R2D2(EmbeddingLearner):
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
         if spec.target_size is not None:
             self.bias = nn.Parameter(torch.zeros(spec.target_size))
-
-    @classmethod
-    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
-        """Return episodes of many classes, with the shot of evaluation."""
-        assert isinstance(config, R2D2Config)
-        return EpisodeShape(way=config.train_way, shot=shape.shot, query=config.train_query)
 
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None

@@ -1,5 +1,6 @@
 """Reptile: move the shared weights towards those that ordinary training on a task ends with."""
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -64,7 +65,9 @@ class Reptile(FastWeightLearner):
     def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
         """Return the way of evaluation, with more shots than there: mini-batches are drawn from them."""
         assert isinstance(config, ReptileConfig)
-        return EpisodeShape(way=shape.way, shot=max(shape.shot, config.train_shot), query=config.train_query)
+        if shape.shot <= config.train_shot:
+            shape = replace(shape, shot=config.train_shot, min_shot=None)
+        return super().train_shape(shape, config)
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that small operations cost less together; inner steps remember nothing of one another."""

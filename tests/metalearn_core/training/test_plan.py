@@ -2,7 +2,7 @@ import pytest
 
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.errors import UsageError
-from metalearn_core.learners import LearnerSpec, resolve_spec
+from metalearn_core.learners import LEARNERS, LearnerSpec, resolve_spec
 from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
 
 PROTONET, MAML = (resolve_spec(LearnerSpec(learner=name)) for name in ("protonet", "maml"))
@@ -29,6 +29,21 @@ def test_training_varies_as_evaluation_does_where_the_recipe_takes_that_over(dat
     assert training_shape(MAML, plan(shot="1-3"), dataset) == EpisodeShape(4, 3, 5, min_shot=1)
     with_way = plan(way="2-4", shot=2, train_way="5-60", train_query=4)
     assert training_shape(PROTONET, with_way, dataset) == EpisodeShape(60, 2, 4, min_way=5)
+
+
+def test_a_range_that_ends_at_the_number_of_the_recipe_is_like_any_other(dataset):
+    assert training_shape(PROTONET, plan(way="2-60"), dataset) == training_shape(PROTONET, plan(way="2-59"), dataset)
+    reptile, config = LEARNERS["reptile"], LEARNERS["reptile"].Config()
+    assert reptile.train_shape(EpisodeShape.of(4, "1-10", 3), config) == EpisodeShape(4, 10, 1)
+    assert reptile.train_shape(EpisodeShape.of(4, "1-9", 3), config) == EpisodeShape(4, 10, 1)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in sorted(LEARNERS.items()) if kind.info.variable_shape])
+def test_what_a_recipe_takes_over_keeps_its_range(name):
+    kind, asked = LEARNERS[name], EpisodeShape(way=4, shot=30, query=7, min_way=2, min_shot=3)
+    shape = kind.train_shape(asked, kind.Config())
+    assert (shape.shot, shape.min_shot) == (30, 3)
+    assert (shape.way, shape.min_way) == (getattr(kind.Config(), "train_way", 4), 2 if shape.way == 4 else None)
 
 
 def test_a_fixed_way_takes_no_range(dataset):
