@@ -10,21 +10,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone
-from metalearn_core.backbones.film import FilmGenerator
-from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
+from metalearn_core.backbones.film import FilmGenerator, modulated_layers
+from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.data.manifest import DatasetSpec
+from metalearn_core.errors import UsageError
 from metalearn_core.learners.contract import (
+    BACKBONE,
+    STATISTICS,
     Learner,
     LearnerConfig,
     LearnerInfo,
     Outcome,
     State,
+    class_means,
     masked_mean,
     membership,
     query_outcome,
 )
-
-_WEIGHT, _STATISTICS = "weight.", "statistics."
 
 
 class CNPConfig(LearnerConfig):
@@ -49,10 +51,15 @@ class CNP(Learner):
     class's number has no part in it. Head (w_k, b_k) = g(mean of f_r(x_i) over class k); logit f_r(x*)·w_k + b_k.
 
     Real targets: p(y* | x*) = N(μ, σ²) with (μ, σ) = g(f_r(x*), r), trained by minus its logarithm. `predict` gives μ,
-    and `predict_distribution` σ too.
+    and `predict_distribution` σ too. In the paper (equation 4) the number of observed points is drawn anew for each
+    training task, and they are scored with the unobserved ones; here it is that of the episodes' support sets, and only
+    queries are scored.
 
     Batch norm takes the statistics of the support set, for f and for f_r, for queries too, in training as in
     evaluation: there are two networks then, and running averages would have to serve both.
+
+    Raises:
+        UsageError: the examples belong to classes, and the backbone has no layer that could be modulated.
     """
 
     info = LearnerInfo(
@@ -71,26 +78,27 @@ class CNP(Learner):
         size, hidden = backbone.feature_size, config.hidden
         self.targets = spec.target_size or 0
         self.encoder = _perceptron(size + self.targets, hidden, hidden)
-        self.film = FilmGenerator(hidden, hidden, backbone)
+        modulated = bool(modulated_layers(backbone))
+        if not (modulated or self.targets):
+            name = type(backbone).__name__.lower()
+            raise UsageError(
+                f"cnp scales and shifts the layers of its backbone, {name} has none: take backbone=mlp, or a learner "
+                "that works on features as they are, such as versa"
+            )
+        self.film = FilmGenerator(hidden, hidden, backbone) if modulated else None
         self.head = (
             _perceptron(size + hidden, hidden, 2 * self.targets)
             if self.targets
             else _perceptron(size, hidden, size + 1)
         )
 
-    @classmethod
-    def train_shape(cls, shape: EpisodeShape, config: LearnerConfig) -> EpisodeShape:
-        """Return the way and shot of evaluation, with the recipe's number of queries."""
-        assert isinstance(config, CNPConfig)
-        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query)
-
     def adapt(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
         """Return what b support sets make of the decoder.
 
         Returns:
-            the modulated weights of the backbone (below `weight.`), with the support sets' batch-norm statistics under
-            them (below `statistics.`); and for classes their `head` (b, way, d + 1), the bias last, and which are
-            `present` (b, way), or for real targets the `representation` r (b, h).
+            the modulated weights of the backbone, with the support sets' batch-norm statistics under them; and for
+            classes their `head` (b, way, d + 1), the bias last, and which are `present` (b, way), or for real targets
+            the `representation` r (b, h).
         """
         x, shared = self.standardise(support_x), dict(self.backbone.named_parameters())
         examples, _ = self.backbone.embed(shared, x, mask=support_mask)
@@ -99,38 +107,34 @@ class CNP(Learner):
             labels = torch.zeros_like(support_y[..., 0], dtype=torch.int64) if self.targets else support_y
             members = membership(labels, way, support_mask, x.dtype)  # real targets: one class of all examples
             encoded = self.encoder(torch.cat([examples, support_y], dim=-1) if self.targets else examples)
-            classes, present = _class_means(encoded, members)
+            classes, present = class_means(encoded, members)
             representation = classes.sum(dim=1) / present.sum(dim=1, keepdim=True).clamp_min(1)
-            weights = self.film(representation, shared)
+            weights = shared if self.film is None else self.film(representation, shared)
         modulated, statistics = self.backbone.embed(weights, x, mask=support_mask)
-        state = {_WEIGHT + name: value for name, value in weights.items() if value.dim() > shared[name].dim()}
-        state |= {_STATISTICS + name: value for name, value in statistics.items()}
+        state = {BACKBONE + name: value for name, value in weights.items() if value.dim() > shared[name].dim()}
+        state |= {STATISTICS + name: value for name, value in statistics.items()}
         if self.targets:
             return state | {"representation": representation}
         with torch.autocast(x.device.type, enabled=False):
-            head = self.head(_class_means(modulated.to(x.dtype), members)[0])
+            head = self.head(class_means(modulated.to(x.dtype), members)[0])
         return state | {"head": head, "present": present}
 
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
         """Return logits (b, q, way), or the means (b, q, d) of real targets."""
         if self.targets:
             return self.predict_distribution(state, query_x)[0]
-        features = self._decoded(state, query_x)
+        features = self.compared_features(state, query_x)
         with torch.autocast(features.device.type, enabled=False):
             logits = features @ state["head"][..., :-1].mT + state["head"][..., -1].unsqueeze(1)
         return torch.where(state["present"].unsqueeze(1), logits, -torch.inf)
 
     def predict_distribution(self, state: State, query_x: Tensor) -> tuple[Tensor, Tensor]:
         """Return μ and σ (b, q, d): mean and standard deviation of the real targets of query_x (b, q, *x)."""
-        features = self._decoded(state, query_x)
+        features = self.compared_features(state, query_x)
         with torch.autocast(features.device.type, enabled=False):
             representation = state["representation"].unsqueeze(1).expand(-1, features.shape[1], -1)
             mean, raw = self.head(torch.cat([features, representation], dim=-1)).chunk(2, dim=-1)
             return mean, self.config.least_deviation + F.softplus(raw)
-
-    def compared_features(self, state: State, x: Tensor) -> Tensor:
-        """Return features (b, n, d) of x (b, n, *x) under the modulated backbone."""
-        return self._decoded(state, x)
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:
         """Return the outer losses (b,): the cross-entropy of classes, or −log N(y*; μ, σ²) of real targets."""
@@ -142,25 +146,8 @@ class CNP(Learner):
         losses = (squares / 2 + deviation.log() + math.log(2 * math.pi) / 2).mean(dim=-1)
         return replace(query_outcome(mean, episodes), losses=masked_mean(losses, episodes.query_mask))
 
-    def _decoded(self, state: State, query_x: Tensor) -> Tensor:
-        """Return features (b, q, d) of the queries under the modulated backbone f_r."""
-        weights = dict(self.backbone.named_parameters()) | _below(_WEIGHT, state)
-        x = self.standardise(query_x)
-        features, _ = self.backbone.embed(weights, x, _below(_STATISTICS, state) or None)
-        return features.to(x.dtype)
-
-
-def _class_means(values: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean (b, way, h) of values (b, s, h) over each class, zero for absent ones, and which are present."""
-    count = members.sum(dim=1)
-    return members.mT @ values / count.clamp_min(1).unsqueeze(-1), count > 0
-
 
 def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
     )
-
-
-def _below(prefix: str, state: State) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

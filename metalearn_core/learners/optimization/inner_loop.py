@@ -48,7 +48,8 @@ class InnerLoopLearner(FastWeightLearner):
         keep: Callable[[Tensor], Tensor] = (lambda value: value) if differentiable else cut
         with torch.set_grad_enabled(differentiable):
             start = self.start(x, y, present)
-        weights: Weights = {name: keep(value) for name, value in start.items()}
+        # A head that is made of features without parameters has no graph, and still is what the steps move.
+        weights: Weights = {name: keep(value) if value.requires_grad else cut(value) for name, value in start.items()}
         loss, second_order = support_loss(y, present), differentiable and not self.first_order
         for number in range(self.steps):
             gradients = self.inner_gradient(weights, x, loss, second_order)

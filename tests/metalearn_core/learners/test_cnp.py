@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LearnerSpec, make_learner
 
+VECTORS = DatasetSpec(
+    modality="vector", example_shape=(6,), dtype="float32", mean=(0.5,) * 6, std=(0.3,) * 6, train_classes=7
+)
 SINUSOIDS = DatasetSpec(
     modality="vector", example_shape=(1,), dtype="float32", mean=(0.0,), std=(3.0,), train_classes=1, target_size=1
 )
@@ -172,3 +176,16 @@ def test_learns_sinusoids_far_below_predicting_zero(one_thread):
 def test_a_learner_of_classes_says_that_it_has_no_real_targets():
     with pytest.raises(UsageError, match="versa classifies"):
         make_learner(LearnerSpec(learner="versa", backbone="mlp"), SINUSOIDS)
+
+
+def test_without_layers_to_modulate_classes_are_refused_with_what_to_take():
+    with pytest.raises(UsageError, match="cnp scales and shifts the layers of its backbone, identity has none: take"):
+        make_learner(LearnerSpec(learner="cnp", backbone="identity"), VECTORS)
+
+
+def test_without_layers_to_modulate_the_head_alone_decodes_real_targets_and_all_of_it_learns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learner = make_learner(LearnerSpec(learner="cnp", backbone="identity"), SINUSOIDS, dtype=torch.float64)
+    losses = learner.train_episodes(sinusoids(3, 0)).losses
+    assert all(gradient.any() for gradient in torch.autograd.grad(losses.sum(), list(learner.parameters())))

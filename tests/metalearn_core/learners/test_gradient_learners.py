@@ -237,6 +237,19 @@ def test_another_way_than_its_own_is_refused(make_double, make_episodes, name):
         make_double(name)(make_episodes(way=3))
 
 
+def test_protomaml_adapts_its_head_to_features_without_weights():
+    spec = DatasetSpec(
+        modality="vector", example_shape=(6,), dtype="float32", mean=(0.5,) * 6, std=(0.3,) * 6, train_classes=7
+    )
+    learner = make_learner(LearnerSpec(learner="protomaml", backbone="identity"), spec, dtype=torch.float64).eval()
+    x, y = torch.rand(2, 6, 6, dtype=torch.float64), torch.tensor([[0, 1, 2, 0, 1, 2]]).expand(2, -1)
+    with torch.no_grad():
+        wanted = learner.adapt(x, y, way=3)
+    found = learner.adapt(x, y, way=3)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].detach(), value)
+
+
 def test_protomaml_takes_any_way_and_a_class_without_support(make_double, make_episodes):
     learner, episodes = make_double("protomaml").eval(), make_episodes(way=3)
     assert learner(episodes).shape == (3, 9, 3)
