@@ -1,6 +1,5 @@
 """What adapting to a support set moved: the weights, layer by layer, and the loss on the support set, step by step."""
 
-import copy
 from collections import defaultdict
 
 import numpy as np
@@ -17,10 +16,13 @@ SHOWN_STEPS = 10
 class LayerChange(Record):
     """How far adapting moved the weights θ of one layer (a convolution, a batch norm, the head) to θ′.
 
+    θ is what the learner starts from in an episode: for most the shared weights, for a head that is made of the support
+    set what is made.
+
     Attributes:
         layer: its name in the network.
         change: ‖θ′ − θ‖, the mean over episodes.
-        norm: ‖θ‖.
+        norm: ‖θ‖, the mean over episodes.
     """
 
     layer: str
@@ -52,7 +54,16 @@ class Adaptation(Record):
     support_losses: tuple[StepLoss, ...] = ()
 
 
-def explain_adaptation(learner: Learner, state: State, support_x: Tensor, support_y: Tensor, *, way: int) -> Adaptation:
+@torch.no_grad()
+def explain_adaptation(
+    learner: Learner,
+    state: State,
+    support_x: Tensor,
+    support_y: Tensor,
+    *,
+    way: int,
+    support_mask: Tensor | None = None,
+) -> Adaptation:
     """Return what adapting to the support sets of b episodes moved.
 
     Args:
@@ -60,35 +71,40 @@ def explain_adaptation(learner: Learner, state: State, support_x: Tensor, suppor
         state: that `learner.adapt` made of them.
         support_x, support_y: (b, s, *x) and (b, s), as `adapt` takes them.
         way: classes an episode.
+        support_mask: (b, s) bool, False where padded.
     """
+    start = learner.unmoved(support_x, support_y, way=way, support_mask=support_mask)
     return Adaptation(
-        layers=layer_changes(learner, state), support_losses=support_losses(learner, support_x, support_y, way=way)
+        layers=layer_changes(start, state),
+        support_losses=support_losses(learner, support_x, support_y, way=way, support_mask=support_mask),
     )
 
 
 @torch.no_grad()
-def layer_changes(learner: Learner, state: State) -> tuple[LayerChange, ...]:
-    """Return how far the fast weights in a state are from the parameters whose names they have."""
+def layer_changes(start: State, state: State) -> tuple[LayerChange, ...]:
+    """Return how far the fast weights in a state are from where they start, as `Learner.unmoved` returns it."""
     changes: dict[str, list[Tensor]] = defaultdict(list)
     norms: dict[str, list[Tensor]] = defaultdict(list)
-    for name, parameter in learner.named_parameters():
-        if name in state and state[name].shape[1:] == parameter.shape:
-            layer = name.rpartition(".")[0] or name
-            shared = parameter.double()
-            changes[layer].append((state[name].double() - shared).flatten(1).square().sum(dim=1))
-            norms[layer].append(shared.square().sum())
+    for name, value in start.items():
+        if name in state and state[name].shape[1:] == value.shape[1:]:
+            layer, unmoved = name.rpartition(".")[0] or name, value.double()
+            changes[layer].append((state[name].double() - unmoved).flatten(1).square().sum(dim=1))
+            norms[layer].append(unmoved.flatten(1).square().sum(dim=1))
     return tuple(
-        LayerChange(
-            layer=layer,
-            change=float(torch.stack(squares).sum(dim=0).sqrt().mean()),
-            norm=float(torch.stack(norms[layer]).sum().sqrt()),
-        )
+        LayerChange(layer=layer, change=_mean_norm(squares), norm=_mean_norm(norms[layer]))
         for layer, squares in changes.items()
     )
 
 
+def _mean_norm(squares: list[Tensor]) -> float:
+    """Return the mean over episodes of the norm whose parts have these squares, each (b,) or (1,)."""
+    return float(torch.stack(squares).sum(dim=0).sqrt().mean())
+
+
 @torch.no_grad()
-def support_losses(learner: Learner, support_x: Tensor, support_y: Tensor, *, way: int) -> tuple[StepLoss, ...]:
+def support_losses(
+    learner: Learner, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None
+) -> tuple[StepLoss, ...]:
     """Return the loss on the support sets after inner steps 0, 1, … of a learner that has the option `eval_steps`.
 
     Each figure is that of adapting anew with so many steps; of many steps at most ten numbers are tried.
@@ -96,10 +112,9 @@ def support_losses(learner: Learner, support_x: Tensor, support_y: Tensor, *, wa
     total = getattr(learner.config, "eval_steps", None)
     if total is None:
         return ()
-    episodes = EpisodeBatch(way, support_x, support_y, support_x, support_y)
+    episodes = EpisodeBatch(way, support_x, support_y, support_x, support_y, support_mask, support_mask)
     losses = []
     for steps in (0, *np.unique(np.geomspace(1, total, SHOWN_STEPS).round().astype(int)).tolist()):
-        shorter = copy.copy(learner)  # shares weights; only its options are its own, so nobody else sees them change
-        shorter.config = learner.config.model_copy(update={"eval_steps": steps})
-        losses.append(StepLoss(steps=steps, loss=float(query_outcome(shorter(episodes), episodes).losses.mean())))
+        logits = learner.with_eval_steps(steps)(episodes)
+        losses.append(StepLoss(steps=steps, loss=float(query_outcome(logits, episodes).losses.mean())))
     return tuple(losses)

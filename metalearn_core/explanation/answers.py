@@ -84,9 +84,12 @@ def explain_answers(learner: Learner, sampler: EpisodeSampler) -> tuple[Answer, 
         wanted = {right for right, of_kind in found.items() if len(of_kind) < SHOWN_EACH}
         if not wanted:
             break
-        own = episode.batch.query_y[0].tolist()
+        own, mask = episode.batch.query_y[0].tolist(), episode.batch.query_mask
         predicted = episode.probabilities.argmax(dim=-1).tolist()
+        asked = [True] * len(own) if mask is None else mask[0].tolist()
         for place, (own_column, column) in enumerate(zip(own, predicted, strict=True)):
+            if not asked[place]:
+                continue
             identity = int(episode.index.class_id[0, own_column]), int(episode.index.rotation[0, own_column])
             if (own_column == column) in wanted and identity not in shown:
                 found[own_column == column].append(_answer(learner, episode, place, own_column, column))
@@ -100,8 +103,8 @@ def _answered(learner: Learner, sampler: EpisodeSampler) -> Iterator[_Answered]:
     for first in range(0, LOOKED_AT, ANSWERED_AT_ONCE):
         index = sampler.index(first, ANSWERED_AT_ONCE)
         batch = sampler.gather(index).to(learner.mean.device)
-        state = learner.adapt(batch.support_x, batch.support_y, way=batch.way)
-        probabilities = learner.predict(state, batch.query_x).double().softmax(dim=-1)
+        state = learner.adapt(batch.support_x, batch.support_y, way=batch.way, support_mask=batch.support_mask)
+        probabilities = learner.predict(state, batch.query_x, batch.query_mask).double().softmax(dim=-1)
         for number in range(ANSWERED_AT_ONCE):
             own = slice(number, number + 1)
             yield _Answered(
@@ -116,7 +119,10 @@ def _answered(learner: Learner, sampler: EpisodeSampler) -> Iterator[_Answered]:
 def _answer(learner: Learner, episode: _Answered, place: int, own: int, predicted: int) -> Answer:
     """Explain the answer to the query at a place of an episode: its own column, and the one it was taken for."""
     index, batch = episode.index, episode.batch
-    compared_support = compared(learner, episode.state, batch.support_x[0])
+    support_x = batch.support_x[0]
+    if batch.support_mask is not None:
+        support_x = support_x[batch.support_mask[0]]  # padding comes last: the others keep their places
+    compared_support = compared(learner, episode.state, support_x)
     near = nearest_support(learner, episode.state, compared_support, batch.query_x[0, place, None], NEIGHBOURS)
     support = _support_rows(index)
     prototypes = near.prototype_distances

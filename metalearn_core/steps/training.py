@@ -1,7 +1,7 @@
 """The steps of one learner: meta-train it, and evaluate it on validation and test episodes."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -317,7 +317,8 @@ def evaluate_learner(
             results[EPISODES] = scores.accuracy.tolist()
             if evaluation.leakage and evaluation.leakage.class_names:
                 emit("warning", "evaluate", text=f"{record['learner']}: {evaluation.leakage.finding}")
-        results["explanation"] = explanation_of(load_bundle(training / BUNDLE)[0], opened, protocol)
+        seen = evaluation.leakage.class_digests if evaluation.leakage else ()
+        results["explanation"] = explanation_of(load_bundle(training / BUNDLE)[0], opened, protocol, seen)
         write_json(folder / EVALUATION, {"training": record, **results})
 
     from metalearn_core import tracking
@@ -336,17 +337,23 @@ def evaluate_learner(
     return folder
 
 
-def explanation_of(learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol") -> dict[str, Any] | None:
+def explanation_of(
+    learner: "Learner", dataset: "EpisodeDataset", protocol: "Protocol", seen: Collection[str] = ()
+) -> dict[str, Any] | None:
     """Return the explanation of a learner's answers; None, with a warning, where it fails: an evaluation is worth more.
 
     A learner that somebody else wrote may keep a state that says something else under the names that explain it.
+
+    Args:
+        learner, dataset, protocol: as evaluated.
+        seen: content hashes of the classes that the evaluation left out.
     """
     from metalearn_core.explanation.learner import explain_learner
 
     if dataset.spec.target_size is not None:
         return None
     try:
-        return explain_learner(learner, dataset, protocol).model_dump(mode="json")
+        return explain_learner(learner, dataset, protocol, seen).model_dump(mode="json")
     except Exception as error:
         text = f"{learner.info.name}: the report goes without an explanation of its answers: {one_line(error)}"
         emit("warning", "evaluate", text=text)

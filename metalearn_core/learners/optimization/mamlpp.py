@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome
+from metalearn_core.learners.contract import BACKBONE, LearnerConfig, LearnerInfo, Outcome, State
 from metalearn_core.learners.optimization.fast_weights import Weights
-from metalearn_core.learners.optimization.inner_gradient import BACKBONE
 from metalearn_core.learners.optimization.inner_loop import InnerLoopConfig, InnerLoopLearner
 
 STAGES = 10
@@ -75,6 +74,11 @@ class MAMLPlusPlus(InnerLoopLearner):
     def start(self, x: Tensor, y: Tensor, present: Tensor) -> Weights:
         """Return the shared weights, with the batch norms of the first step."""
         return {**super().start(x, y, present), **self._norms_at(0, len(x))}
+
+    def unmoved(self, support_x: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None) -> State:
+        """Return the shared weights, with the batch norms of the last step, which are the same for any support set."""
+        weights = super().unmoved(support_x, support_y, way=way, support_mask=support_mask)
+        return {**weights, **self._norms_at(min(self.steps, len(self.rates)), 1)}
 
     def step(self, weights: Weights, gradients: Weights, number: int) -> Weights:
         """θ ← θ − α ∇L, α that of the layer and the step; steps beyond those of training are as the last one."""

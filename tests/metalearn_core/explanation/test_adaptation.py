@@ -3,7 +3,23 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.explanation.adaptation import SHOWN_STEPS, explain_adaptation, layer_changes, support_losses
+from metalearn_core.learners import LEARNERS
+
+CONVOLUTIONS = [f"backbone.blocks.{number}.conv" for number in range(2)]
+NORMS = [f"backbone.blocks.{number}.norm" for number in range(2)]
+MOVED = {
+    "maml": {*CONVOLUTIONS, *NORMS, "head"},
+    "metasgd": {*CONVOLUTIONS, *NORMS, "head"},
+    "reptile": {*CONVOLUTIONS, *NORMS, "head"},
+    "protomaml": {*CONVOLUTIONS, *NORMS, "head"},
+    "finetune": {*CONVOLUTIONS, *NORMS, "head"},
+    "mamlpp": {*CONVOLUTIONS, "head"},  # the batch norms of a step are the same for any support set
+    "anil": {"head"},
+    "cnp": {*NORMS},
+}
 
 
 @pytest.fixture
@@ -70,7 +86,7 @@ def test_a_head_that_starts_at_zero_has_no_relative_change(maml, support):
     with torch.no_grad():
         maml.head.weight.zero_()
         maml.head.bias.zero_()
-    head = layer_changes(maml, maml.adapt(*support, way=3))[-1]
+    head = layer_changes(maml.unmoved(*support, way=3), maml.adapt(*support, way=3))[-1]
     assert (head.layer, head.norm, head.relative) == ("head", 0, None)
     assert head.change > 0
 
@@ -94,3 +110,49 @@ def test_every_learner_can_say_what_adapting_moves(any_learner, support):
         found = explain_adaptation(any_learner, any_learner.adapt(*support, way=3), *support, way=3)
     assert all(np.isfinite([one.change, one.norm]).all() for one in found.layers)
     assert all(np.isfinite(one.loss) for one in found.support_losses)
+
+
+def test_the_layers_that_move_are_those_that_the_support_set_changes(any_learner, support):
+    found = explain_adaptation(any_learner, any_learner.adapt(*support, way=3), *support, way=3)
+    assert {one.layer for one in found.layers if one.change} == MOVED.get(any_learner.info.name, set())
+    assert all(one.norm > 0 for one in found.layers)
+
+
+@pytest.mark.parametrize("name", ["maml", "anil", "metasgd", "mamlpp", "protomaml", "reptile", "finetune"])
+def test_with_rates_of_zero_nothing_moves(make_double, support, name):
+    learner = make_double(name)
+    learner.config = learner.config.model_copy(update={"inner_lr": 0.0})
+    rates = [value for own, value in learner.named_parameters() if own.startswith("rates")]
+    for rate in rates:
+        rate.data.zero_()
+    found = explain_adaptation(learner, learner.adapt(*support, way=3), *support, way=3)
+    assert "head" in {one.layer for one in found.layers}
+    assert all(one.change == 0 for one in found.layers)
+
+
+def test_a_head_that_is_made_of_the_support_set_is_measured_from_what_is_made(make_double, support):
+    learner = make_double("finetune", eval_steps=1, inner_optimiser="sgd", inner_lr=0.5)
+    head = layer_changes(learner.unmoved(*support, way=3), learner.adapt(*support, way=3))[-1]
+    assert head.layer == "head"
+    assert head.norm == pytest.approx(10 * 3**0.5), "three rows of unit length, times the scale"
+    assert 0 < head.change < 1
+
+
+@pytest.mark.parametrize("name", [name for name, kind in sorted(LEARNERS.items()) if kind.info.variable_shape])
+def test_padding_has_no_part_in_what_adapting_moves(make_double, dataset, name):
+    learner = make_double(name)
+    shape = EpisodeShape.of(3, "1-4", 2)
+    batch = EpisodeSampler(dataset, "test", shape, seed=3).batch(0, 4)
+    mask = batch.support_mask
+    assert not mask.all()
+    with torch.no_grad():
+        state = learner.adapt(batch.support_x, batch.support_y, way=3, support_mask=mask)
+        whole = explain_adaptation(learner, state, batch.support_x, batch.support_y, way=3, support_mask=mask)
+        alone = []
+        for number, keep in enumerate(mask):
+            x, y = batch.support_x[number, None, keep], batch.support_y[number, None, keep]
+            alone.append(explain_adaptation(learner, learner.adapt(x, y, way=3), x, y, way=3))
+    changes = np.mean([[layer.change for layer in one.layers] for one in alone], axis=0)
+    losses = np.mean([[step.loss for step in one.support_losses] for one in alone], axis=0)
+    np.testing.assert_allclose([layer.change for layer in whole.layers], changes, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose([step.loss for step in whole.support_losses], losses, rtol=1e-6)

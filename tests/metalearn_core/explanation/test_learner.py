@@ -11,6 +11,7 @@ from metalearn_core.evaluation.evaluate import Protocol
 from metalearn_core.explanation.answers import SHOWN_EACH, explain_answers
 from metalearn_core.explanation.embedding_map import EXAMPLES_A_CLASS, embedding_map
 from metalearn_core.explanation.learner import LearnerExplanation, explain_learner
+from metalearn_core.learners import LEARNERS
 
 PROTOCOL = Protocol(way=3, shot=1, query=2, episodes=10, seed=5)
 
@@ -129,3 +130,45 @@ def test_every_learner_can_be_explained_the_same_each_time_and_as_json(any_learn
 def test_a_way_that_the_learner_does_not_take_is_refused_before_any_work(make_double, dataset):
     with pytest.raises(UsageError, match="maml was trained for exactly 3 classes"):
         explain_learner(make_double("maml"), dataset, PROTOCOL.model_copy(update={"way": 4}))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in sorted(LEARNERS.items()) if kind.info.variable_shape])
+def test_of_varied_episodes_no_padding_is_asked_or_near(make_double, dataset, name):
+    learner = make_double(name)
+    way = 3 if learner.info.fixed_way else "2-5"
+    protocol = PROTOCOL.model_copy(update={"way": way, "shot": "1-4"})
+    sampler = EpisodeSampler(dataset, "test", protocol.shape, seed=protocol.seed)
+    answers = explain_learner(learner, dataset, protocol).answers
+    assert answers
+    for answer in answers:
+        index, batch = sampler.index(answer.episode, 1), sampler.batch(answer.episode, 1)
+        classes = list(zip(index.class_id[0].tolist(), index.rotation[0].tolist(), strict=True))
+        column = classes.index((answer.query.class_id, answer.query.rotation))
+        place = index.query_index[0, column].tolist().index(answer.query.row)
+        assert place < index.query_count[0, column]
+        given = {
+            (*own, row)
+            for own, rows, count in zip(classes, index.support_index[0], index.support_count[0], strict=True)
+            for row in rows[:count].tolist()
+        }
+        near = [(near.example.class_id, near.example.rotation, near.example.row) for near in answer.nearest]
+        assert len(set(near)) == len(near) == min(5, int(batch.support_mask.sum()))
+        assert set(near) <= given
+        keep, asked = batch.support_mask[0], batch.query_mask[0]
+        with torch.no_grad():
+            state = learner.adapt(batch.support_x[:, keep], batch.support_y[:, keep], way=batch.way)
+            logits = learner.predict(state, batch.query_x[:, asked])[0]
+        before = int(asked[: column * index.query_index.shape[2] + place].sum())
+        probabilities = logits[before].softmax(dim=-1)
+        assert answer.probability == pytest.approx(float(probabilities.max()), rel=1e-6)
+        assert (answer.predicted_id, answer.predicted_rotation) == classes[probabilities.argmax()]
+
+
+def test_classes_that_were_seen_in_training_are_left_out_and_the_others_keep_their_numbers(make_double, dataset):
+    first, *others = dataset.manifest.of_split("test")
+    found = explain_learner(make_double("protonet"), dataset, PROTOCOL, [first.digest])
+    assert [point.class_id for point in found.map.points] == [entry.id for entry in others]
+    for answer in found.answers:
+        examples = [answer.query, *(near.example for near in answer.nearest)]
+        assert {answer.predicted_id, *(one.class_id for one in examples)} <= {entry.id for entry in others}
+        assert all(one.row // 6 == one.class_id for one in examples), "each class has six rows"

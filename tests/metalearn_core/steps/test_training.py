@@ -7,15 +7,25 @@ from mlflow import MlflowClient
 
 from metalearn_core import tracking
 from metalearn_core.bundle import load_bundle, read_training_images
+from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.fingerprints import fingerprints
 from metalearn_core.data.leakage import check_leakage
+from metalearn_core.data.manifest import BuildOptions
 from metalearn_core.data.subset import split_hashes
 from metalearn_core.events import EVENTS_VARIABLE
 from metalearn_core.explanation.learner import LearnerExplanation
-from metalearn_core.steps.requests import TrainingOrder, TrainingResources
+from metalearn_core.steps.requests import EvaluationRequest, TrainingOrder, TrainingResources
 from metalearn_core.steps.train_nodes import ResultTakenError
-from metalearn_core.steps.training import TrainingRequest, carry_out, explanation_of, train_bundle, train_learner
+from metalearn_core.steps.training import (
+    EVALUATION,
+    TrainingRequest,
+    carry_out,
+    evaluate_learner,
+    explanation_of,
+    train_bundle,
+    train_learner,
+)
 from metalearn_core.storage.place import Place
 
 
@@ -77,6 +87,39 @@ def test_answers_are_explained_beside_the_figures(small_dataset: EpisodeDataset,
     found = LearnerExplanation.model_validate(explanation_of(learner, small_dataset, workshop.PROTOCOL))
     assert len(found.map.points) == 8
     assert found.answers[0].nearest
+
+
+def test_answers_are_explained_without_the_classes_that_the_accuracy_is_without(
+    small_dataset: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is evaluated on another split of its data, in which a class that it was trained on is a test class."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking.prepare(uri, tmp_path / "artifacts", "few-shot")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("METALEARN_PIPELINE_RUN_ID", "this")
+    tracking.open_parent_run("few-shot", "this", "name")
+    entries = small_dataset.manifest.classes
+    pairs = tuple((entry.name, "test" if entry.name == "train0" else entry.split) for entry in entries)
+    options = BuildOptions(image_size=12, split_file=pairs, rotations="none")
+    build_dataset(str(small_dataset.folder.parent / "source"), tmp_path / "other", options, workers=1)
+    other = EpisodeDataset.open(tmp_path / "other")
+    item = {"learner": "protonet", "backbone": "mlp", "options": {}, "backbone_options": {"hidden": [8]}}
+    request = TrainingRequest(way=3, shot=1, query=3, train_way=3, train_shot=1, train_query=3, episodes=8)
+    where = (str(small_dataset.folder), small_dataset.digest)
+    training = train_learner(*where, item, request, TrainingResources(), Place.at(tmp_path / "storage"))
+    folder = evaluate_learner(
+        str(tmp_path / "other"),
+        other.digest,
+        training,
+        EvaluationRequest(way=3, shot=1, query=3, episodes=20),
+        Place.at(tmp_path / "storage"),
+    )
+    found = json.loads((folder / EVALUATION).read_text())
+    assert found["test"]["leakage"]["class_names"] == ["train0"]
+    explained = LearnerExplanation.model_validate(found["explanation"])
+    unseen = {entry.id for entry in other.manifest.of_split("test") if entry.name != "train0"}
+    assert {point.class_id for point in explained.map.points} == unseen
+    assert {answer.query.class_id for answer in explained.answers} <= unseen
 
 
 def test_a_learner_that_cannot_be_explained_is_evaluated_all_the_same(
