@@ -1,5 +1,6 @@
 """Relation networks: a small network compares a query's feature map with each class's, and scores how they fit."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -89,7 +90,7 @@ class RelationNet(EmbeddingLearner):
         """
         assert isinstance(config, RelationNetConfig)
         papers = max(1, 20 - shape.shot) if shape.way < 20 else 10 if shape.shot == 1 else 5
-        return EpisodeShape(way=shape.way, shot=shape.shot, query=config.train_query or papers)
+        return replace(shape, query=config.train_query or papers)
 
     def running_averages(self) -> dict[str, Tensor]:
         """Return the backbone's, and the relation module's."""
@@ -129,7 +130,9 @@ class RelationNet(EmbeddingLearner):
         support, query, statistics = self._joint_features(episodes)
         state = self.adapt_features(support, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
         unmasked = episodes.support_mask is None and episodes.query_mask is None
-        whole = unmasked and bool(state["present"].all())  # an absent class has no part in the statistics either
+        # An absent class has no part in the statistics either. A step that is recorded cannot wait to hear whether one
+        # is absent, and need not: its episodes are drawn with all classes.
+        whole = unmasked and (_is_recorded(query.device) or bool(state["present"].all()))
         keep = None if whole else _pairs(state["present"], episodes.query_mask, query)
         logits, own = self._logits(state, query, None, keep)
         return logits, {**statistics, **{_RELATION + name: value.detach() for name, value in own.items()}}
@@ -216,6 +219,11 @@ class RelationModule(nn.Module):
         if keep is not None:
             scores = scores.new_zeros(keep.shape).masked_scatter(keep, scores)
         return scores.view(len(queries), len(classes)), used
+
+
+def _is_recorded(device: torch.device) -> bool:
+    """Return whether what is computed on a device is being recorded as a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _pairs(present: Tensor, query_mask: Tensor | None, query: Tensor) -> Tensor:

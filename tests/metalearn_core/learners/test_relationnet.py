@@ -3,11 +3,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LearnerSpec, learner_class, make_learner
+from metalearn_core.learners.metric import relationnet
 
 VECTORS = DatasetSpec(
     modality="vector", example_shape=(6,), dtype="float32", mean=(0.5,) * 6, std=(0.3,) * 6, train_classes=7
@@ -85,6 +87,27 @@ def test_a_class_without_support_has_no_part_in_statistics_or_loss(make_double, 
         torch.testing.assert_close(outcome.losses[number], ((scores - wanted.double()) ** 2).mean())
     gradients = torch.autograd.grad(outcome.losses.sum(), list(learner.parameters()))
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+class AnswersStayOnTheGPU(TorchDispatchMode):
+    """Refuses to hand a yes or no to Python, as a GPU does while a step is being recorded.
+
+    Integers it does hand over: on a processor, though not on a GPU, `one_hot` looks at the labels.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        asks = func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool
+        assert not asks, "the step waits for an answer"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_that_is_recorded_waits_for_no_answer_and_has_the_same_loss(make_double, make_episodes, monkeypatch):
+    learner, episodes = make_double("relationnet").train(), make_episodes()
+    wanted = learner.train_episodes(episodes).losses
+    monkeypatch.setattr(relationnet, "_is_recorded", lambda device: True)
+    with AnswersStayOnTheGPU():
+        found = learner.train_episodes(episodes).losses
+    torch.testing.assert_close(found, wanted)
 
 
 def test_training_averages_the_statistics_of_the_relation_module_too(make_double, make_episodes):
