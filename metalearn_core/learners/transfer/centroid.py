@@ -9,10 +9,17 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, Statistics
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import (
+    EmbeddingLearner,
+    LearnerConfig,
+    LearnerInfo,
+    State,
+    class_means,
+    membership,
+)
 from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
 
-CENTRE = "centre"
+CENTRE, SHARE = "centre", "centre_share"
 
 
 class CentroidConfig(PretrainingConfig):
@@ -33,7 +40,8 @@ class Centroid(PretrainedLearner, EmbeddingLearner):
     distance, or the cosine.
 
     m is a running average over the batches of pretraining, as batch norm's statistics are: the paper goes over the
-    training examples once more, which comes to the same as the learning rate goes to zero.
+    training examples once more, which comes to the same as the learning rate goes to zero. The average sets out from
+    zero, of which 0.9ⁿ is left after n batches: it is divided by the rest, which is the average of ones.
     """
 
     info = LearnerInfo(
@@ -46,18 +54,20 @@ class Centroid(PretrainedLearner, EmbeddingLearner):
     Config: ClassVar[type[LearnerConfig]] = CentroidConfig
     config: CentroidConfig
     centre: Tensor
+    centre_share: Tensor
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: CentroidConfig, way: int | None = None) -> None:
         super().__init__(spec, backbone, config, way)
         self.register_buffer(CENTRE, torch.zeros(backbone.feature_size))
+        self.register_buffer(SHARE, torch.zeros(1))
 
     def running_averages(self) -> dict[str, Tensor]:
-        """Return the backbone's, and m."""
-        return {**super().running_averages(), CENTRE: self.centre}
+        """Return the backbone's, and the two whose quotient is m."""
+        return {**super().running_averages(), CENTRE: self.centre, SHARE: self.centre_share}
 
     def feature_statistics(self, features: Tensor) -> Statistics:
-        """Return the mean (1, d) of the features of one batch."""
-        return {CENTRE: features.mean(dim=0, keepdim=True)}
+        """Return the mean (1, d) of the features of one batch, and a one (1, 1)."""
+        return {CENTRE: features.mean(dim=0, keepdim=True), SHARE: features.new_ones(1, 1)}
 
     def compared_features(self, state: State, x: Tensor) -> Tensor:
         """Return the transformed features (b, n, d); of unit length, where they are compared by cosine."""
@@ -72,12 +82,11 @@ class Centroid(PretrainedLearner, EmbeddingLearner):
         The centroids are the `prototypes` of the state; where the cosine is the measure, they are of unit length.
         """
         members = membership(support_y, way, support_mask, support.dtype)
-        count = members.sum(dim=1)
         with torch.autocast(support.device.type, enabled=False):
-            centroids = members.mT @ self._transformed(support) / count.clamp_min(1).unsqueeze(-1)
+            centroids, present = class_means(self._transformed(support), members)
             if self.config.distance == "cosine":
                 centroids = F.normalize(centroids, dim=-1)
-        return {"prototypes": centroids, "present": count > 0}
+        return {"prototypes": centroids, "present": present}
 
     def predict_features(self, state: State, query: Tensor) -> Tensor:
         """Return the scaled logits (b, q, way) of query features (b, q, d)."""
@@ -92,5 +101,5 @@ class Centroid(PretrainedLearner, EmbeddingLearner):
 
     def _transformed(self, features: Tensor) -> Tensor:
         if self.config.transform == "CL2N":
-            features = features - self.centre
+            features = features - self.centre / self.centre_share.clamp_min(torch.finfo(self.centre.dtype).tiny)
         return features if self.config.transform == "UN" else F.normalize(features, dim=-1)

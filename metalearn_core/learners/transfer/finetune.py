@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn_core.backbones.functional import channels_last, linear
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import BACKBONE, HEAD, LearnerConfig, LearnerInfo, State, membership
 from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-_BACKBONE, _HEAD = "backbone.", ("head.weight", "head.bias")
+_HEAD = f"{HEAD}weight", f"{HEAD}bias"
 
 
 class FineTuneConfig(PretrainingConfig):
@@ -56,6 +56,8 @@ class FineTune(PretrainedLearner):
         device = support_x.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             x = self.standardise(support_x.clone() if support_x.is_inference() else support_x)
+            if support_mask is not None:  # zero times what is not finite is no zero
+                x = torch.where(support_mask.view(*support_mask.shape, *[1] * (x.dim() - 2)), x, 0.0)
             members = membership(support_y.clone(), way, support_mask, x.dtype)
             present = members.sum(dim=1) > 0
             weights = self._start(x, members)
@@ -80,7 +82,7 @@ class FineTune(PretrainedLearner):
     def _start(self, x: Tensor, members: Tensor) -> dict[str, Tensor]:
         """Return the weights (b, …) that fine-tuning sets out from, for x (b, s, *x) and members (b, s, way)."""
         weights = {
-            _BACKBONE + name: channels_last(parameter.detach()).expand(len(x), *parameter.shape)
+            BACKBONE + name: channels_last(parameter.detach()).expand(len(x), *parameter.shape)
             for name, parameter in self.backbone.named_parameters()
         }
         head = x.new_zeros(len(x), members.shape[2], self.backbone.feature_size)
@@ -108,7 +110,7 @@ class FineTune(PretrainedLearner):
 
     def _features(self, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Return features (b, n, d) of unit length of standardised x (b, n, *x)."""
-        own = {name.removeprefix(_BACKBONE): value for name, value in weights.items() if name.startswith(_BACKBONE)}
+        own = {name.removeprefix(BACKBONE): value for name, value in weights.items() if name.startswith(BACKBONE)}
         features, _ = self.backbone.embed(own, x, self.backbone.running_statistics())
         return F.normalize(features.to(x.dtype), dim=-1)
 

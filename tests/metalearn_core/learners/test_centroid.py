@@ -16,6 +16,7 @@ def transformed(features, transform, centre):
 def test_the_predicted_class_is_scikit_learns_nearest_centroid(make_double, make_episodes, transform):
     learner, episodes = make_double("centroid", transform=transform).eval(), make_episodes(way=4, shot=3, query=20)
     learner.centre.copy_(torch.linspace(0, 1, len(learner.centre)))
+    learner.centre_share.fill_(1)
     logits = learner(episodes).detach()
     for number in range(len(episodes)):
         support, query = (
@@ -47,6 +48,23 @@ def test_training_averages_the_features_of_its_batches(make_double, images):
     features, _ = learner.embed_by_episode(x[None])
     move_averages(learner.running_averages(), learner.train_examples(x, y).statistics)
     torch.testing.assert_close(learner.centre, 0.1 * features[0].mean(dim=0))
+
+
+def test_the_centre_is_the_batches_weighted_mean_from_the_first_batch_on(make_double, make_episodes, images):
+    learner, episodes = make_double("centroid").train(), make_episodes(b=1)
+    y = torch.arange(9) % images.train_classes
+    means = []
+    for seed in range(4):
+        x = torch.rand(9, *images.example_shape, generator=torch.Generator().manual_seed(seed)).double()
+        means.append(learner.embed_by_episode(x[None])[0][0].mean(dim=0).detach())
+        move_averages(learner.running_averages(), learner.train_examples(x, y).statistics)
+        ages = torch.arange(len(means) - 1, -1, -1, dtype=torch.float64)
+        centre = (0.9**ages / (0.9**ages).sum()) @ torch.stack(means)
+        with torch.no_grad():
+            found = learner.eval().compared_features({}, episodes.query_x)
+            expected = transformed(learner.embed(episodes.query_x[0]), "CL2N", centre)
+        torch.testing.assert_close(found[0], expected)
+        learner.train()
 
 
 def test_the_centre_is_kept_with_the_weights(make_double):

@@ -89,3 +89,11 @@ def test_the_pretrained_weights_are_left_as_they_are(make_double, make_episodes)
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     learner(episodes)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
+def test_padding_that_is_no_number_changes_nothing(make_double, make_episodes):
+    learner, episodes = make_double("finetune", eval_steps=2).eval(), make_episodes()
+    x, y = F.pad(episodes.support_x, (0, 0, 0, 0, 0, 0, 0, 1), value=torch.nan), F.pad(episodes.support_y, (0, 1))
+    mask = torch.arange(x.shape[1]).expand(3, -1) < episodes.support_x.shape[1]
+    state = learner.adapt(x, y, way=4, support_mask=mask)
+    torch.testing.assert_close(learner.predict(state, episodes.query_x), learner(episodes))
