@@ -12,6 +12,7 @@ and what was found, or `unittest.SkipTest`, which pytest understands, with what 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from metalearn_core.learners.contract import Learner
@@ -32,9 +33,10 @@ def conformance_checks(
 ) -> list[Check]:
     """Return the checks of everything that a learner promises by its contract and by what its `info` declares.
 
-    They run in float64 on random episodes of at most 4 classes, 2 examples and 3 queries a class (or as many real
-    targets), of vectors with six features, and of pictures of 16×16 pixels on a conv4 of width 8. A learner that is not
-    registered is so for the time of a check.
+    Nearly all run in float64, on random episodes of 4 classes, 2 examples and 3 queries a class (or as many real
+    targets), some of other ways and shots: of pictures of 16×16 pixels on a conv4 of width 8; of vectors with six
+    features on an mlp, and on no network at all (`identity`), unless the learner refuses that by a UsageError. For the
+    time of a check, a learner that is not registered is.
 
     Args:
         learner: the class.
@@ -55,4 +57,7 @@ def conformance_checks(
             promises += [*learning.PROMISES, *keeping.PROMISES] if first else []
             promises += declarations.PROMISES if first and target == learner.info.targets[0] else []
             found += [Check(promise, subject) for promise in promises if promise.applies(subject)]
+            on_identity = replace(subject, backbone="identity")
+            if modality == "vector" and not on_identity.is_refused:
+                found += [Check(promise, on_identity) for promise in predictions.PROMISES if promise.applies(subject)]
     return found

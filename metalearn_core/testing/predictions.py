@@ -12,7 +12,9 @@ from metalearn_core.testing.promises import Promise, promise, require, require_c
 from metalearn_core.testing.subject import QUERY, SHOT, TARGET_SIZE, WAY, Subject, train
 
 PROMISES: list[Promise] = []
-_JUNK = 9.0  # what padding is filled with
+_JUNK, _JUNK_TARGET = float("nan"), 9.0  # what padding is filled with: examples, and real targets
+_SHOTS = (1, 5)
+_BF16_TOLERANCE = 0.1  # of the largest logit
 
 
 def _classes(subject: Subject) -> bool:
@@ -59,6 +61,23 @@ def another_way_is_refused(subject: Subject) -> None:
         require(named, f"a UsageError that does not name {WAY} and {WAY + 1}: {error}")
     else:
         require(False, f"made for {WAY} classes, it took {WAY + 1}")
+
+
+@promise(PROMISES, lambda subject: subject.info.variable_shape or "shot" in subject.kind.Config.model_fields)
+def one_shot_and_five_are_taken(subject: Subject) -> None:
+    """A learner takes support sets of one example a class, and of five.
+
+    (One that is built for a shot has it as the option `shot`.)
+    """
+    for shot in _SHOTS:
+        options = {"shot": shot} if "shot" in subject.kind.Config.model_fields else {}
+        episodes = subject.episodes(2, shot=shot)
+        for training in (False, True):
+            learner, what = subject.make(**options).train(training), f"{shot}-shot logits (training: {training})"
+            logits = learner(episodes)
+            require(bool(logits.isfinite().all()), f"{what} that are not finite")
+            alone = torch.cat([learner(episodes[number : number + 1]) for number in range(2)])
+            require_close(logits, alone, f"{what} in a batch of 2 against alone")
 
 
 @promise(PROMISES)
@@ -108,7 +127,7 @@ def renaming_the_classes_renames_the_columns(subject: Subject) -> None:
 def padding_is_as_if_it_were_not_there(subject: Subject) -> None:
     """Masked out is as if not there: episodes of several ways and shots, padded to one batch, get what they get alone.
 
-    In training and evaluation, in every batch-norm mode that the learner has.
+    In training and evaluation, in every batch-norm mode that the learner has, and if the padding is no number.
     """
     short = [_kept(subject, number) for number in range(3)]
     padded = _padded(subject, short)
@@ -153,8 +172,8 @@ def _padded(subject: Subject, episodes: list[EpisodeBatch]) -> EpisodeBatch:
     def joined(name: str) -> tuple[Tensor, Tensor]:
         values = [getattr(episode, name)[0] for episode in episodes]
         size = 2 + max(len(value) for value in values)
-        rows = torch.full((len(values), size, *values[0].shape[1:]), 0 if _is_label(values[0]) else _JUNK)
-        rows = rows.to(values[0].dtype)
+        junk = _JUNK if name.endswith("_x") else 0 if _is_label(values[0]) else _JUNK_TARGET
+        rows = torch.full((len(values), size, *values[0].shape[1:]), junk, dtype=values[0].dtype)
         for row, value in zip(rows, values, strict=True):
             row[: len(value)] = value
         lengths = torch.tensor([len(value) for value in values])
@@ -213,8 +232,9 @@ def nothing_is_changed_by_a_call(subject: Subject) -> None:
         learner = subject.make().train(training)
         before = {name: value.clone() for name, value in learner.state_dict().items()}
         learner(episodes)
-        if training:
-            train(learner, episodes).losses.sum().backward()  # type: ignore[no-untyped-call]
+        losses = train(learner, episodes).losses if training else None
+        if losses is not None and losses.requires_grad:  # some learners on `identity` have nothing to learn
+            losses.sum().backward()  # type: ignore[no-untyped-call]
         changed = [name for name, value in learner.state_dict().items() if not torch.equal(value, before[name])]
         require(not changed, f"{', '.join(changed)} changed (training: {training})")
         require(learner.training == training, "the learner's training mode changed")
@@ -234,6 +254,19 @@ def works_without_gradients(subject: Subject) -> None:
     require(not attached, f"a state made under no_grad keeps a graph: {', '.join(attached)}")
     with torch.inference_mode():
         require_close(learner(episodes).clone(), wanted, "logits under inference_mode")
+
+
+@promise(PROMISES)
+def bf16_gives_nearly_the_same_logits(subject: Subject) -> None:
+    """Under bf16 autocast, as in training, logits are float32 still, and nearly those without it."""
+    learner, episodes = subject.make(dtype=torch.float32), subject.episodes(dtype=torch.float32)
+    with torch.no_grad():
+        wanted = learner(episodes)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = learner(episodes)
+    require(found.dtype == torch.float32, f"logits of {found.dtype}")
+    size, largest = wanted.abs().max().item(), (found - wanted).abs().max().item()
+    require(largest <= _BF16_TOLERANCE * size, f"logits of up to {size:.3g} that differ by up to {largest:.3g}")
 
 
 @promise(PROMISES, lambda subject: subject.modality == "image")

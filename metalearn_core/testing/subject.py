@@ -13,6 +13,7 @@ from torch import Tensor
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.data.manifest import BuildOptions, ClassEntry, DatasetSpec, Manifest
+from metalearn_core.errors import UsageError
 from metalearn_core.learners import LEARNERS, LearnerSpec, make_learner, register
 from metalearn_core.learners.contract import ExampleLearner, Learner, LearnerInfo, Outcome
 
@@ -35,6 +36,7 @@ class Subject:
         target: `class` or `real`.
         options, backbone_options: that differ from the defaults (and from a small conv4).
         overfit_steps, learns_from: see `conformance_checks`.
+        backbone: of vectors.
     """
 
     kind: type[Learner]
@@ -44,9 +46,11 @@ class Subject:
     backbone_options: dict[str, Any]
     overfit_steps: int | None = None
     learns_from: Literal["queries", "support"] = "queries"
+    backbone: str = "mlp"
 
     def __str__(self) -> str:
-        return f"{self.info.name}-{self.modality}-{self.target}"
+        kind = self.modality if self.backbone == "mlp" else self.backbone
+        return f"{self.info.name}-{kind}-{self.target}"
 
     @property
     def info(self) -> LearnerInfo:
@@ -69,7 +73,19 @@ class Subject:
         if self.modality == "image":
             small = {**_CONV4, **self.backbone_options}
             return LearnerSpec(learner=self.info.name, options=self.options, backbone_options=small)
-        return LearnerSpec(learner=self.info.name, options=self.options, backbone="mlp")
+        return LearnerSpec(learner=self.info.name, options=self.options, backbone=self.backbone)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the learner says, by a UsageError, that it cannot be made for this."""
+        try:
+            with self.registered():
+                self.make()
+        except UsageError:
+            return True
+        except Exception:  # the checks tell what it is
+            return False
+        return False
 
     @contextmanager
     def registered(self) -> Iterator[None]:

@@ -56,6 +56,12 @@ class ForgetsTheMask(Honest):
         return super().adapt_features(support, support_y, way=way)
 
 
+class MultipliesPaddingByZero(Honest):
+    def adapt(self, support_x, support_y, *, way, support_mask=None):
+        features = super()._embed_episodes(support_x, None)
+        return self.adapt_features(features, support_y, way=way, support_mask=support_mask)
+
+
 class HasADeadParameter(Honest):
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -119,6 +125,18 @@ class GuessesAbsentClasses(Honest):
 class ComputesInSinglePrecision(Honest):
     def predict_features(self, state, query):
         return super().predict_features(state, query).float()
+
+
+class ComputesInBf16WhereItMay(Honest):
+    def predict_features(self, state, query):
+        logits = super().predict_features(state, query)
+        return logits.bfloat16() if torch.is_autocast_enabled("cpu") else logits
+
+
+class TakesTwoShotsAlone(Honest):
+    def adapt_features(self, support, support_y, *, way, support_mask=None):
+        assert support_mask is not None or support.shape[1] <= 2 * way
+        return super().adapt_features(support, support_y, way=way, support_mask=support_mask)
 
 
 class PrefersTheLastColumn(Honest):
@@ -194,12 +212,25 @@ class Ridge(Honest):
         mask = torch.ones(support.shape[:2], dtype=torch.bool) if support_mask is None else support_mask
         targets = support_y if real else F.one_hot(support_y, way).to(support.dtype)
         support, targets = (value * mask.unsqueeze(-1) for value in (support, targets))
-        gram = support @ support.mT + torch.eye(support.shape[1], dtype=support.dtype)
+        with torch.autocast(support.device.type, enabled=False):
+            gram = support @ support.mT + torch.eye(support.shape[1], dtype=support.dtype)
+            weight = support.mT @ torch.linalg.solve(gram, targets)
         present = targets.new_ones(len(targets), targets.shape[-1]) if real else targets.sum(dim=1)
-        return {"weight": support.mT @ torch.linalg.solve(gram, targets), "present": present > 0}
+        return {"weight": weight, "present": present > 0}
 
     def predict_features(self, state, query):
-        return torch.where(state["present"].unsqueeze(1), query @ state["weight"], -torch.inf)
+        with torch.autocast(query.device.type, enabled=False):
+            answers = query @ state["weight"]
+        return torch.where(state["present"].unsqueeze(1), answers, -torch.inf)
+
+
+class CountsItsStepsInRegression(Ridge):
+    calls = 0
+
+    def train_episodes(self, episodes):
+        outcome = super().train_episodes(episodes)
+        self.calls += 1 if episodes.query_y.is_floating_point() else 0
+        return replace(outcome, losses=outcome.losses * (1 + 0.1 * self.calls))
 
 
 class Reader(EmbeddingLearner):
@@ -224,11 +255,13 @@ class Reader(EmbeddingLearner):
         if way != self.way:
             raise UsageError(f"reader was trained for {self.way}-way episodes, got {way}-way ones")
         members = membership(support_y, way, support_mask, support.dtype)
-        _, (hidden, _) = self.lstm(torch.cat([support, members], dim=-1))
+        with torch.autocast(support.device.type, enabled=False):
+            _, (hidden, _) = self.lstm(torch.cat([support, members], dim=-1))
         return {"hidden": hidden[0], "present": members.sum(dim=1) > 0}
 
     def predict_features(self, state, query):
-        keys = self.head(query).unflatten(-1, (self.way, -1))
+        with torch.autocast(query.device.type, enabled=False):
+            keys = self.head(query).unflatten(-1, (self.way, -1))
         logits = (keys * state["hidden"][:, None, None]).sum(dim=-1)
         return torch.where(state["present"].unsqueeze(1), logits, -torch.inf)
 
@@ -237,6 +270,8 @@ ABSENT, PADDING = "a_class_without_support_gets_minus_infinity", "padding_is_as_
 ALONE, INDEPENDENT = "a_query_alone_gets_the_same_logits", "episodes_in_a_batch_are_independent"
 CHUNKS, REACHED = "chunks_and_threads_give_the_same_gradient", "gradients_reach_every_parameter"
 LOGITS, HEART = "logits_have_a_row_a_query_and_a_column_a_class", "one_episode_is_learned_by_heart"
+BF16, STEP = "bf16_gives_nearly_the_same_logits", "a_small_step_lowers_the_loss"
+SHOTS = "one_shot_and_five_are_taken"
 RESUMED, SAME = "a_training_that_was_cut_off_ends_with_the_same_bytes", "the_same_call_gives_the_same_bits"
 STATISTICS, SHAPE = (
     "training_has_a_loss_an_episode_and_known_statistics",
@@ -247,13 +282,16 @@ MUTANTS: dict[type[Learner], set[str]] = {
     LooksAtOtherQueries: {ALONE, PADDING},  # what pads the queries is looked at too
     DependsOnTheOrder: {"the_order_of_the_support_set_does_not_matter"},
     ForgetsTheMask: {ABSENT, PADDING},
+    MultipliesPaddingByZero: {PADDING},
     HasADeadParameter: {REACHED},
-    LosesTheGradient: {REACHED, HEART, "a_small_step_lowers_the_loss"},
-    LeaksBetweenEpisodes: {INDEPENDENT, PADDING, CHUNKS},
+    LosesTheGradient: {REACHED, HEART, STEP},
+    LeaksBetweenEpisodes: {INDEPENDENT, PADDING, CHUNKS, SHOTS},
     KeepsSomethingOutsideItsState: {"a_copy_with_the_same_weights_gives_the_same_logits"},
-    ClimbsItsLoss: {HEART},
+    ClimbsItsLoss: {HEART, STEP},
     GuessesAbsentClasses: {ABSENT},
     ComputesInSinglePrecision: {LOGITS},
+    ComputesInBf16WhereItMay: {BF16},
+    TakesTwoShotsAlone: {SHOTS},
     PrefersTheLastColumn: {"renaming_the_classes_renames_the_columns"},
     TakesAnyWayThoughItsWayIsFixed: {
         "another_way_is_refused",
@@ -263,10 +301,11 @@ MUTANTS: dict[type[Learner], set[str]] = {
     TakesBytesAsTheyAre: {"bytes_are_divided_by_255"},
     HidesAnOption: {"every_option_is_documented_and_has_a_default"},
     CountsItsTrainingSteps: {SAME, RESUMED, INDEPENDENT, PADDING, CHUNKS},
+    CountsItsStepsInRegression: {SAME, RESUMED, INDEPENDENT, PADDING, CHUNKS},
     NamesOtherStatistics: {STATISTICS, HEART, RESUMED},
     CentresOnWhatItNeverAverages: {STATISTICS, HEART, RESUMED},
     TakesVectorsThoughItSaysImages: {"another_modality_is_refused"},
-    EmbedsTwice: {"features_computed_once_give_the_same_logits", INDEPENDENT, PADDING},
+    EmbedsTwice: {"features_computed_once_give_the_same_logits", INDEPENDENT, PADDING, SHOTS},
     LeaksWhenTransductive: {"the_transductive_mode_keeps_to_its_episode", PADDING},
 }
 RESTLESS: dict[type[Learner], str] = {  # no two calls agree, so that most checks fail
@@ -318,6 +357,28 @@ def test_what_a_learner_declares_decides_which_checks_there_are() -> None:
     assert not {"renaming_the_classes_renames_the_columns"} & (names[Reader] | names[MAML])
     targets = {check.subject.target for check in conformance_checks(Ridge)}
     assert targets == {"class", "real"}
+
+
+def test_vectors_are_looked_at_without_a_network_too_unless_that_is_refused() -> None:
+    class NeedsANetwork(Honest):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            if not list(self.backbone.parameters()):
+                raise UsageError("take backbone=mlp")
+
+    class BreaksWithoutOne(Honest):
+        def adapt_features(self, support, support_y, **shape):
+            return super().adapt_features(support.to(next(self.backbone.parameters()).dtype), support_y, **shape)
+
+    kinds = {kind: conformance_checks(kind) for kind in (Honest, NeedsANetwork, BreaksWithoutOne)}
+    names = {kind: {str(check) for check in checks} for kind, checks in kinds.items()}
+    alone = names[Honest] - names[NeedsANetwork]
+    assert alone
+    assert all(name.startswith("honest-identity-class-") for name in alone)
+    assert names[BreaksWithoutOne] == names[Honest]
+    check = the(kinds[BreaksWithoutOne], "identity-class-logits")
+    with pytest.raises(AssertionError, match="StopIteration"):
+        check()
 
 
 def test_the_registry_torch_and_the_processor_are_left_as_they_were() -> None:
