@@ -11,13 +11,114 @@ from typing import Any
 import pytest
 
 from metalearn_core.errors import UsageError
-from metalearn_core.learners import learner_names
+from metalearn_core.learners import LEARNERS, learner_names
 from metalearn_core.steps.requests import gate_rules
 from pipelines.config import learner_items, read_config, train_request
 from pipelines.recipes import Recipe, config_file, recipes
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = re.compile(r"(omniglot|miniimagenet)-(\d+)way-([a-z0-9_]+)")
+
+WITHOUT_A_RECIPE = {
+    ("centroid", "omniglot"): "Wang et al. 2019 have no Omniglot",
+    ("cnp", "miniimagenet"): "Garnelo et al. 2018 have no miniImageNet",
+    ("finetune", "omniglot"): "Dhillon et al. 2020 have no Omniglot",
+    ("mann", "miniimagenet"): "Santoro et al. 2016 have no miniImageNet",
+    ("protomaml", "miniimagenet"): "Triantafillou et al. 2020 train on Meta-Dataset, whose ways and shots vary",
+    ("protomaml", "omniglot"): "likewise; Omniglot is a part of it",
+    ("transfer", "omniglot"): "Tian et al. 2020 have no Omniglot",
+}
+MAML_STEPS = {"learning_rate": 1e-3, "schedule": "constant"}
+MAML_MINI = {
+    **MAML_STEPS, "episodes": 60_000 * 4, "width": 32, "pooling": "max", "meta_batch": 4, "train_query": 15,
+}  # fmt: skip
+MAMLPP = {"learning_rate": 1e-3, "inner_steps": 5, "eval_steps": 5, "first_order_share": 0, "pooling": "max"}
+MAMLPP_OMNIGLOT = {**MAMLPP, "episodes": 50_000 * 8, "meta_batch": 8, "inner_lr": 0.1, "train_query": 1, "width": 64}
+REPTILE = {"optimiser": "sgd", "schedule": "linear"}
+HALVED = {"episodes": 20 * 2_000, "schedule": "halving", "halvings": 20}
+NUMBERS: dict[str, dict[str, Any]] = {
+    "miniimagenet-5way-anil": {**MAML_MINI, "inner_lr": 0.01, "inner_steps": 5, "eval_steps": 10},
+    "miniimagenet-5way-centroid": {"episodes": 90 * 38_400 // 256, "batch_size": 256, "transform": "CL2N"},
+    "miniimagenet-5way-finetune": {"inner_optimiser": "adam", "inner_lr": 5e-5, "eval_steps": 25, "head": "imprinted"},
+    "miniimagenet-5way-maml": {**MAML_MINI, "inner_lr": 0.01, "inner_steps": 5, "eval_steps": 10},
+    "miniimagenet-5way-mamlpp": {
+        **MAMLPP, "episodes": 50_000 * 2, "meta_batch": 2, "inner_lr": 0.01, "train_query": 15, "width": 48,
+    },
+    "miniimagenet-5way-matchingnet": {"scale": 1, "full_context": True},
+    "miniimagenet-5way-metasgd": {**MAML_MINI, "inner_steps": 1, "eval_steps": 1},
+    "miniimagenet-5way-protonet": {**HALVED, "learning_rate": 1e-3, "train_way": 30, "train_query": 15},
+    "miniimagenet-5way-r2d2": {**HALVED, "learning_rate": 5e-3, "train_way": 16},
+    "miniimagenet-5way-relationnet": {
+        "episodes": 500_000, "learning_rate": 1e-3, "halvings": 500_000 // 100_000, "hidden": 8, "train_query": 15,
+    },
+    "miniimagenet-5way-reptile": {
+        **REPTILE, "episodes": 200_000 * 2, "learning_rate": 0.235, "meta_batch": 2, "inner_lr": 1.2e-3,
+        "inner_steps": 19, "eval_steps": 55, "inner_batch": 3, "train_shot": 12, "width": 32, "pooling": "max",
+    },
+    "miniimagenet-5way-snail": {"shot": 1, "filters": 128, "keys": [64, 256, 512], "values": [32, 128, 256]},
+    "miniimagenet-5way-transfer": {"episodes": 100 * 38_400 // 64, "batch_size": 64, "inverse_penalty": 1},
+    "miniimagenet-5way-versa": {
+        "episodes": 50_000 * 8, "learning_rate": 2.5e-4, "meta_batch": 8, "samples": 10, "train_way": 5,
+        "train_query": 15,
+    },
+    "omniglot-20way-anil": {
+        **MAML_STEPS, "episodes": 60_000 * 16, "meta_batch": 16, "inner_lr": 0.1, "inner_steps": 5, "eval_steps": 5,
+        "train_query": 1,
+    },
+    "omniglot-20way-cnp": {},
+    "omniglot-20way-maml": {
+        **MAML_STEPS, "episodes": 60_000 * 16, "meta_batch": 16, "inner_lr": 0.1, "inner_steps": 5, "eval_steps": 5,
+        "train_query": 1,
+    },
+    "omniglot-20way-mamlpp": MAMLPP_OMNIGLOT,
+    "omniglot-20way-matchingnet": {"scale": 1, "full_context": False},
+    "omniglot-20way-metasgd": {
+        **MAML_STEPS, "episodes": 60_000 * 16, "meta_batch": 16, "inner_steps": 1, "eval_steps": 1,
+    },
+    "omniglot-20way-protonet": {**HALVED, "learning_rate": 1e-3, "train_way": 60, "train_query": 5},
+    "omniglot-20way-r2d2": {**HALVED, "learning_rate": 5e-3, "train_way": 60},
+    "omniglot-20way-relationnet": {
+        "episodes": 1_000_000, "learning_rate": 1e-3, "halvings": 1_000_000 // 100_000, "hidden": 8, "train_query": 10,
+    },
+    "omniglot-20way-reptile": {
+        **REPTILE, "episodes": 200_000 * 3, "learning_rate": 1, "meta_batch": 3, "inner_lr": 4.6e-4, "inner_steps": 12,
+        "eval_steps": 97, "inner_batch": 15, "train_shot": 9,
+    },
+    "omniglot-20way-snail": {"meta_batch": 32, "shot": 1},
+    "omniglot-20way-versa": {
+        "episodes": 100_000 * 16, "learning_rate": 1e-4, "meta_batch": 16, "samples": 10, "train_way": 20,
+        "train_query": 15,
+    },
+    "omniglot-5way-cnp": {},
+    "omniglot-5way-maml": {
+        **MAML_STEPS, "episodes": 60_000 * 32, "meta_batch": 32, "inner_lr": 0.4, "inner_steps": 1, "eval_steps": 3,
+        "train_query": 1,
+    },
+    "omniglot-5way-mamlpp": MAMLPP_OMNIGLOT,
+    "omniglot-5way-mann": {
+        "episodes": 100_000 * 16, "meta_batch": 16, "slots": 128, "slot_size": 40, "heads": 4, "controller": 200,
+        "label_offset": 1,
+    },
+    "omniglot-5way-matchingnet": {"scale": 1, "full_context": False},
+    "omniglot-5way-metasgd": {
+        **MAML_STEPS, "episodes": 60_000 * 32, "meta_batch": 32, "inner_steps": 1, "eval_steps": 1,
+    },
+    "omniglot-5way-protonet": {**HALVED, "learning_rate": 1e-3, "train_way": 60, "train_query": 5},
+    "omniglot-5way-r2d2": {**HALVED, "learning_rate": 5e-3, "train_way": 60},
+    "omniglot-5way-relationnet": {
+        "episodes": 1_000_000, "learning_rate": 1e-3, "halvings": 1_000_000 // 100_000, "hidden": 8, "train_query": 19,
+    },
+    "omniglot-5way-reptile": {
+        **REPTILE, "episodes": 200_000 * 3, "learning_rate": 1, "meta_batch": 3, "inner_lr": 4.4e-4, "inner_steps": 12,
+        "eval_steps": 86, "inner_batch": 5, "train_shot": 12,
+    },
+    "omniglot-5way-snail": {"meta_batch": 32, "shot": 1},
+    "omniglot-5way-versa": {
+        "episodes": 80_000 * 16, "learning_rate": 1e-4, "meta_batch": 16, "samples": 10, "train_way": 5,
+        "train_query": 15,
+    },
+}  # fmt: skip
+"""The numbers of the papers, or of the code published with them, in their own units."""
 
 every_recipe = pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.name)
 
@@ -33,6 +134,26 @@ def test_a_recipe_is_a_run_of_the_learner_in_its_name(recipe: Recipe) -> None:
     assert train_request(config).episodes
     gate_rules(config.gate)
     assert (config.source, config.cluster) == ("glyphs", None), "what data, and where, is the user's"
+
+
+@every_recipe
+def test_a_recipe_has_the_numbers_of_its_paper(recipe: Recipe) -> None:
+    config = read_config(recipe.file, {}, [], [])
+    [learner] = config.learners
+    options = {**config.settings.get("backbone", {}), **config.settings[learner], "episodes": config.train_episodes}
+    wanted = NUMBERS[recipe.name]
+    assert {name: options.get(name) for name in wanted} == wanted
+    assert config.shot == 1, "other shots are told beside it"
+    image = {"omniglot": (28, "grey", "all"), "miniimagenet": (84, "rgb", "none")}[recipe.name.partition("-")[0]]
+    assert (config.image_size, config.color, config.rotations) == image
+
+
+def test_every_learner_has_a_recipe_for_each_dataset_of_its_paper() -> None:
+    there = {(found[3], found[1]) for recipe in recipes() if (found := NAME.fullmatch(recipe.name))}
+    ours = [name for name, kind in LEARNERS.items() if kind.__module__.startswith("metalearn_core.")]
+    wanted = {(learner, data) for learner in ours for data in ("omniglot", "miniimagenet")}
+    assert there == wanted - WITHOUT_A_RECIPE.keys()
+    assert wanted >= WITHOUT_A_RECIPE.keys()
 
 
 @every_recipe
