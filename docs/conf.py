@@ -10,4 +10,4 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = project
 html_copy_source = False
-exclude_patterns = ["conf.py"]
+exclude_patterns = ["conf.py", "screenshots.py"]

@@ -62,6 +62,11 @@ def run_page(address: str, experiment: str, run_id: str) -> str:
     return _page(address, f"experiments/{experiment}/runs/{run_id}")
 
 
+def models_page(address: str) -> str:
+    """Return the address of the registered models."""
+    return _page(address, "models")
+
+
 def _page(address: str, place: str) -> str:
     """MLflow's page opens on its tools for language models unless it is told otherwise."""
     return f"{address.rstrip('/')}/#/{place}?workflowType=machine_learning"

@@ -31,7 +31,7 @@ def ui(
 ) -> None:
     """Open MLflow's page on the runs and models of the work directory; ends with Ctrl-C."""
     from metalearn_core import tracking
-    from metalearn_core.tracking_page import runs_page
+    from metalearn_core.tracking_page import models_page, runs_page
     from metalearn_core.tracking_server import shown
 
     directory = workdir_at(workdir)
@@ -41,14 +41,13 @@ def ui(
     address = shown(uri) if uri.startswith("http") else f"http://127.0.0.1:{port}"
     experiment = tracking.latest_experiment()
     runs = runs_page(address, experiment.experiment_id, experiment.tags) if experiment else address
+    models = models_page(address)
     if json:
-        print_json({"address": address, "runs": runs, "tracking_uri": shown(uri)})
+        print_json({"address": address, "runs": runs, "models": models, "tracking_uri": shown(uri)})
+    notices.print(f"the runs: {runs}\nthe models: {models}", soft_wrap=True)
     if uri.startswith("http"):
-        notices.print(f"the runs: {runs}\nthe models: {address}/#/models", soft_wrap=True)
         return
-    notices.print(
-        f"the runs: {runs}\nthe models: {address}/#/models\nready in some seconds; Ctrl-C ends it", soft_wrap=True
-    )
+    notices.print("ready in some seconds; Ctrl-C ends it")
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--artifacts-destination", str(directory.artifacts), "--serve-artifacts"]
     command += ["--uvicorn-opts", "--log-level warning"]

@@ -29,7 +29,7 @@ class Site:
     """What `metalearn ui` shows of a work directory."""
 
     def __init__(self, summary: dict[str, Any], told: dict[str, str]) -> None:
-        self.summary, self.address, self.runs = summary, told["address"], told["runs"]
+        self.summary, self.address, self.runs, self.models = summary, told["address"], told["runs"], told["models"]
         self.experiment = re.findall(r"experiments/(\d+)", self.runs)[0]
 
 
@@ -155,6 +155,9 @@ def test_a_learners_run_has_curves_over_episodes(page: Any, site: Site) -> None:
 
 def test_the_models_page_has_aliases_versions_and_tags(page: Any, site: Site) -> None:
     selected = site.summary["selected"]
+    page.goto(site.models)
+    page.locator("a[href*='/models/few-shot']").first.wait_for()
+    assert page.get_by_text("Judges").count() == 0, "the page for language models"
     page.goto(f"{site.address}/#/models/few-shot")
     shows(page, "candidate", f"Version {selected['version']}")
     page.goto(f"{site.address}/#/models/few-shot/versions/{selected['version']}")
