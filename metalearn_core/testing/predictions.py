@@ -1,6 +1,7 @@
 """Promises of `adapt` and `predict`: what logits look like, and what they depend on."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ def one_shot_and_five_are_taken(subject: Subject) -> None:
     (One that is built for a shot has it as the option `shot`.)
     """
     for shot in _SHOTS:
-        options = {"shot": shot} if "shot" in subject.kind.Config.model_fields else {}
+        options: dict[str, Any] = {"shot": shot} if "shot" in subject.kind.Config.model_fields else {}
         episodes = subject.episodes(2, shot=shot)
         for training in (False, True):
             learner, what = subject.make(**options).train(training), f"{shot}-shot logits (training: {training})"
