@@ -157,7 +157,8 @@ def _of_bytes(image: Image.Image, to_bytes: Callable[[Example], Example]) -> Ima
 
 
 def _from_sixteen_bits(values: Example) -> Example:
-    return (values.astype(np.uint32) + 128) // 257  # the nearest: 257 is odd, so that none lies between two
+    scaled: Example = (values.astype(np.uint32) + 128) // 257  # the nearest: 257 is odd, so that none lies between two
+    return scaled
 
 
 def _from_whole_numbers(values: Example) -> Example:
@@ -169,7 +170,8 @@ def _from_whole_numbers(values: Example) -> Example:
 def _from_floats(values: Example) -> Example:
     if not (values.min() >= 0 and values.max() <= 1):  # nor NaN
         raise UndecodableError(f"floating-point pixels from {values.min():g} to {values.max():g}, expected 0 to 1")
-    return np.rint(values * 255)
+    scaled: Example = np.rint(values * 255)
+    return scaled
 
 
 _FROM_32_BITS = {"I": _from_whole_numbers, "F": _from_floats}

@@ -65,7 +65,8 @@ def test_few_results_are_held_however_many_tasks_there_are(threads: int) -> None
 
 
 def test_while_one_task_takes_long_others_are_done_beside_it() -> None:
-    begun, done = threading.Event(), []
+    begun = threading.Event()
+    done: list[int] = []
 
     def task(number: int) -> int:
         if number == 0:
@@ -81,7 +82,7 @@ def test_while_one_task_takes_long_others_are_done_beside_it() -> None:
 
 
 def test_after_a_failure_few_more_tasks_are_begun() -> None:
-    begun = []
+    begun: list[int] = []
 
     def task(number: int) -> float:
         begun.append(number)

@@ -12,7 +12,7 @@ from metalearn_core.storage.objects import Prefix
 
 
 def test_the_more_is_noted_the_less_often_the_notes_are_written(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    prefix, written = Prefix.parse(f"{bucket}/many"), []
+    prefix, written = Prefix.parse(f"{bucket}/many"), list[int]()
     for number in range(60):
         prefix.write(f"{number:02d}", b"x")
     write = mirror._write_notes

@@ -125,7 +125,7 @@ class _Store(BaseHTTPRequestHandler):
 @pytest.fixture
 def serve(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type[_Store]], list[str]]]:
     """Serve requests by a handler instead of the store; return the list that their kinds are appended to."""
-    servers = []
+    servers: list[ThreadingHTTPServer] = []
 
     def start(handler: type[_Store]) -> list[str]:
         handler.requests = []

@@ -33,7 +33,7 @@ def test_of_those_that_wait_the_newest_alone_is_sent() -> None:
 
 
 def test_a_bucket_that_is_away_is_said_and_the_next_one_is_sent() -> None:
-    outcomes, sent = [StorageError("away"), None, StorageError("away"), None], []
+    outcomes, sent = [StorageError("away"), None], list[str]()
 
     def send(name: str) -> None:
         if error := outcomes.pop(0):
