@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from metalearn_core.data.manifest import DatasetSpec, Record
 from metalearn_core.data.shape import TaskSpan
-from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.errors import MetalearnError, UsageError, complaint
 from metalearn_core.storage import file_digest, json_bytes, new_folder, read_json, write_bytes
 from metalearn_core.storage.place import Place
 
@@ -298,9 +298,7 @@ def _read_description(path: Path) -> BundleDescription:
     try:
         return BundleDescription.model_validate(read_json(path / DESCRIPTION_NAME, "bundle"))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or DESCRIPTION_NAME
-        raise MetalearnError(f"bundle {path}: {DESCRIPTION_NAME}: {field}: {first['msg'].lower()}") from None
+        raise MetalearnError(f"bundle {path}: {DESCRIPTION_NAME}: {complaint(error)}") from None
 
 
 def _lineage(lineage: Lineage | Mapping[str, Any]) -> Lineage:

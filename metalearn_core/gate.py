@@ -73,7 +73,7 @@ class PairedFigures:
         difference, low: fractions.
         accuracy, champion_accuracy: of the two, on these episodes.
         episodes: how many.
-        look: the how-manieth comparison on these test classes, from 1.
+        look: the number of this comparison on these test classes, counted from 1.
         level: one-sided, what is left of alpha for this look.
     """
 

@@ -39,7 +39,7 @@ class Promotion(Record):
         promoted: it is the champion now (or was already).
         reasons: sentences with figures; where it was not promoted, what stood against it comes first.
         champion_before: the version that was the champion; None where there was none.
-        look: the how-manieth comparison on these test classes; None where nothing was compared.
+        look: the number of this comparison on these test classes, counted from 1; None where nothing was compared.
         rules: of the gate.
         dataset_digest: of the episode dataset that was used; None where none was.
         asked_by: who or what asked for the decision.
