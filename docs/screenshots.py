@@ -16,7 +16,6 @@ from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote
 
-from mlflow import MlflowClient
 from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).with_name("images")
@@ -57,6 +56,8 @@ def _await(address: str) -> None:
 
 
 def _take(page: Page, told: dict[str, str]) -> None:
+    from mlflow import MlflowClient
+
     client = MlflowClient(tracking_uri=told["tracking_uri"])
     experiment = client.get_experiment_by_name("few-shot")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
