@@ -24,9 +24,9 @@ def evaluate(
     Args:
         dataset: the pointer that `build_episodes` wrote.
         trained: what `meta_train` made.
-        way: classes an episode, or a range, as 5-20.
-        shot: support examples a class, or a range.
-        query: query examples a class.
+        way: classes per episode, or a range, as 5-20.
+        shot: support examples per class, or a range.
+        query: query examples per class.
         eval_episodes: how many episodes.
         eval_seed: of the stream of episodes.
         storage: where evaluations are kept.

@@ -59,11 +59,11 @@ def meta_train_nodes(
         dataset: the pointer that `build_episodes` wrote.
         learner: JSON with learner, options, backbone and backbone_options.
         way: classes an evaluation episode, or a range, as 5-20.
-        shot: support examples a class, or a range.
-        query: query examples a class.
-        train_way: classes a training episode, or a range; 0: as the learner's recipe wants.
-        train_shot: likewise, support examples a class.
-        train_query: likewise, query examples a class.
+        shot: support examples per class, or a range.
+        query: query examples per class.
+        train_way: classes per training episode, or a range; 0: as the learner's recipe wants.
+        train_shot: likewise, support examples per class.
+        train_query: likewise, query examples per class.
         train_within_domain: the classes of a training episode come from one domain.
         train_episodes: the training budget in episodes; 0: `train_seconds` decides.
         train_seconds: the training budget in seconds; 0: `train_episodes` decides.

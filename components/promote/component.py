@@ -27,9 +27,9 @@ def promote(
         dataset: the pointer that `build_episodes` wrote.
         model_name: the registered model's name.
         version: the candidate.
-        way: classes an episode, or a range, as 5-20.
-        shot: support examples a class, or a range.
-        query: query examples a class.
+        way: classes per episode, or a range, as 5-20.
+        shot: support examples per class, or a range.
+        query: query examples per class.
         eval_episodes: how many episodes.
         eval_seed: of the stream of episodes.
         gate: the rules, by the names of `GateRules`.

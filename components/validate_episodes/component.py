@@ -23,11 +23,11 @@ def validate_episodes(
     Args:
         dataset: the pointer that `build_episodes` wrote.
         way: classes an evaluation episode, or a range, as 5-20.
-        shot: support examples a class, or a range.
-        query: query examples a class.
-        train_way: classes a training episode, or a range; 0: as the learner's recipe wants.
-        train_shot: likewise, support examples a class.
-        train_query: likewise, query examples a class.
+        shot: support examples per class, or a range.
+        query: query examples per class.
+        train_way: classes per training episode, or a range; 0: as the learner's recipe wants.
+        train_shot: likewise, support examples per class.
+        train_query: likewise, query examples per class.
         verdict: `quality.json` and the suite `suite.json`.
         page: the verdict as a page.
     """

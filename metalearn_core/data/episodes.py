@@ -87,7 +87,7 @@ class EpisodeBatch:
     """b episodes with their examples x, as learners take them.
 
     Attributes:
-        way: classes an episode (where way varies: the largest).
+        way: classes per episode (where way varies: the largest).
         support_x: (b, s, *x) examples in the dataset's dtype.
         support_y: (b, s) int64 labels in 0 … way − 1; for regression (b, s, d) floats.
         query_x: (b, q, *x).

@@ -46,17 +46,17 @@ OptionalSpan = Annotated[Span, _span(0)]
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """An N-way K-shot problem: classes an episode, support examples a class, query examples a class.
+    """An N-way K-shot problem: classes per episode, support examples per class, query examples per class.
 
     Way and shot are the same in every episode, or vary from episode to episode, and shot then from class to class
     too, as in Meta-Dataset (Triantafillou et al. 2020, section 3.2); `data.varied` has the rules.
 
     Attributes:
-        way: classes an episode; where it varies, the most. Regression has 1.
-        shot: support examples a class; where it varies, the most.
-        query: query examples a class; where shot varies, the most.
+        way: classes per episode; where it varies, the most. Regression has 1.
+        shot: support examples per class; where it varies, the most.
+        query: query examples per class; where shot varies, the most.
         min_way: the fewest classes; None: way does not vary.
-        min_shot: the fewest support examples a class; None: shot does not vary, and every class has as many.
+        min_shot: the fewest support examples per class; None: shot does not vary, and every class has as many.
 
     Raises:
         UsageError: a number is below 1, or the least above the most.

@@ -5,7 +5,7 @@ Class c has n_c examples, and an episode N of the classes. In their words, with 
 ways and 1-100 of shots, and 10 queries:
 
     N ~ U[5, 50], capped by the classes there are
-    q = min(10, min_c ⌊n_c / 2⌋)                              queries a class
+    q = min(10, min_c ⌊n_c / 2⌋)                              queries per class
     |S| = min(500, Σ_c ⌈β min(100, n_c − q)⌉), β ~ U(0, 1]    examples in the support set, at most
     R_c ∝ n_c exp(α_c), α_c ~ U[log ½, log 2)                  how the classes share in them
     k_c = min(⌊R_c (|S| − N)⌋ + 1, n_c − q)                   shots of a class
@@ -39,7 +39,7 @@ def draw_ways(word: Tensor, shape: EpisodeShape, classes: Tensor) -> Tensor:
 
 
 def draw_counts(size_word: Tensor, share_word: Tensor, examples: Tensor, shape: EpisodeShape) -> tuple[Tensor, Tensor]:
-    """Return the shots k_c (b, way) of each class and the queries a class q (b,); 0 where no class is.
+    """Return the shots k_c (b, way) of each class and the queries per class q (b,); 0 where no class is.
 
     Args:
         size_word: (b,) random words, for β.

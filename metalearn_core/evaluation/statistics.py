@@ -181,7 +181,7 @@ def class_interval(
         classes: (n, way) which class stands in each column, any non-negative integers; −1 where an episode has fewer.
         correct: (n, way) right answers among the `query` queries of that class.
         group: (classes,) the group that each class number belongs to: itself, or its domain.
-        query: queries a class: one number, or (n, way).
+        query: queries per class: one number, or (n, way).
         alpha: one minus the confidence.
     """
     episodes = np.asarray(accuracy, dtype=np.float64)

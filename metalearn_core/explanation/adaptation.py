@@ -70,7 +70,7 @@ def explain_adaptation(
         learner: in evaluation mode.
         state: that `learner.adapt` made of them.
         support_x, support_y: (b, s, *x) and (b, s), as `adapt` takes them.
-        way: classes an episode.
+        way: classes per episode.
         support_mask: (b, s) bool, False where padded.
     """
     start = learner.unmoved(support_x, support_y, way=way, support_mask=support_mask)

@@ -168,7 +168,7 @@ def make_learner(
     Args:
         spec: what to make.
         dataset: what it will learn from.
-        way: classes an episode; needed where the learner's way is fixed, and left out of account elsewhere.
+        way: classes per episode; needed where the learner's way is fixed, and left out of account elsewhere.
         seed: of the initial weights.
         dtype: of weights and arithmetic.
 

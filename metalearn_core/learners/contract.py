@@ -119,7 +119,7 @@ class Learner(nn.Module, ABC):
         spec: of the dataset that it learns from; examples are standardised by its mean and std.
         backbone: embeds examples.
         config: of the learner's own `Config` type.
-        way: classes an episode; needed where `info.fixed_way`, else None.
+        way: classes per episode; needed where `info.fixed_way`, else None.
 
     Attributes:
         info: what the learner declares.
@@ -195,7 +195,7 @@ class Learner(nn.Module, ABC):
         Args:
             support_x: (b, s, *x) examples, uint8 or floating.
             support_y: (b, s) int64 labels in 0 … way − 1; for regression (b, s, d) floats.
-            way: classes an episode; for regression 1.
+            way: classes per episode; for regression 1.
             support_mask: (b, s) bool, False where padded.
 
         Returns:

@@ -17,7 +17,7 @@ class Part:
 
     Attributes:
         classes, domains, examples: how many.
-        fewest, median, most: examples a class.
+        fewest, median, most: examples per class.
     """
 
     split: Split

@@ -41,7 +41,7 @@ def run_content(
         asked={
             "source": manifest.source,
             "learners": ", ".join(line.name for line in ranking.learners),
-            "episodes": f"{request['way']}-way {request['shot']}-shot, {request['query']} queries a class",
+            "episodes": f"{request['way']}-way {request['shot']}-shot, {request['query']} queries per class",
             "training budget of each learner": budget,
             "training seeds": ", ".join(str(one.seed) for one in ranking.learners[0].seeds),
         },

@@ -33,7 +33,7 @@ def conformance_checks(
 ) -> list[Check]:
     """Return the checks of everything that a learner promises by its contract and by what its `info` declares.
 
-    Nearly all run in float64, on random episodes of 4 classes, 2 examples and 3 queries a class (or as many real
+    Nearly all run in float64, on random episodes of 4 classes, 2 examples and 3 queries per class (or as many real
     targets), some of other ways and shots: of pictures of 16×16 pixels on a conv4 of width 8; of vectors with six
     features on an mlp, and on no network at all (`identity`), unless the learner refuses that by a UsageError. For the
     time of a check, a learner that is not registered is.

@@ -150,7 +150,7 @@ def matrix(
 def _print(made: "Matrix") -> None:
     protocol = made.protocol
     answers.print(
-        f"{protocol.way}-way {protocol.shot}-shot, {protocol.query} queries a class, {protocol.episodes:,} test "
+        f"{protocol.way}-way {protocol.shot}-shot, {protocol.query} queries per class, {protocol.episodes:,} test "
         f"episodes, {protocol.batch_norm}"
     )
     answers.print("accuracy in %: rows trained on, columns tested on; in brackets: held-out classes of the same domain")

@@ -223,7 +223,7 @@ def evaluate(
         )
         return
     answers.print(
-        f"{description.learner}: {protocol.way}-way {protocol.shot}-shot, {protocol.query} queries a class, "
+        f"{description.learner}: {protocol.way}-way {protocol.shot}-shot, {protocol.query} queries per class, "
         f"{protocol.episodes} {protocol.split} episodes, seed {protocol.seed}, {protocol.batch_norm}"
     )
     answers.print(f"accuracy {percent(result.accuracy, result.ci95)} % (these classes)")

@@ -20,7 +20,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     answers.print(f"\ndataset {dataset['digest']}")
     answers.print(f"{dataset['examples']:,} examples; classes: {splits}")
     answers.print(
-        f"{first['way']}-way {first['shot']}-shot, {first['query']} queries a class, "
+        f"{first['way']}-way {first['shot']}-shot, {first['query']} queries per class, "
         f"{first['episodes']:,} {first['split']} episodes, {first['batch_norm']}"
     )
     comparison = summary["comparison"]

@@ -28,7 +28,7 @@ class MANNConfig(LearnerConfig):
     usage_decay: float = Field(0.95, ge=0, le=1, description="γ, what is left of a slot's usage after a step")
     key_strength: float = Field(10.0, gt=0, description="β at the start, the sharpness of reading; it is learned")
     label_offset: int = Field(0, ge=0, le=1, description="steps from an example to its label, in the paper 1")
-    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+    train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
 @dataclass(frozen=True)

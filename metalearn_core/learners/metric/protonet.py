@@ -22,7 +22,7 @@ class ProtoNetConfig(PretrainableConfig):
 
     learning_rate: float = Field(6e-3, gt=0, description="of the outer optimiser at the start")
     train_way: int = Field(60, ge=2, description="classes of a training episode, where none is asked for")
-    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+    train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
 class ProtoNet(EmbeddingLearner):

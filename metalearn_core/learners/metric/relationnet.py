@@ -34,7 +34,7 @@ class RelationNetConfig(PretrainableConfig):
     learning_rate: float = Field(1e-3, gt=0, description="of the outer optimiser at the start")
     hidden: int = Field(8, ge=1, le=4096, description="size of the first of the relation module's linear layers")
     train_query: int | None = Field(
-        None, ge=1, description="queries a class of a training episode; none: the paper's (5-way 1-shot: 19)"
+        None, ge=1, description="queries per class of a training episode; none: the paper's (5-way 1-shot: 19)"
     )
 
 

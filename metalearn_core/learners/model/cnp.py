@@ -38,7 +38,7 @@ class CNPConfig(LearnerConfig):
     least_deviation: float = Field(
         0.1, gt=0, description="smallest standard deviation of a predicted target, in the targets' unit (regression)"
     )
-    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+    train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
 class CNP(Learner):

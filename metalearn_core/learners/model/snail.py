@@ -25,11 +25,11 @@ class SnailConfig(LearnerConfig):
     """The options of snail; the sizes are the paper's for Omniglot."""
 
     meta_batch: int = Field(2, ge=1, description="episodes an outer step")
-    shot: int = Field(1, ge=1, description="examples a class that it is built for; episodes have exactly so many")
+    shot: int = Field(1, ge=1, description="examples per class that it is built for; episodes have exactly so many")
     filters: int = Field(128, ge=1, le=65536, description="D, channels that a dense block adds")
     keys: ThreeSizes = Field((64, 256, 512), description="K of the three attention blocks")
     values: ThreeSizes = Field((32, 128, 256), description="V of the three attention blocks")
-    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+    train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
 class _Layer(nn.Module, ABC):

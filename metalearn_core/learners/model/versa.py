@@ -29,7 +29,7 @@ class VersaConfig(LearnerConfig):
     samples: int = Field(10, ge=2, le=65536, description="L, draws of the weights that a prediction averages over")
     hidden: int = Field(256, ge=1, le=65536, description="units of the two hidden layers of the amortisation network")
     train_way: int = Field(20, ge=2, description="classes of a training episode, where none is asked for")
-    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+    train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
 class Versa(EmbeddingLearner):

@@ -41,7 +41,7 @@ class FastWeightConfig(LearnerConfig):
     meta_batch: int = Field(4, ge=1, description="episodes an outer step")
     inner_steps: int = Field(1, ge=1, le=1000, description="inner steps in training")
     eval_steps: int = Field(5, ge=1, le=1000, description="inner steps in evaluation and prediction")
-    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+    train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
 class FastWeightLearner(Learner):

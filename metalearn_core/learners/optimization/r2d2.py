@@ -23,7 +23,7 @@ class R2D2Config(PretrainableConfig):
     ridge: float = Field(50.0, gt=0, description="λ, the penalty on the weights of the regression, at the start")
     scale: float = Field(10.0, gt=0, description="α, which the regression's answers are multiplied by, at the start")
     train_way: int = Field(60, ge=2, description="classes of a training episode, where none is asked for")
-    train_query: int = Field(5, ge=1, description="queries a class of a training episode, where none is asked for")
+    train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
 class R2D2(EmbeddingLearner):

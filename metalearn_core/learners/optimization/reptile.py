@@ -35,8 +35,8 @@ class ReptileConfig(FastWeightConfig):
     eval_steps: int = Field(
         50, ge=1, le=1000, description="inner steps in evaluation and prediction, the whole support set each"
     )
-    train_shot: int = Field(10, ge=1, description="support examples a class of a training episode")
-    train_query: int = Field(1, ge=1, description="queries a class of a training episode: they are only reported")
+    train_shot: int = Field(10, ge=1, description="support examples per class of a training episode")
+    train_query: int = Field(1, ge=1, description="queries per class of a training episode: they are only reported")
 
 
 class Reptile(FastWeightLearner):

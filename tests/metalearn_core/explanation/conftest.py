@@ -64,7 +64,7 @@ def make_double(dataset):
 
 @pytest.fixture(params=sorted(LEARNERS))
 def any_learner(request, make_double):
-    """Each learner, made for support sets of two examples a class where it is made for a shot."""
+    """Each learner, made for support sets of two examples per class where it is made for a shot."""
     fixed = "shot" in LEARNERS[request.param].Config.model_fields
     return make_double(request.param, **({"shot": SHOT} if fixed else {}))
 
