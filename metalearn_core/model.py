@@ -25,7 +25,7 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.examples import to_examples
 from metalearn_core.explanation.adaptation import Adaptation, explain_adaptation
 from metalearn_core.explanation.neighbours import Neighbours, compared, nearest_support
-from metalearn_core.learners.contract import Learner, State
+from metalearn_core.learners.contract import EmbeddingLearner, Learner, State
 from metalearn_core.storage import json_bytes, read_json
 
 QUERIES_AT_ONCE, ANSWERS_AT_ONCE = 256, 2**14
@@ -79,6 +79,7 @@ class Classifier:
         support_y: (s,) columns of `classes`.
         classes: the labels of the columns.
         state: what the learner made of the support set.
+        features: (s, d) of the support set, where they are known: see `Model.embedded`.
     """
 
     def __init__(
@@ -88,19 +89,20 @@ class Classifier:
         support_y: torch.Tensor,
         classes: list[Hashable],
         state: State,
+        features: torch.Tensor | None = None,
     ) -> None:
         self.model, self.support_x, self.support_y, self.state = model, support_x, support_y, state
-        self.classes = classes
+        self.classes, self._features = classes, features
 
     @property
     def nbytes(self) -> int:
         """How many bytes its tensors take."""
-        own = (*self.state.values(), self.support_x, self.support_y, self._compared_support)
-        return sum(value.nbytes for value in own)
+        own = (*self.state.values(), self.support_x, self.support_y, self._compared_support, self._features)
+        return sum(value.nbytes for value in own if value is not None)
 
     @cached_property
     def _compared_support(self) -> torch.Tensor:
-        return compared(self.model.learner, self.state, self.support_x)
+        return self._compared(self.support_x, self._features)
 
     def predict(self, query_x: Any) -> Prediction:
         """Classify queries.
@@ -111,7 +113,8 @@ class Classifier:
         Raises:
             UsageError: what `examples.to_examples` raises, or numbers so large that the answer is none.
         """
-        return self._predict(self.model.tensor(query_x, "query_x"))
+        x = self.model.tensor(query_x, "query_x")
+        return self._predict(x, self.model.embedded(x))
 
     def nearest(self, query_x: Any, neighbours: int = NEIGHBOURS) -> Neighbours:
         """Return the support examples that queries lie nearest to, in the learner's own feature space.
@@ -123,12 +126,14 @@ class Classifier:
         Raises:
             UsageError: a number of neighbours below one, or what `examples.to_examples` raises.
         """
-        return self._nearest(self.model.tensor(query_x, "query_x"), neighbours)
+        x = self.model.tensor(query_x, "query_x")
+        return self._nearest(x, self.model.embedded(x), neighbours)
 
     def answer(self, query_x: Any, neighbours: int = NEIGHBOURS) -> tuple[Prediction, Neighbours]:
         """Classify queries, and name the support examples that they lie nearest to: `predict` and `nearest` at once."""
         x = self.model.tensor(query_x, "query_x")
-        return self._predict(x), self._nearest(x, neighbours)
+        features = self.model.embedded(x)
+        return self._predict(x, features), self._nearest(x, features, neighbours)
 
     def save(self, path: str | Path) -> None:
         """Write a bundle of the model that has this support set in it; see `load_classifier`.
@@ -172,14 +177,22 @@ class Classifier:
             adaptation=explain_adaptation(self.model.learner, self.state, support_x, support_y, way=len(self.classes)),
         )
 
-    def _nearest(self, x: torch.Tensor, neighbours: int) -> Neighbours:
+    def _nearest(self, x: torch.Tensor, features: torch.Tensor | None, neighbours: int) -> Neighbours:
         if neighbours < 1:
             raise UsageError(f"neighbours must be at least 1, got {neighbours}")
-        return nearest_support(self.model.learner, self.state, self._compared_support, x, neighbours)
+        return nearest_support(self.state, self._compared_support, self._compared(x, features), neighbours)
+
+    def _compared(self, x: torch.Tensor, features: torch.Tensor | None) -> torch.Tensor:
+        """Return where the learner compares examples x (n, *x), of known features (n, d), as (n, d) in fp64."""
+        learner = self.model.learner
+        if features is not None and isinstance(learner, EmbeddingLearner):
+            return learner.comparable(features.unsqueeze(0))[0].double()
+        return compared(learner, self.state, x)
 
     @torch.no_grad()
-    def _predict(self, x: torch.Tensor) -> Prediction:
-        probabilities = self.model.answers(self.state, x, len(self.classes)).softmax(dim=-1).cpu().numpy()
+    def _predict(self, x: torch.Tensor, features: torch.Tensor | None) -> Prediction:
+        answers = self.model.answers(self.state, x, features, len(self.classes))
+        probabilities = answers.softmax(dim=-1).cpu().numpy()
         if len(strange := np.flatnonzero(~np.isfinite(probabilities).all(axis=1))):
             raise UsageError(
                 f"query_x[{strange[0]}]: the model's answer is no number: values in it, or in the support set, are too "
@@ -233,8 +246,12 @@ class Model:
         self._check_way(len(classes))
         number = {label: column for column, label in enumerate(classes)}
         y = torch.tensor([number[label] for label in labels], device=x.device)
-        state = self.learner.adapt(x.unsqueeze(0), y.unsqueeze(0), way=len(classes))
-        return Classifier(self, x, y, classes, state)
+        features = self.embedded(x)
+        if features is not None and isinstance(self.learner, EmbeddingLearner):
+            state = self.learner.adapt_features(features.unsqueeze(0), y.unsqueeze(0), way=len(classes))
+        else:
+            state = self.learner.adapt(x.unsqueeze(0), y.unsqueeze(0), way=len(classes))
+        return Classifier(self, x, y, classes, state, features)
 
     def predict(self, support_x: Any, support_y: Sequence[Hashable], query_x: Any) -> Prediction:
         """Use a support set and classify queries: `adapt`, then `Classifier.predict`; same arguments and errors."""
@@ -248,11 +265,31 @@ class Model:
             examples = examples.to(self.learner.mean.dtype)
         return examples.to(self.learner.mean.device)
 
-    def answers(self, state: State, x: torch.Tensor, way: int = 1) -> torch.Tensor:
-        """Return the learner's answers to queries x (q, *x) in fp64: logits (q, way), or in regression (q, d)."""
-        at_once = max(1, min(QUERIES_AT_ONCE, ANSWERS_AT_ONCE // way))
-        parts = [self.learner.predict(state, part.unsqueeze(0))[0] for part in torch.split(x, at_once)]
-        return torch.cat(parts).double()
+    @torch.no_grad()
+    def embedded(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return features (n, d) of x (n, *x) that no support set changes; None where the learner has none.
+
+        Answers and nearest examples are both made of them: the backbone sees each example once.
+        """
+        return self.learner.embedded(x.unsqueeze(0))[0] if isinstance(self.learner, EmbeddingLearner) else None
+
+    def answers(
+        self, state: State, x: torch.Tensor, features: torch.Tensor | None = None, way: int = 1
+    ) -> torch.Tensor:
+        """Return the learner's answers to queries x (q, *x) in fp64: logits (q, way), or in regression (q, d).
+
+        Args:
+            state: of one episode (b = 1).
+            x: the queries.
+            features: (q, d), where they are known: see `embedded`.
+            way: classes of the episode.
+        """
+        learner, at_once = self.learner, max(1, min(QUERIES_AT_ONCE, ANSWERS_AT_ONCE // way))
+        if features is not None and isinstance(learner, EmbeddingLearner):
+            parts = [learner.predict_features(state, part.unsqueeze(0)) for part in torch.split(features, at_once)]
+        else:
+            parts = [learner.predict(state, part.unsqueeze(0)) for part in torch.split(x, at_once)]
+        return torch.cat(parts, dim=1)[0].double()
 
     def _check_way(self, way: int) -> None:
         fixed = self.description.way

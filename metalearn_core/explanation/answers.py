@@ -123,7 +123,8 @@ def _answer(learner: Learner, episode: _Answered, place: int, own: int, predicte
     if batch.support_mask is not None:
         support_x = support_x[batch.support_mask[0]]  # padding comes last: the others keep their places
     compared_support = compared(learner, episode.state, support_x)
-    near = nearest_support(learner, episode.state, compared_support, batch.query_x[0, place, None], NEIGHBOURS)
+    query = compared(learner, episode.state, batch.query_x[0, place, None])
+    near = nearest_support(episode.state, compared_support, query, NEIGHBOURS)
     support = _support_rows(index)
     prototypes = near.prototype_distances
     return Answer(

@@ -36,17 +36,15 @@ def compared(learner: Learner, state: State, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nearest_support(learner: Learner, state: State, support: Tensor, query_x: Tensor, count: int) -> Neighbours:
+def nearest_support(state: State, support: Tensor, query: Tensor, count: int) -> Neighbours:
     """Return the nearest support examples of each query.
 
     Args:
-        learner: in evaluation mode.
         state: of one episode (b = 1).
         support: (s, d), the support set that led to the state, as `compared` returns it.
-        query_x: (q, *x).
+        query: (q, d), likewise.
         count: k, how many to return; at most s are.
     """
-    query = compared(learner, state, query_x)
     distances = _distances(query, support)
     nearest = distances.argsort(dim=1, stable=True)[:, :count]
     prototypes = state.get(PROTOTYPES)

@@ -356,7 +356,15 @@ class EmbeddingLearner(Learner):
     def compared_features(self, state: State, x: Tensor) -> Tensor:
         """Return the learner's own features (b, n, d) of x (b, n, *x); a support set does not change them."""
         del state
+        return self.comparable(self.embedded(x))
+
+    def embedded(self, x: Tensor) -> Tensor:
+        """Return features (b, n, d) of x (b, n, *x), which `adapt_features`, `predict_features`, `comparable` take."""
         return self._embed_episodes(x, None)
+
+    def comparable(self, features: Tensor) -> Tensor:
+        """Return features (b, n, d) in the space where near examples are alike: see `compared_features`."""
+        return features
 
     def forward(self, episodes: EpisodeBatch) -> Tensor:
         """Return logits (b, q, way); in training under the batch-norm statistics of the whole episode."""

@@ -65,6 +65,36 @@ def test_queries_about_many_classes_get_the_same_answers_a_few_at_a_time(protone
     np.testing.assert_allclose(classifier.predict(QUERY).probabilities, whole, rtol=1e-5)
 
 
+def test_the_backbone_sees_each_example_once(protonet, monkeypatch):
+    seen, embed = [], protonet.learner.embed
+    monkeypatch.setattr(protonet.learner, "embed", lambda x: seen.append(len(x)) or embed(x))
+    classifier = protonet.adapt(X, LABELS)
+    classifier.answer(QUERY)
+    assert seen == [len(X), len(QUERY)]
+    classifier.answer(QUERY)
+    assert seen == [len(X), len(QUERY), len(QUERY)]
+
+
+@pytest.mark.parametrize("name", [name for name in learner_names() if name not in {"snail", "finetune"}])
+def test_answers_are_the_learners_own_whatever_is_computed_once(name, tmp_path):
+    """(snail is built for one shot; finetune's steps are random in their order, and tested by themselves.)"""
+    made = model(tmp_path / "b", learner=name, way=3)
+    x, query, y = (
+        torch.from_numpy(X),
+        torch.from_numpy(QUERY),
+        torch.tensor([["cat", "dog", "eel"].index(n) for n in LABELS]),
+    )
+    found, near = made.adapt(X, LABELS).answer(QUERY)
+    with torch.no_grad():
+        state = made.learner.adapt(x[None], y[None], way=3)
+        logits = made.learner.predict(state, query[None])[0].double()
+        support, asked = (made.learner.compared_features(state, one[None])[0].double() for one in (x, query))
+    np.testing.assert_allclose(found.probabilities, logits.softmax(dim=-1).numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        near.distances, torch.cdist(asked, support).sort(dim=1).values[:, :3], rtol=1e-4, atol=1e-4
+    )
+
+
 def test_prediction_is_the_nearest_mean_of_the_learners_own_features(protonet):
     with torch.no_grad():
         features = protonet.learner.embed(torch.from_numpy(np.concatenate([X, QUERY]))).double().numpy()

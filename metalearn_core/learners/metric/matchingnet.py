@@ -51,9 +51,9 @@ class MatchingNet(EmbeddingLearner):
         super().__init__(spec, backbone, config, way)
         self.context = FullContext(backbone.feature_size, config.processing_steps) if config.full_context else None
 
-    def compared_features(self, state: State, x: Tensor) -> Tensor:
+    def comparable(self, features: Tensor) -> Tensor:
         """Return features (b, n, d) of unit length, before they are read in context: they are compared by cosine."""
-        return F.normalize(super().compared_features(state, x), dim=-1)
+        return F.normalize(features, dim=-1)
 
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None

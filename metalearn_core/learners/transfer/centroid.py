@@ -69,9 +69,9 @@ class Centroid(PretrainedLearner, EmbeddingLearner):
         """Return the mean (1, d) of the features of one batch, and a one (1, 1)."""
         return {CENTRE: features.mean(dim=0, keepdim=True), SHARE: features.new_ones(1, 1)}
 
-    def compared_features(self, state: State, x: Tensor) -> Tensor:
+    def comparable(self, features: Tensor) -> Tensor:
         """Return the transformed features (b, n, d); of unit length, where they are compared by cosine."""
-        features = self._transformed(super().compared_features(state, x))
+        features = self._transformed(features)
         return F.normalize(features, dim=-1) if self.config.distance == "cosine" else features
 
     def adapt_features(

@@ -37,9 +37,9 @@ class Transfer(PretrainedLearner, EmbeddingLearner):
     Config: ClassVar[type[LearnerConfig]] = TransferConfig
     config: TransferConfig
 
-    def compared_features(self, state: State, x: Tensor) -> Tensor:
+    def comparable(self, features: Tensor) -> Tensor:
         """Return features (b, n, d) of unit length: the head sees no others."""
-        return F.normalize(super().compared_features(state, x), dim=-1)
+        return F.normalize(features, dim=-1)
 
     def adapt_features(
         self, support: Tensor, support_y: Tensor, *, way: int, support_mask: Tensor | None = None

@@ -9,7 +9,7 @@ from metalearn_core.explanation.neighbours import Neighbours, compared, nearest_
 
 
 def nearest(learner, state, support_x, query_x, count) -> Neighbours:
-    return nearest_support(learner, state, compared(learner, state, support_x), query_x, count)
+    return nearest_support(state, *(compared(learner, state, x) for x in (support_x, query_x)), count)
 
 
 def adapted(learner, support):
