@@ -4,7 +4,6 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
-from metalearn_core.training.budget import Clock, Pace, is_spent, share_of_budget, validation_is_due
+from metalearn_core.training.budget import Clock, is_spent, share_of_budget, validation_is_due
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
 from metalearn_core.training.optimiser import OPTIMISERS, Optimiser
@@ -33,7 +32,7 @@ from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, told_checkpoint, unpack
 from metalearn_core.training.supply import Supply
 from metalearn_core.training.termination import StopRequested, sigterm_flag
-from metalearn_core.training.validation import ValidationPutOff, validated
+from metalearn_core.training.validation import validate
 from metalearn_core.training.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -318,32 +317,25 @@ class _Run:
 
     def _validate(self, stop: threading.Event, *, last: bool) -> None:
         """Run the validation episodes; but for the last time, they are put off where they take too much of the time."""
-        before, pace = self.progress, Pace(self.plan.validation_episodes)
-
-        def stop_or_put_off(episodes: int) -> None:
-            if stop.is_set():
-                raise StopRequested
-            pace.count(episodes)
-            if not last and pace.takes_too_long(self.plan, before):
-                raise ValidationPutOff
-
-        mean, half_width, put_off = self.world.agree(*self._scored(stop_or_put_off))
-        if math.isnan(mean) and not put_off:
-            raise StopRequested
-        spent, expected, self.now = self.world.agree(pace.seconds(), pace.expected(), self.clock.seconds())
-        if put_off:
-            self._update(validation_seconds=before.validation_seconds + spent, last_validation_seconds=expected)
-            self._say_put_off(expected)
+        assert self.validation is not None
+        before = self.progress
+        result = validate(self.learner, self.validation, self.plan, before, self.world, stop, last=last)
+        (self.now,) = self.world.agree(self.clock.seconds())
+        validation_seconds = before.validation_seconds + result.seconds
+        if result.put_off:
+            self._update(validation_seconds=validation_seconds, last_validation_seconds=result.expected)
+            self._say_put_off(result.expected)
             return
+        mean = result.mean
         better = before.best is None or self.metric.better(mean, before.best)
         if better or mean == before.best:
             self.best = self._weights()
-        metrics = {f"validation/{self.metric.name}": mean, "validation/ci95": half_width}
+        metrics = {f"validation/{self.metric.name}": mean, "validation/ci95": result.half_width}
         recent = self.reporter.recent() if self.reporter else {}
         record = {"episodes": float(before.episodes), "seconds": self.now, **recent, **metrics}
         self._update(
-            validation_seconds=before.validation_seconds + spent,
-            last_validation_seconds=spent,
+            validation_seconds=validation_seconds,
+            last_validation_seconds=result.seconds,
             validations=max(before.validations, math.floor(self._share() * self.plan.validations)),
             validated_at=before.episodes,
             since_best=0 if better else before.since_best + 1,
@@ -352,19 +344,6 @@ class _Run:
         )
         if self.reporter:
             self.reporter.report(before.episodes, self.now, self._share(), metrics)
-
-    def _scored(self, progress: Callable[[int], None]) -> tuple[float, float, bool]:
-        """Return mean and half-width on the validation episodes, and whether they were put off; NaN: not finished.
-
-        The first process scores them.
-        """
-        assert self.validation is not None
-        if not self.world.leads:
-            return math.nan, math.nan, False
-        try:
-            return *validated(self.learner, self.validation, self.plan.validation_episodes, progress), False
-        except (StopRequested, ValidationPutOff) as ended:
-            return math.nan, math.nan, isinstance(ended, ValidationPutOff)
 
     def _say_put_off(self, expected: float) -> None:
         if self.world.leads:
