@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from metalearn_core.learners.contract import EmbeddingLearner, Learner
+    from metalearn_core.learners.contract import Learner
+    from metalearn_core.learners.embedding import EmbeddingLearner
 
 ONNX_NAME, TORCH_NAME, DESCRIPTION_NAME = "backbone.onnx", "backbone.pt2", "backbone.json"
 INPUT, OUTPUT = "x", "features"
@@ -55,7 +56,7 @@ class ExportDescription(Record):
 
 def has_embedding(learner: "Learner") -> "TypeGuard[EmbeddingLearner]":
     """Return whether a learner embeds each example on its own, whatever the support set."""
-    from metalearn_core.learners.contract import EmbeddingLearner
+    from metalearn_core.learners.embedding import EmbeddingLearner
 
     return isinstance(learner, EmbeddingLearner)
 

@@ -25,7 +25,8 @@ from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.examples import to_examples
 from metalearn_core.explanation.adaptation import Adaptation, explain_adaptation
 from metalearn_core.explanation.neighbours import Neighbours, compared, nearest_support
-from metalearn_core.learners.contract import EmbeddingLearner, Learner, State
+from metalearn_core.learners.contract import Learner, State
+from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.storage import json_bytes, read_json
 
 QUERIES_AT_ONCE, ANSWERS_AT_ONCE = 256, 2**14

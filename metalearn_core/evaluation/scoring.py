@@ -16,7 +16,8 @@ from metalearn_core import events
 from metalearn_core.data.episodes import EpisodeIndex, EpisodeShape
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_examples
 from metalearn_core.errors import MetalearnError, UsageError
-from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner, Learner
+from metalearn_core.learners.contract import BatchNormMode, Learner
+from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.memory import kept_memory
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import EmbeddingLearner, Learner
+from metalearn_core.learners.contract import Learner
+from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.model import Model
 
 MOST_BYTES = 4 * 2**30

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import BatchNormMode, EmbeddingLearner
+from metalearn_core.learners.contract import BatchNormMode
+from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.testing.promises import Promise, promise, require, require_close, require_refused
 from metalearn_core.testing.subject import QUERY, SHOT, TARGET_SIZE, WAY, Subject, train
 

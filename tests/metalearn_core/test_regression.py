@@ -16,7 +16,8 @@ from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.evaluate import Protocol, evaluate
 from metalearn_core.evaluation.regression import RegressionEvaluation
 from metalearn_core.learners import LEARNERS, LearnerSpec, make_learner, register
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.model import RegressionModel, load_model
 from metalearn_core.training.loop import fit
 from metalearn_core.training.plan import TrainingPlan, training_shape

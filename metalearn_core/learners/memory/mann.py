@@ -12,7 +12,8 @@ from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, membership
 
 SMALLEST_NORM = 1e-6
 

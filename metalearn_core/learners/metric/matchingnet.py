@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, membership
 from metalearn_core.learners.pretrainable import PretrainableConfig
 
 

@@ -6,14 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metalearn_core.learners.contract import (
-    EmbeddingLearner,
-    LearnerConfig,
-    LearnerInfo,
-    State,
-    class_means,
-    membership,
-)
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, class_means, membership
 from metalearn_core.learners.pretrainable import PretrainableConfig
 
 

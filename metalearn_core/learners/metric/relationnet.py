@@ -14,15 +14,8 @@ from metalearn_core.backbones.layers import NormalisedConvolution
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import (
-    EmbeddingLearner,
-    LearnerConfig,
-    LearnerInfo,
-    Outcome,
-    State,
-    masked_mean,
-    membership,
-)
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, Outcome, State, masked_mean
+from metalearn_core.learners.embedding import EmbeddingLearner, membership
 from metalearn_core.learners.pretrainable import PretrainableConfig
 
 _RELATION = "relation."

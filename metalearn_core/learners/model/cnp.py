@@ -22,11 +22,10 @@ from metalearn_core.learners.contract import (
     LearnerInfo,
     Outcome,
     State,
-    class_means,
     masked_mean,
-    membership,
     query_outcome,
 )
+from metalearn_core.learners.embedding import class_means, membership
 
 
 class CNPConfig(LearnerConfig):

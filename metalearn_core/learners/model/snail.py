@@ -14,7 +14,8 @@ from metalearn_core.backbones.options import split_numbers
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.manifest import DatasetSpec
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, membership
 
 QUERY_GAIN = 2.0  # of initial queries and keys; attention that starts nearly even takes many times the episodes
 _Size = Annotated[int, Field(ge=1, le=65536)]

@@ -11,14 +11,8 @@ from torch.nn import functional as F
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.counter import stream_key, words
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import (
-    EmbeddingLearner,
-    LearnerConfig,
-    LearnerInfo,
-    State,
-    class_means,
-    membership,
-)
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, class_means, membership
 
 FIRST_LOG_VARIANCE = -4.0  # of every weight: with the noise of a whole unit, features are learned late
 

@@ -22,10 +22,10 @@ from metalearn_core.learners.contract import (
     LearnerConfig,
     Outcome,
     State,
-    membership,
     own_statistics,
     query_outcome,
 )
+from metalearn_core.learners.embedding import membership
 from metalearn_core.learners.optimization.inner_gradient import HEAD_BIAS, HEAD_WEIGHT, taped_gradient
 from metalearn_core.learners.optimization.query_gradient import episode_by_episode
 from metalearn_core.learners.optimization.support_loss import SupportLoss

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, class_means, membership
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo
+from metalearn_core.learners.embedding import class_means, membership
 from metalearn_core.learners.optimization.fast_weights import Weights
 from metalearn_core.learners.optimization.inner_gradient import HEAD_BIAS, HEAD_WEIGHT
 from metalearn_core.learners.optimization.maml import MAML, MAMLConfig

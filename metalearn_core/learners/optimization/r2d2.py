@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, membership
 from metalearn_core.learners.pretrainable import PretrainableConfig
 
 

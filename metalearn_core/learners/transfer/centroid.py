@@ -9,14 +9,8 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Backbone, Statistics
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import (
-    EmbeddingLearner,
-    LearnerConfig,
-    LearnerInfo,
-    State,
-    class_means,
-    membership,
-)
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, class_means, membership
 from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
 
 CENTRE, SHARE = "centre", "centre_share"

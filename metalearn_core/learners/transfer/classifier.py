@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from metalearn_core.learners.contract import EmbeddingLearner, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import EmbeddingLearner, membership
 from metalearn_core.learners.transfer.logistic import fit_logistic
 from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
 

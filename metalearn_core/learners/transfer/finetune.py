@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn_core.backbones.functional import channels_last, linear
-from metalearn_core.learners.contract import BACKBONE, HEAD, LearnerConfig, LearnerInfo, State, membership
+from metalearn_core.learners.contract import BACKBONE, HEAD, LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.embedding import membership
 from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8

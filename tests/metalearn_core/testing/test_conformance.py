@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LEARNERS
-from metalearn_core.learners.contract import EmbeddingLearner, Learner, LearnerConfig, LearnerInfo, membership
+from metalearn_core.learners.contract import Learner, LearnerConfig, LearnerInfo
+from metalearn_core.learners.embedding import EmbeddingLearner, membership
 from metalearn_core.learners.metric.protonet import ProtoNet
 from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.learners.transfer.centroid import Centroid
