@@ -42,6 +42,8 @@ def default_image(root: Path = _ROOT) -> str:
 
 
 IMAGE = default_image()
+ON_NODES = f"the steps run in {IMAGE}, which the nodes must have; --image names one in a registry"
+"""What a person is told who sends steps to a cluster without naming an image."""
 
 _NAME = re.compile(
     r"(?P<place>[a-z0-9][\w.-]*(?::\d+)?(?:/[a-z0-9][a-z0-9._-]*)*)(?::(?P<tag>\w[\w.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?",

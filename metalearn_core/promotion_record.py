@@ -108,18 +108,20 @@ def commit(outcome: Promotion, run_id: str | None) -> Promotion:
     now = aliases_of(name).get(CHAMPION)
     if now != before:
         changed = f"the champion changed from version {before or 'none'} to {now or 'none'} during the comparison"
-        outcome = outcome.refused(f"{changed}: promote again to compare with the new one")
-        _record(outcome, run_id)
-        return outcome
+        return _refused(outcome, f"{changed}: promote again to compare with the new one", run_id)
     with and_then(f"whether version {number} is the champion now is not known: ask again"):
         set_alias(name, CHAMPION, number)
         now = aliases_of(name).get(CHAMPION)
         if now != number:
             overtaken = f"overtaken by version {now or 'none'}, which another machine made the champion just after it"
-            outcome = outcome.refused(f"{overtaken}: promote again to compare with it")
-            _record(outcome, run_id)
-            return outcome
+            return _refused(outcome, f"{overtaken}: promote again to compare with it", run_id)
     _finish(outcome, run_id)
+    return outcome
+
+
+def _refused(outcome: Promotion, reason: str, run_id: str | None) -> Promotion:
+    outcome = outcome.refused(reason)
+    _record(outcome, run_id)
     return outcome
 
 

@@ -1,7 +1,9 @@
 """Options that several verbs share, and where a verb's answer goes: tables or one JSON object on standard output."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any, Literal
 
 import typer
@@ -326,6 +328,20 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     answers.print(table)
+
+
+def print_reasons(reasons: Iterable[str]) -> None:
+    """Print an item a reason on standard output, wrapped to the width of the console."""
+    for reason in reasons:
+        item = wrap(
+            reason,
+            answers.width,
+            initial_indent="  - ",
+            subsequent_indent="    ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        answers.print("\n".join(item), soft_wrap=True, markup=False)
 
 
 def percent(value: float | None, half_width: float | None = None) -> str:

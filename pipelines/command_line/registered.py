@@ -1,7 +1,6 @@
 """The verbs of the registry: `models`, `promote`, `rollback`."""
 
 from pathlib import Path
-from textwrap import wrap
 from typing import Annotated
 
 import typer
@@ -19,6 +18,7 @@ from pipelines.command_line.options import (
     notices,
     percent,
     print_json,
+    print_reasons,
     print_table,
     workdir_at,
 )
@@ -123,22 +123,8 @@ def promote(
         answers.print(
             f"models:/{outcome.model_name}/{outcome.version} is {'promoted' if outcome.promoted else 'not promoted'}:"
         )
-        _print_reasons(outcome.reasons)
+        print_reasons(outcome.reasons)
     raise typer.Exit(0 if outcome.promoted else 1)
-
-
-def _print_reasons(reasons: tuple[str, ...]) -> None:
-    """Print an item a reason, wrapped to the width of the console."""
-    for reason in reasons:
-        item = wrap(
-            reason,
-            answers.width,
-            initial_indent="  - ",
-            subsequent_indent="    ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-        answers.print("\n".join(item), soft_wrap=True, markup=False)
 
 
 def _copy(model: str, to: str | None, to_name: str | None, workdir: Path, json: bool) -> None:

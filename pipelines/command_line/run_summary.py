@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.command_line.options import DEFAULT_WORKDIR, answers, percent, print_table, workdir_at
+from pipelines.command_line.options import DEFAULT_WORKDIR, answers, percent, print_reasons, print_table, workdir_at
 
 _WIDTH = 80
 
@@ -37,8 +37,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     stays = promotion["champion_before"] == selected["version"]
     verdict = "stays the champion" if stays else "is promoted" if promotion["promoted"] else "is not promoted"
     answers.print(f"\n{selected['name']}: {selected['model']} {verdict}:", markup=False, soft_wrap=True)
-    for reason in promotion["reasons"]:
-        answers.print(f"  - {reason}", soft_wrap=True, markup=False)
+    print_reasons(promotion["reasons"])
     answers.print(f"\nlook at it:  {_look(summary)}", markup=False, soft_wrap=True)
 
 

@@ -110,7 +110,7 @@ def compile_(
     json: JsonOption = False,
 ) -> None:
     """Write the pipeline as YAML that a Kubeflow cluster takes."""
-    from components.image import IMAGE, pinned
+    from components.image import IMAGE, ON_NODES, pinned
     from metalearn_core.errors import UsageError
     from pipelines.cluster.checks import check_storage
     from pipelines.config import CLUSTER, read_section
@@ -133,11 +133,7 @@ def compile_(
         placement=placement,
     )
     if not image:
-        notices.print(
-            f"the steps run in {IMAGE}, which the nodes must have; --image names one in a registry",
-            markup=False,
-            soft_wrap=True,
-        )
+        notices.print(ON_NODES, markup=False, soft_wrap=True)
     if placement.service_account:
         notices.print(
             f"service account {placement.service_account}: a pipeline has no place for it, so give it with each run",

@@ -166,7 +166,7 @@ def submit(
     json: JsonOption = False,
 ) -> None:
     """Submit the whole pipeline to Kubeflow: upload this version of it, and start a run or a schedule."""
-    from components.image import IMAGE, pinned
+    from components.image import IMAGE, ON_NODES, pinned
     from pipelines.cluster.checks import check_tracking
     from pipelines.cluster.connection import Connection, read_credentials
     from pipelines.cluster.submission import Order
@@ -183,7 +183,7 @@ def submit(
     connection = Connection(host.rstrip("/"), ui_host or host, namespace, credentials, ca_file, timeout)
     view = RunView(notices)
     if not image:
-        view.note(f"the steps run in {IMAGE}, which the nodes must have; --image names one in a registry")
+        view.note(ON_NODES)
     client, version, experiment_id = _uploaded(connection, settings, uri, steps_image, placement, view)
     arguments = {
         **pipeline_arguments(settings, items, storage.rstrip("/"), command()),
