@@ -158,10 +158,7 @@ def test_what_the_bucket_was_not_there_to_take_is_not_lost(elsewhere, monkeypatc
     checkpoints = elsewhere("one")
     saved(checkpoints, 1)
 
-    with monkeypatch.context() as outage:
-        outage.setattr(Prefix, "objects", away)
-        with checkpoints.lock(), pytest.raises(StorageError):
-            checkpoints.save(progress(2), {"weight": torch.full((3,), 2.0)})
+    save_while_away(checkpoints, monkeypatch, "objects", 2)
     again = elsewhere("one")
     with again.lock():
         assert again.load("f")[0].step == 2
@@ -171,6 +168,14 @@ def test_what_the_bucket_was_not_there_to_take_is_not_lost(elsewhere, monkeypatc
 
 def away(*_, **__):
     raise StorageError("the bucket is away")
+
+
+def save_while_away(checkpoints, monkeypatch, request, step):
+    """Save a checkpoint while the bucket refuses one kind of request."""
+    with monkeypatch.context() as outage:
+        outage.setattr(Prefix, request, away)
+        with checkpoints.lock(), pytest.raises(StorageError):
+            checkpoints.save(progress(step), {"weight": torch.full((3,), float(step))})
 
 
 def test_while_the_bucket_is_away_two_are_kept_here(elsewhere, monkeypatch):
@@ -207,10 +212,7 @@ def test_a_run_that_was_discarded_here_begins_anew_though_the_bucket_is_away(els
     checkpoints = elsewhere("one")
     saved(checkpoints, 1, 2)
     checkpoints.discard()
-    with monkeypatch.context() as outage:
-        outage.setattr(Prefix, "objects", away)
-        with checkpoints.lock(), pytest.raises(StorageError):
-            checkpoints.save(progress(7), {"weight": torch.full((3,), 7.0)})
+    save_while_away(checkpoints, monkeypatch, "objects", 7)
     again = elsewhere("one")
     with again.lock():
         assert again.load("f")[0].step == 7
@@ -219,10 +221,7 @@ def test_a_run_that_was_discarded_here_begins_anew_though_the_bucket_is_away(els
 def test_a_run_that_another_machine_discarded_is_gone(elsewhere, monkeypatch):
     checkpoints = elsewhere("one")
     saved(checkpoints, 1)
-    with monkeypatch.context() as outage:
-        outage.setattr(Prefix, "objects", away)
-        with checkpoints.lock(), pytest.raises(StorageError):
-            checkpoints.save(progress(2), {"weight": torch.full((3,), 2.0)})
+    save_while_away(checkpoints, monkeypatch, "objects", 2)
     elsewhere("two").discard()
     again = elsewhere("one")
     with again.lock():
@@ -255,10 +254,7 @@ def test_saving_does_not_wait_for_a_bucket_and_the_newest_is_sent_when_it_answer
 def test_unsent_checkpoints_give_way_to_those_of_another_machine(elsewhere, monkeypatch):
     checkpoints = elsewhere("one")
     saved(checkpoints, 1)
-    with monkeypatch.context() as outage:
-        outage.setattr(Prefix, "write_new", away)
-        with checkpoints.lock(), pytest.raises(StorageError):
-            checkpoints.save(progress(2), {"weight": torch.full((3,), 2.0)})
+    save_while_away(checkpoints, monkeypatch, "write_new", 2)
     other = elsewhere("two")
     with other.lock():
         other.load("f")
