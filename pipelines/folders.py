@@ -39,6 +39,6 @@ def labelled_images(folder: Path) -> tuple[list[Path], list[str]]:
         labels += [entry.name] * len(found)
     if len(set(labels)) < 2:
         raise MetalearnError(
-            f"--support: expected two folders or more in {folder}, one a class, found {len(set(labels))}"
+            f"--support: expected two folders or more in {folder}, one per class, found {len(set(labels))}"
         )
     return files, labels

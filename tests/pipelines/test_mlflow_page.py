@@ -108,7 +108,8 @@ def children(site: Site) -> list[Any]:
 
 def test_the_table_of_runs_opens_on_training_with_names_that_say_what_was_run(page: Any, site: Site) -> None:
     page.goto(site.runs)
-    shows(page, "3-way 1-shot: protonet + transfer", "test/accuracy", "selected")
+    digest = site.summary["dataset"]["digest"]
+    shows(page, "3-way 1-shot: protonet + transfer", "test/accuracy", "selected", f"episodes-{digest[:12]}")
     assert page.get_by_text("Judges").count() == 0, "the page for language models"
     page.locator("[role=gridcell] button").first.click()
     shows(page, *(child.info.run_name for child in children(site)))
@@ -151,6 +152,8 @@ def test_a_learners_run_has_curves_over_episodes(page: Any, site: Site) -> None:
     page.get_by_placeholder("Search metric charts").fill("validation")
     for name in ("accuracy", "ci95", "ece"):
         page.get_by_text(name, exact=True).first.wait_for()
+    page.get_by_placeholder("Search metric charts").fill("seconds")
+    page.get_by_text("seconds", exact=True).first.wait_for()
 
 
 def test_the_models_page_has_aliases_versions_and_tags(page: Any, site: Site) -> None:
@@ -162,3 +165,5 @@ def test_the_models_page_has_aliases_versions_and_tags(page: Any, site: Site) ->
     shows(page, "candidate", f"Version {selected['version']}")
     page.goto(f"{site.address}/#/models/few-shot/versions/{selected['version']}")
     shows(page, "bundle_digest", "accuracy", selected["bundle_digest"][:12], "dataset_digest")
+    page.locator("a[href*='/runs/']").filter(has_text=selected["learner"]).first.wait_for()  # the source run
+    shows(page, "Source Model")
