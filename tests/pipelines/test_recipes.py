@@ -17,7 +17,7 @@ from pipelines.config import learner_items, read_config, train_request
 from pipelines.recipes import Recipe, config_file, recipes
 
 ROOT = Path(__file__).parent.parent.parent
-NAME = re.compile(r"(omniglot|miniimagenet)-(\d+)way-([a-z0-9_]+)")
+NAME = re.compile(r"(omniglot|miniimagenet|metadataset)-([\d-]+)way-([a-z0-9_]+)")
 
 WITHOUT_A_RECIPE = {
     ("centroid", "omniglot"): "Wang et al. 2019 have no Omniglot",
@@ -37,6 +37,10 @@ MAMLPP_OMNIGLOT = {**MAMLPP, "episodes": 50_000 * 8, "meta_batch": 8, "inner_lr"
 REPTILE = {"optimiser": "sgd", "schedule": "linear"}
 HALVED = {"episodes": 20 * 2_000, "schedule": "halving", "halvings": 20}
 NUMBERS: dict[str, dict[str, Any]] = {
+    "metadataset-5-50way-protomaml": {
+        "episodes": 75_000, "meta_batch": 1, "learning_rate": 7.25e-4, "weight_decay": 5.3e-5, "first_order": True,
+        "inner_lr": 0.0114, "inner_steps": 1, "eval_steps": 1 + 5, "train_query": 10,
+    },
     "miniimagenet-5way-anil": {**MAML_MINI, "inner_lr": 0.01, "inner_steps": 5, "eval_steps": 10},
     "miniimagenet-5way-centroid": {"episodes": 90 * 38_400 // 256, "batch_size": 256, "transform": "CL2N"},
     "miniimagenet-5way-finetune": {"inner_optimiser": "adam", "inner_lr": 5e-5, "eval_steps": 25, "head": "imprinted"},
@@ -143,16 +147,17 @@ def test_a_recipe_has_the_numbers_of_its_paper(recipe: Recipe) -> None:
     options = {**config.settings.get("backbone", {}), **config.settings[learner], "episodes": config.train_episodes}
     wanted = NUMBERS[recipe.name]
     assert {name: options.get(name) for name in wanted} == wanted
-    assert config.shot == 1, "other shots are told beside it"
-    image = {"omniglot": (28, "grey", "all"), "miniimagenet": (84, "rgb", "none")}[recipe.name.partition("-")[0]]
-    assert (config.image_size, config.color, config.rotations) == image
+    data = recipe.name.partition("-")[0]
+    assert config.shot == ("1-100" if data == "metadataset" else 1), "other shots are told beside it"
+    image = {"omniglot": (28, "grey", "all"), "miniimagenet": (84, "rgb", "none"), "metadataset": (126, "rgb", "none")}
+    assert (config.image_size, config.color, config.rotations) == image[data]
 
 
 def test_every_learner_has_a_recipe_for_each_dataset_of_its_paper() -> None:
     there = {(found[3], found[1]) for recipe in recipes() if (found := NAME.fullmatch(recipe.name))}
     ours = [name for name, kind in LEARNERS.items() if kind.__module__.startswith("metalearn_core.")]
     wanted = {(learner, data) for learner in ours for data in ("omniglot", "miniimagenet")}
-    assert there == wanted - WITHOUT_A_RECIPE.keys()
+    assert there == {*(wanted - WITHOUT_A_RECIPE.keys()), ("protomaml", "metadataset")}
     assert wanted >= WITHOUT_A_RECIPE.keys()
 
 
