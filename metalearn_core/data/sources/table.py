@@ -6,18 +6,22 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from metalearn_core.data.sources.contract import Color, GreyTest, Item, Loader, Source, SourceClass
 from metalearn_core.data.sources.folder import DEFAULT_DOMAIN, copied_state, file_state, readable
-from metalearn_core.data.sources.spill import FeatureLoader, Place, SpilledGreyTest, SpilledImageLoader
+from metalearn_core.data.sources.spill import FeatureLoader, SpilledGreyTest, SpilledImageLoader, SpillWriter
 from metalearn_core.errors import MetalearnError
+from metalearn_core.events import emit
 
 LABEL_COLUMNS = ("class", "label")
-_BATCH_ROWS = 256
+_VALUE_ROWS, _LABEL_ROWS = 256, 8192  # read at a time: images may be large
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError)
 
 
@@ -27,7 +31,8 @@ class TableSource(Source):
     Columns: `image` (bytes of an encoded image, or a struct with `bytes`) or `features` (a list of numbers);
     `class` or `label` (text or whole numbers); if there, `domain` and `id`. Class names that Hugging Face keeps in a
     file's schema are used for its whole-numbered labels; a number without a name, as −1, is then a missing label. The
-    encoded examples are copied to a scratch file, so rows may come in any order and memory holds an index alone.
+    labels are read first. Of the encoded examples those that are wanted are copied to a scratch file, so rows may come
+    in any order, memory holds an index alone, and a part of a build copies its own share.
 
     Raises:
         MetalearnError: a file is no Parquet, lacks a column, holds images where the first holds features, or has no
@@ -45,22 +50,44 @@ class TableSource(Source):
         for file, schema in zip(self.files, schemas, strict=True):
             if self._value not in schema.names:
                 raise MetalearnError(f"source {file}: no column {self._value!r}, as {self.files[0].name} beside it has")
+        self._label = {file: _label_column(schema.names) for file, schema in zip(self.files, schemas, strict=True)}
         self._names = {file: _label_names(schema) for file, schema in zip(self.files, schemas, strict=True)}
         self._require_names(schemas)
+        self._states = self._states_now()
         self._spill = Path()
+        self._rows: list[int] = []
         self._sizes: Counter[int] = Counter()
 
     def classes(self, scratch: Path) -> list[SourceClass]:
         """Return a class for each label; with a domain column, one for each pair of domain and label."""
-        self._spill = scratch / "rows"
+        self._spill, self._rows = scratch / "rows", []
         items: dict[tuple[str, str], list[Item]] = defaultdict(list)
-        with self._spill.open("wb") as spill:
-            for file in self.files:
-                for name, domain, item in self._rows(file, spill):
-                    items[name, domain].append(item)
+        total = 0
+        for file in self.files:
+            first = total
+            for name, domain, key in self._labels(file):
+                items[name, domain].append(Item(key, total))
+                total += 1
+            self._rows.append(total - first)
         if not items:
             raise MetalearnError(f"source {self.location!r}: has no rows")
         return [SourceClass(name, domain, found) for (name, domain), found in items.items()]
+
+    def bring(self, classes: Sequence[SourceClass]) -> None:
+        """Copy the examples of some classes to the scratch file, out of the row groups that hold any."""
+        wanted = np.zeros(sum(self._rows), bool)
+        for found in classes:
+            wanted[[item.place for item in found.items]] = True
+        emit("progress", "build", done=0.0, total=1.0, text=f"reading {wanted.sum():,} examples")
+        first = 0
+        with SpillWriter(self._spill, len(wanted)) as spill:
+            for file, rows in zip(self.files, self._rows, strict=True):
+                self._copy(file, wanted[first : first + rows], first, spill)
+                first += rows
+        if self._states_now() != self._states:
+            raise MetalearnError(
+                f"source {self.location!r}: was changed while it was read: start again when it is complete"
+            )
 
     def loader(self, image_size: int, color: Color) -> Loader:
         """Return what decodes rows."""
@@ -88,57 +115,67 @@ class TableSource(Source):
             if named and not self._names[file] and _has_numbers(schema):
                 raise MetalearnError(f"source {file}: has no names for its classes, as {named.name} beside it has")
 
-    def _rows(self, file: Path, spill: BinaryIO) -> Iterator[tuple[str, str, Item]]:
-        """Copy the examples of a file to the spill; yield class, domain and item of each row."""
-        row = 0
-        for columns in self._batches(file):
-            for cells in zip(*columns.values(), strict=True):
-                try:
-                    found = self._row(file, row, dict(zip(columns, cells, strict=True)), spill)
-                except UnicodeDecodeError:
-                    raise MetalearnError(f"source {file}: row {row} has text that is not UTF-8") from None
-                yield found
-                row += 1
+    def _states_now(self) -> list[object]:
+        return [file_state(file) for file in self.files]
 
-    def _batches(self, file: Path) -> Iterator[dict[str, Any]]:
-        """Yield the columns that count by name, some rows at a time."""
+    def _labels(self, file: Path) -> Iterator[tuple[str, str, str]]:
+        """Yield class, domain and key of each row of a file."""
+        label, names = self._label[file], self._names[file]
+        for first, columns in self._batches(file, (label, "domain", "id"), _LABEL_ROWS):
+            cells = {name: _cells(file, first, column) for name, column in columns.items()}
+            none = [None] * len(cells[label])
+            rows = zip(cells[label], cells.get("domain", none), cells.get("id", none), strict=True)
+            for row, (given, domain, key) in enumerate(rows, start=first):
+                if given is None:
+                    raise MetalearnError(f"source {file}: row {row} has no {label}")
+                if names and given not in names:
+                    raise MetalearnError(
+                        f"source {file}: row {row} has no {label}: {given} is none of its {len(names)} names"
+                    )
+                name = readable(names.get(given, str(given)))
+                readable_key = readable(f"{file.name}#{row}" if key is None else str(key))
+                if domain is None:
+                    yield name, DEFAULT_DOMAIN, readable_key
+                else:
+                    yield f"{readable(str(domain))}/{name}", readable(str(domain)), readable_key
+
+    def _copy(self, file: Path, wanted: npt.NDArray[np.bool_], first: int, spill: SpillWriter) -> None:
+        """Copy the wanted rows of a file, whose row 0 is the source's row `first`; count the sizes of all vectors."""
+        vectors = self.modality == "vector"
+        for row, columns in self._batches(file, (self._value,), _VALUE_ROWS, None if vectors else wanted):
+            column = columns[self._value]
+            if vectors:
+                self._sizes.update(size for size in pc.list_value_length(column).to_pylist() if size)
+            for index in np.flatnonzero(wanted[row : row + len(column)]).tolist():
+                content = _features(column[index]) if vectors else _image_bytes(column[index])
+                if content is not None:
+                    spill.add(first + row + index, content)
+
+    def _batches(
+        self, file: Path, columns: Sequence[str], at_once: int, wanted: npt.NDArray[np.bool_] | None = None
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of the first row and those of the columns that are there, so many rows at a time at most.
+
+        Args:
+            file: to read.
+            columns: by name.
+            at_once: rows.
+            wanted: (rows,) a row group without any of these is not read; None: all are read.
+        """
         row = 0
         try:
             with pq.ParquetFile(file) as table:
-                label, names = _label_column(table.schema_arrow.names), table.schema_arrow.names
-                wanted = [name for name in (self._value, label, "domain", "id") if name in names]
-                for batch in table.iter_batches(_BATCH_ROWS, columns=wanted):
-                    yield {name: batch.column(name) for name in wanted}
-                    row += batch.num_rows
+                there = [name for name in columns if name in table.schema_arrow.names]
+                for group in range(table.num_row_groups):
+                    count = table.metadata.row_group(group).num_rows
+                    if wanted is not None and not wanted[row : row + count].any():
+                        row += count
+                        continue
+                    for batch in table.iter_batches(at_once, row_groups=[group], columns=there):
+                        yield row, {name: batch.column(name) for name in there}
+                        row += batch.num_rows
         except _UNREADABLE as error:
             raise _unreadable(file, f"is damaged near row {row}", error) from None
-
-    def _row(self, file: Path, row: int, cells: dict[str, Any], spill: BinaryIO) -> tuple[str, str, Item]:
-        label, names = _label_column(cells), self._names[file]
-        given = cells[label].as_py()
-        if given is None:
-            raise MetalearnError(f"source {file}: row {row} has no {label}")
-        if names and given not in names:
-            raise MetalearnError(f"source {file}: row {row} has no {label}: {given} is none of its {len(names)} names")
-        name = readable(names.get(given, str(given)))
-        domain = cells["domain"].as_py() if "domain" in cells else None
-        key = cells["id"].as_py() if "id" in cells else None
-        readable_key = readable(f"{file.name}#{row}" if key is None else str(key))
-        content = self._features_of(cells["features"]) if "features" in cells else _image_bytes(cells["image"])
-        item = Item(readable_key, None if content is None else _append(spill, content))
-        if domain is None:
-            return name, DEFAULT_DOMAIN, item
-        return f"{readable(str(domain))}/{name}", readable(str(domain)), item
-
-    def _features_of(self, cell: Any) -> bytes | None:
-        if not cell.is_valid:
-            return None
-        values = cell.values.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
-        if not len(values):
-            return None
-        self._sizes[len(values)] += 1
-        content: bytes = values.tobytes()
-        return content
 
 
 def _parquet_files(folder: Path) -> list[Path]:
@@ -210,6 +247,23 @@ def _label_names(schema: Any) -> dict[int, str]:
         return {}
 
 
+def _cells(file: Path, first: int, column: Any) -> list[Any]:
+    """Return the values of a column, whose first row has that number."""
+    try:
+        return column.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        row = next(row for row, cell in enumerate(column, start=first) if not _is_utf8(cell))
+        raise MetalearnError(f"source {file}: row {row} has text that is not UTF-8") from None
+
+
+def _is_utf8(cell: Any) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _image_bytes(cell: Any) -> bytes | None:
     content: Any = cell.as_py()
     if isinstance(content, dict):
@@ -217,7 +271,9 @@ def _image_bytes(cell: Any) -> bytes | None:
     return content if content is None else bytes(content)
 
 
-def _append(spill: BinaryIO, content: bytes) -> Place:
-    offset = spill.tell()
-    spill.write(content)
-    return offset, len(content)
+def _features(cell: Any) -> bytes | None:
+    if not cell.is_valid or not len(cell.values):
+        return None
+    values = cell.values.cast(pa.float32(), safe=False).fill_null(float("nan")).to_numpy(zero_copy_only=False)
+    content: bytes = values.tobytes()
+    return content

@@ -1,4 +1,5 @@
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,10 @@ from PIL import Image
 
 from metalearn_core.data.build import build_dataset
 from metalearn_core.data.dataset import EpisodeDataset
+from metalearn_core.data.decode import decode_image
 from metalearn_core.data.manifest import BuildOptions
+from metalearn_core.data.parts import build_part
+from metalearn_core.data.sources.table import TableSource
 from metalearn_core.errors import MetalearnError, one_line
 
 
@@ -213,3 +217,63 @@ def test_images_and_features_in_one_folder_are_refused(tmp_path: Path, first: st
         write(folder / name, [{column: values[column], "label": label} for label in range(3)])
     with pytest.raises(MetalearnError, match=f"2.parquet: no column '{first}', as 1.parquet beside it has"):
         build_dataset(str(folder), tmp_path / "out")
+
+
+def test_only_what_is_wanted_is_copied(tmp_path: Path) -> None:
+    rows = image_rows()
+    source = TableSource("t", Path(write(tmp_path / "t.parquet", rows[::-1], row_group_size=3)))
+    classes = {found.name: found for found in source.classes(tmp_path)}
+    source.bring([classes["1"], classes["3"]])
+    own = [row for row in rows if row["label"] in {1, 3}]
+    assert (tmp_path / "rows").stat().st_size == sum(len(row["image"]) for row in own)
+    loader = source.loader(9, "grey")
+    wanted = {row["id"]: decode_image(BytesIO(row["image"]), 9, "grey") for row in own}
+    for found in (classes["1"], classes["3"]):
+        assert all(np.array_equal(loader(item), wanted[item.key]) for item in found.items)
+
+
+def test_row_groups_without_a_wanted_row_are_not_read(tmp_path: Path) -> None:
+    path = Path(write(tmp_path / "t.parquet", image_rows(), row_group_size=4, compression="none"))
+    column = pq.read_metadata(path).row_group(2).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset : column.data_page_offset + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    options = BuildOptions(color="grey")
+    assert build_part(str(path), tmp_path / "odd", options, 1, 2).total == 8
+    with pytest.raises(MetalearnError, match="is damaged near row 8"):
+        build_part(str(path), tmp_path / "even", options, 0, 2)
+
+
+def test_a_file_that_changes_between_its_labels_and_its_images_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    source = TableSource("t", Path(write(path, image_rows())))
+    classes = source.classes(tmp_path)
+    write(path, image_rows(count=3))
+    with pytest.raises(MetalearnError, match="was changed while it was read"):
+        source.bring(classes)
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 2), pa.large_list(pa.float64()), pa.list_(pa.float16())])
+def test_lists_of_every_kind_are_features(tmp_path: Path, kind: pa.DataType) -> None:
+    rows: list[dict[str, object]] = [
+        {"features": [np.float16(i), np.float16(0.5)], "class": "ab"[i % 2], "id": str(i)} for i in range(8)
+    ]
+    schema = pa.schema([("features", kind), ("class", pa.string()), ("id", pa.string())])
+    build_dataset(write(tmp_path / "f.parquet", rows, schema), tmp_path / "out")
+    dataset = EpisodeDataset.open(tmp_path / "out")
+    order = [float(key) for key in dataset.example_ids(range(8))]
+    assert dataset.examples.tolist() == [[value, 0.5] for value in order]
+
+
+def test_rows_without_an_image_are_unreadable(tmp_path: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", kind), ("label", pa.int64()), ("id", pa.string())])
+    rows: list[dict[str, object]] = [{**row, "image": {"bytes": row["image"], "path": None}} for row in image_rows()]
+    rows += [{"image": None, "label": 0, "id": "a"}, {"image": {"bytes": None, "path": "x.png"}, "label": 1, "id": "b"}]
+    manifest = build_dataset(
+        write(tmp_path / "t.parquet", rows, schema), tmp_path / "out", BuildOptions(max_unreadable=0.5)
+    )
+    assert [(bad.path, bad.reason) for bad in manifest.unreadable] == [
+        ("a", "has no image bytes"),
+        ("b", "has no image bytes"),
+    ]
