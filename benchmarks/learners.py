@@ -4,12 +4,13 @@
     python -m benchmarks.learners images_background -o results --learners protonet,maml,transfer --seconds 1800 \
         --seeds 0,1,2 --shapes 5x1,5x5,20x1,20x5
     python -m benchmarks.learners images_background -o results --seconds 180 --seeds 1,2 --as-seed 0
+    python -m benchmarks.learners images_background -o results --learners maml,reptile --batch-norm transductive
     python -m benchmarks.learners -o results              the tables alone, of what is there
 
 Each cell (learner, shape, seed, seconds) is a file in the output folder, written when it is finished; started again,
 the benchmark goes on, also within a training. A machine is not as fast every day: with `--as-seed`, further seeds are
 trained for as many episodes as that seed's model made in its seconds. Prints the tables of docs/benchmarks.md: one for
-each shape and budget.
+each shape, budget and batch-norm mode.
 """
 
 import argparse
@@ -59,7 +60,7 @@ class Cell(Record):
         ended: how its training ended: the record of `train_bundle`, without its history.
         accuracies: of each test episode.
         ci95_classes, ece, adaptation_ms: of the evaluation.
-        batch_norm: that it was tested in.
+        batch_norm: that it was trained and tested in.
     """
 
     key: dict[str, Any]
@@ -72,13 +73,13 @@ class Cell(Record):
     ci95_classes: float = 0.0
     ece: float = 0.0
     adaptation_ms: float = 0.0
-    batch_norm: str = ""
+    batch_norm: str
 
     @property
-    def table(self) -> tuple[int, int, float]:
-        """Way, shot and seconds: cells of one table have them in common."""
+    def table(self) -> tuple[int, int, float, str]:
+        """Way, shot, seconds and batch-norm mode: cells of one table have them in common."""
         request = self.key["request"]
-        return request["way"], request["shot"], request["seconds"] or self.key["seconds"]
+        return request["way"], request["shot"], request["seconds"] or self.key["seconds"], self.batch_norm
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shapes", default="5x1", help="way x shot, as 5x1,20x5")
     parser.add_argument("--episodes", type=int, default=1000, help="test episodes")
     parser.add_argument("--image-size", type=int, default=28)
+    parser.add_argument("--batch-norm", choices=("inductive", "transductive"), default="inductive")
     parser.add_argument("--set", action="append", default=[], help="LEARNER.OPTION=VALUE; repeatable")
     parser.add_argument("--retry", action="store_true", help="cells that failed too")
     return parser
@@ -120,13 +122,22 @@ def make_cells(asked: argparse.Namespace) -> None:
     todo = list(product(shapes, seeds, asked.learners.split(",")))
     for number, ((way, shot), seed, name) in enumerate(todo, start=1):
         own = [text.removeprefix(f"{name}.").split("=", 1) for text in asked.set if text.startswith(f"{name}.")]
-        item = parse_spec(name, dict(own)).model_dump(mode="json")
+        options = dict(own) if asked.batch_norm == "inductive" else {**dict(own), "batch_norm": asked.batch_norm}
+        item = parse_spec(name, options).model_dump(mode="json")
         request = TrainingRequest(way=way, shot=shot, query=QUERY, seconds=asked.seconds, seed=seed)
         if asked.as_seed is not None:
             there = [cell for cell in read_cells(asked.output) if cell.key["dataset"] == dataset.digest]
             known = _episodes(there, item, request.model_copy(update={"seed": asked.as_seed}))
             request = request.model_copy(update={"seconds": 0.0, "episodes": known})
-        protocol = Protocol(way=way, shot=shot, query=QUERY, episodes=asked.episodes, seed=TEST_SEED, domain_episodes=0)
+        protocol = Protocol(
+            way=way,
+            shot=shot,
+            query=QUERY,
+            episodes=asked.episodes,
+            seed=TEST_SEED,
+            batch_norm=asked.batch_norm,
+            domain_episodes=0,
+        )
         key = {
             "item": item,
             "request": request.model_dump(),
@@ -174,7 +185,7 @@ def _made(
     """Train and test one model, or say why that could not be."""
     where = {"machine": f"{available_cores()} cores, {platform.machine()}", "commit": git_commit()}
     scratch = place.parent / "training" / text_digest(key)[:16]
-    cell = Cell(key=key, name=learner_name(item), **where)
+    cell = Cell(key=key, name=learner_name(item), batch_norm=protocol.batch_norm, **where)
     try:
         ended = train_bundle(str(place), item, request, str(scratch / "bundle"), checkpoints=str(scratch / "kept"))
         evaluation, scores = evaluate_bundle(scratch / "bundle", dataset, protocol)
@@ -191,7 +202,6 @@ def _made(
             "ci95_classes": evaluation.ci95_classes,
             "ece": evaluation.ece,
             "adaptation_ms": evaluation.adaptation_ms,
-            "batch_norm": protocol.batch_norm,
         }
     )
 
@@ -204,9 +214,10 @@ def read_cells(folder: Path) -> list[Cell]:
 def tables(cells: Sequence[Cell]) -> str:
     """Return the tables in Markdown: one for each way, shot and budget; what failed stands below."""
     parts = []
-    for way, shot, seconds in sorted({cell.table for cell in cells}):
-        inside = [cell for cell in cells if cell.table == (way, shot, seconds)]
-        parts.append(_table(f"{way}-way {shot}-shot, {seconds:g} s of training each", inside))
+    for way, shot, seconds, batch_norm in sorted({cell.table for cell in cells}):
+        inside = [cell for cell in cells if cell.table == (way, shot, seconds, batch_norm)]
+        mode = "" if batch_norm == "inductive" else f", {batch_norm}"
+        parts.append(_table(f"{way}-way {shot}-shot, {seconds:g} s of training each{mode}", inside))
     commits = sorted({cell.commit for cell in cells})
     return "\n\n".join([*parts, f"Code: {', '.join(commits)}." if commits else "There are no cells yet."])
 

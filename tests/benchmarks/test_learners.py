@@ -30,7 +30,9 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def cell(name: str, accuracy: float, *, seed: int = 0, failure: str | None = None) -> Cell:
+def cell(
+    name: str, accuracy: float, *, seed: int = 0, failure: str | None = None, batch_norm: str = "inductive"
+) -> Cell:
     random = np.random.default_rng([seed, *name.encode()])
     request = {"way": 5, "shot": 1, "seconds": 60.0, "seed": seed}
     ended = {
@@ -52,7 +54,7 @@ def cell(name: str, accuracy: float, *, seed: int = 0, failure: str | None = Non
         ci95_classes=0.02,
         ece=0.015,
         adaptation_ms=2.0,
-        batch_norm="inductive",
+        batch_norm=batch_norm,
     )
 
 
@@ -114,6 +116,29 @@ def test_a_learner_that_cannot_be_trained_is_told_below_the_table(
     line = [str(images), "-o", str(tmp_path), "--seconds", "0.5", "--image-size", "16", "--learners", "protonet"]
     assert main([*line, "--shapes", "50x1"]) == 1
     assert "protonet, seed 0: way 50" in capsys.readouterr().out
+
+
+def test_transductive_models_are_trained_and_tested_so_and_stand_in_a_table_of_their_own(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [str(images), "-o", str(tmp_path), "--seconds", "0.5", "--episodes", "20", "--image-size", "16"]
+    line += ["--learners", "protonet"]
+    assert main(line) == 0
+    assert main([*line, "--batch-norm", "transductive"]) == 0
+    titles = [text for text in capsys.readouterr().out.splitlines() if text.startswith("**")]
+    assert titles[-2:] == [
+        "**5-way 1-shot, 0.5 s of training each**",
+        "**5-way 1-shot, 0.5 s of training each, transductive**",
+    ]
+    modes = {one.batch_norm: one.key for one in read_cells(tmp_path)}
+    assert modes["transductive"]["item"]["options"] == {"batch_norm": "transductive"}
+    assert {mode: key["protocol"]["batch_norm"] for mode, key in modes.items()} == {mode: mode for mode in modes}
+
+
+def test_a_transductive_model_is_not_compared_with_an_inductive_baseline() -> None:
+    inductive = [cell("transfer", 0.8), cell("maml", 0.7)]
+    text = tables([*inductive, cell("maml batch_norm=transductive", 0.9, batch_norm="transductive")])
+    assert text.startswith(tables(inductive).partition("\n\nCode:")[0])
 
 
 def test_every_learner_below_the_baseline_is_marked() -> None:
