@@ -160,7 +160,7 @@ class _Episodes(Dataset[tuple[Tensor, Tensor]]):
     @staticmethod
     def _image(path: Path) -> Tensor:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("L").resize((28, 28), Image.Resampling.BOX))
+            pixels = np.array(image.convert("L").resize((28, 28), Image.Resampling.BICUBIC))
         return _floats(torch.from_numpy(pixels)[None])
 
 
