@@ -31,7 +31,7 @@ from metalearn_core.training.report import OnMetrics, Phase, Reporter
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, told_checkpoint, unpack
 from metalearn_core.training.supply import Supply
-from metalearn_core.training.termination import StopRequested, sigterm_flag
+from metalearn_core.training.termination import StopRequested, TrainingStoppedError, sigterm_flag
 from metalearn_core.training.validation import validate
 from metalearn_core.training.world import ALONE, World
 
@@ -39,15 +39,8 @@ if TYPE_CHECKING:
     from metalearn_core.data.tasks import Tasks
 
 VALIDATION_SEED = 1_000_003
-STOPPED_BY_SIGTERM = 143
 STOP_SECONDS = 5.0  # that a bucket has to take the last checkpoint when the process is asked to end
 FEW_STEPS = 50
-
-
-class TrainingStoppedError(MetalearnError):
-    """The process was asked to end; the checkpoint has all that was done."""
-
-    exit_status = STOPPED_BY_SIGTERM
 
 
 @dataclass(frozen=True)

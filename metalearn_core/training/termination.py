@@ -6,6 +6,16 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+from metalearn_core.errors import MetalearnError
+
+STOPPED_BY_SIGTERM = 143
+
+
+class TrainingStoppedError(MetalearnError):
+    """The process was asked to end; the checkpoint has all that was done."""
+
+    exit_status = STOPPED_BY_SIGTERM
+
 
 class StopRequested(Exception):  # noqa: N818
     """Leaves validation or the loop when SIGTERM has come."""
