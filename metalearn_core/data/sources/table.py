@@ -22,6 +22,7 @@ from metalearn_core.events import emit
 
 LABEL_COLUMNS = ("class", "label")
 _VALUE_ROWS, _LABEL_ROWS = 256, 8192  # read at a time: images may be large
+_BUFFER_BYTES = 2**20  # of a column: without, all that a row group has of it is read before its first rows come
 _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, OSError)
 
 
@@ -164,7 +165,7 @@ class TableSource(Source):
         """
         row = 0
         try:
-            with pq.ParquetFile(file) as table:
+            with pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as table:
                 there = [name for name in columns if name in table.schema_arrow.names]
                 for group in range(table.num_row_groups):
                     count = table.metadata.row_group(group).num_rows

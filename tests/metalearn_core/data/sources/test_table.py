@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -251,6 +253,34 @@ def test_a_file_that_changes_between_its_labels_and_its_images_is_told(tmp_path:
     write(path, image_rows(count=3))
     with pytest.raises(MetalearnError, match="was changed while it was read"):
         source.bring(classes)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from metalearn_core.data.sources.table import TableSource
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+file, scratch = map(Path, sys.argv[1:])
+source = TableSource("t", file)
+before = peak()
+source.bring(source.classes(scratch))
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_size_of_a_row_group(tmp_path: Path) -> None:
+    """A row group of 200 MB, read by a process that takes less than half of it."""
+    content = [np.random.default_rng(0).bytes(20_000)] * 10_000
+    table = pa.table({"image": content, "class": ["a", "b"] * 5_000})
+    pq.write_table(table, tmp_path / "t.parquet", compression="none", use_dictionary=["class"])
+    assert pq.read_metadata(tmp_path / "t.parquet").num_row_groups == 1
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "t.parquet"), str(tmp_path)]
+    kibibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert (tmp_path / "rows").stat().st_size == 200_000_000
+    assert kibibytes * 1024 < 100_000_000
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 2), pa.large_list(pa.float64()), pa.list_(pa.float16())])
