@@ -27,18 +27,30 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
 def available_memory(cgroup: Path = _CGROUP) -> int:
     """Return the bytes of memory that can still be taken: of the machine's, and of what the container may have.
 
+    Files that the kernel keeps in memory until it is wanted for something else take none.
+
     Args:
         cgroup: where the control group of this process is mounted; of both versions.
     """
     available = psutil.virtual_memory().available
-    for limit_name, used_name in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for folder, limit_name, used_name, total in (
+        (cgroup, "memory.max", "memory.current", ""),
+        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
-        limit, used = _numbers(cgroup / limit_name), _numbers(cgroup / used_name)
+        limit, used = _numbers(folder / limit_name), _numbers(folder / used_name)
         if limit and used and limit[0] < math.inf:
-            available = min(available, max(0, int(limit[0] - used[0])))
+            taken = used[0] - _file_pages(folder / "memory.stat", total)
+            available = min(available, max(0, int(limit[0] - taken)))
     return int(available)
+
+
+def _file_pages(path: Path, total: str) -> int:
+    """Return the bytes of files that a control group has in memory, by its statistics; 0 where it has none."""
+    try:
+        rows = dict(line.split() for line in path.read_text().splitlines())
+        return sum(int(rows.get(f"{total}{kind}_file", "0")) for kind in ("active", "inactive"))
+    except (OSError, ValueError):
+        return 0
 
 
 def _numbers(path: Path) -> list[float]:

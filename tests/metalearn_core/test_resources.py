@@ -47,6 +47,20 @@ def test_a_container_has_no_more_memory_than_its_limit(tmp_path: Path, names: tu
     assert available_memory(tmp_path) == 600_000
 
 
+@pytest.mark.parametrize(
+    ("folder", "limit", "used", "total"),
+    [("", "memory.max", "memory.current", ""), ("memory/", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")],
+)
+def test_files_that_the_kernel_keeps_in_memory_take_none(
+    tmp_path: Path, folder: str, limit: str, used: str, total: str
+) -> None:
+    rows = {"anon": 100_000, "inactive_file": 1, "active_file": 2, "total_inactive_file": 3, "total_active_file": 4}
+    rows |= {f"{total}inactive_file": 250_000, f"{total}active_file": 50_000}
+    statistics = "\n".join(f"{name} {value}" for name, value in rows.items())
+    write(tmp_path, {f"{folder}{limit}": "1000000", f"{folder}{used}": "400000", f"{folder}memory.stat": statistics})
+    assert available_memory(tmp_path) == 900_000
+
+
 def test_without_a_limit_the_machine_decides(tmp_path: Path) -> None:
     write(tmp_path, {"memory.max": "max", "memory.current": "1"})
     assert available_memory(tmp_path) > 10_000_000
