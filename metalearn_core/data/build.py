@@ -121,7 +121,7 @@ def _build(
     if workers is None:
         workers = available_cores() if sum(len(found.items) for found in classes) >= FEW else 1
     options, loader = prepared(opened, classes, options, workers)
-    with closing(ClassSpool(scratch)) as spool:
+    with closing(opened), closing(ClassSpool(scratch)) as spool:
         unreadable = decode_classes(classes, loader, spool, workers)
         judge_unreadable(opened.location, unreadable, sum(len(found.items) for found in classes), options)
         manifest = commit_dataset(opened.origin, folder, spool, unreadable, options, earlier)

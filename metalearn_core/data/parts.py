@@ -120,7 +120,7 @@ def build_part(
         opened.bring(mine)
         workers = workers or available_cores()
         options, loader = prepared(opened, mine, options, workers)
-        with closing(ClassSpool(scratch)) as spool:
+        with closing(opened), closing(ClassSpool(scratch)) as spool:
             unreadable = decode_classes(mine, loader, spool, workers)
             entries, shards = _write(spool, folder)
             part = Part(

@@ -108,6 +108,9 @@ class Source(ABC):
     def grey_test(self) -> GreyTest | None:
         """Return what tells whether an image has a single channel; None where there is nothing to tell."""
 
+    def close(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Let go of the scratch folder, once all items are decoded."""
+
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a cheap identity of the content: equal as long as nothing was added, removed or rewritten."""

@@ -31,9 +31,10 @@ class SpillWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
-        np.save(_places_path(self._path), self._places)
+        if kind is None:
+            _places_path(self._path).write_bytes(self._places.data)
 
     def add(self, row: int, content: Any) -> None:
         """Write the content of a row, as anything that has bytes."""
@@ -102,8 +103,13 @@ def _read(path: str, row: int) -> bytes | None:
 
 @lru_cache(maxsize=1)
 def _open(path: str) -> tuple[BinaryIO, npt.NDArray[np.int64]]:
-    return Path(path).open("rb"), np.load(_places_path(Path(path)), mmap_mode="r")
+    return Path(path).open("rb"), np.memmap(_places_path(Path(path)), np.int64, "r").reshape(-1, 2)
+
+
+def close_spill() -> None:
+    """Close the file that this process has read last, if any."""
+    _open.cache_clear()
 
 
 def _places_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}-places.npy")
+    return path.with_name(f"{path.name}-places")

@@ -16,7 +16,13 @@ import pyarrow.parquet as pq
 
 from metalearn_core.data.sources.contract import Color, GreyTest, Item, Loader, Source, SourceClass
 from metalearn_core.data.sources.folder import DEFAULT_DOMAIN, copied_state, file_state, readable
-from metalearn_core.data.sources.spill import FeatureLoader, SpilledGreyTest, SpilledImageLoader, SpillWriter
+from metalearn_core.data.sources.spill import (
+    FeatureLoader,
+    SpilledGreyTest,
+    SpilledImageLoader,
+    SpillWriter,
+    close_spill,
+)
 from metalearn_core.errors import MetalearnError
 from metalearn_core.events import emit
 
@@ -80,15 +86,13 @@ class TableSource(Source):
         for found in classes:
             wanted[[item.place for item in found.items]] = True
         emit("progress", "build", done=0.0, total=1.0, text=f"reading {wanted.sum():,} examples")
-        first = 0
-        with SpillWriter(self._spill, len(wanted)) as spill:
-            for file, rows in zip(self.files, self._rows, strict=True):
-                self._copy(file, wanted[first : first + rows], first, spill)
-                first += rows
-        if self._states_now() != self._states:
-            raise MetalearnError(
-                f"source {self.location!r}: was changed while it was read: start again when it is complete"
-            )
+        try:
+            self._spill_rows(wanted)
+        finally:  # a file that was replaced meanwhile may be read as damaged, or as anything
+            if self._states_now() != self._states:
+                raise MetalearnError(
+                    f"source {self.location!r}: was changed while it was read: start again when it is complete"
+                )
 
     def loader(self, image_size: int, color: Color) -> Loader:
         """Return what decodes rows."""
@@ -100,6 +104,10 @@ class TableSource(Source):
     def grey_test(self) -> GreyTest | None:
         """Return what looks at an image's header."""
         return SpilledGreyTest(str(self._spill)) if self.modality == "image" else None
+
+    def close(self) -> None:
+        """Close the scratch file: one that is removed takes its room on the disk until then."""
+        close_spill()
 
     def fingerprint(self) -> str:
         """Digest the paths, sizes and times of the files, unless they are copies of something that has its own."""
@@ -139,6 +147,13 @@ class TableSource(Source):
                     yield name, DEFAULT_DOMAIN, readable_key
                 else:
                     yield f"{readable(str(domain))}/{name}", readable(str(domain)), readable_key
+
+    def _spill_rows(self, wanted: npt.NDArray[np.bool_]) -> None:
+        first = 0
+        with SpillWriter(self._spill, len(wanted)) as spill:
+            for file, rows in zip(self.files, self._rows, strict=True):
+                self._copy(file, wanted[first : first + rows], first, spill)
+                first += rows
 
     def _copy(self, file: Path, wanted: npt.NDArray[np.bool_], first: int, spill: SpillWriter) -> None:
         """Copy the wanted rows of a file, whose row 0 is the source's row `first`; count the sizes of all vectors."""

@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -246,13 +248,42 @@ def test_row_groups_without_a_wanted_row_are_not_read(tmp_path: Path) -> None:
         build_part(str(path), tmp_path / "even", options, 0, 2)
 
 
-def test_a_file_that_changes_between_its_labels_and_its_images_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "replace",
+    [
+        lambda path: write(path, image_rows(count=3)),
+        lambda path: write(path, image_rows(count=5)),
+        lambda path: write(path, image_rows(count=5), row_group_size=2),
+        lambda path: write(path, [{"features": [1.0], "label": 1}]),
+        lambda path: path.write_bytes(b"nothing of the kind"),
+    ],
+    ids=["fewer rows", "more rows", "more row groups", "another column", "no Parquet"],
+)
+def test_a_file_that_changes_between_its_labels_and_its_images_is_told(
+    tmp_path: Path, replace: Callable[[Path], object]
+) -> None:
     path = tmp_path / "t.parquet"
     source = TableSource("t", Path(write(path, image_rows())))
     classes = source.classes(tmp_path)
-    write(path, image_rows(count=3))
+    replace(path)
     with pytest.raises(MetalearnError, match="was changed while it was read"):
         source.bring(classes)
+
+
+def test_rows_of_a_later_file_alone_are_found(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    rows = image_rows()
+    write(folder / "1.parquet", rows[:11])
+    write(folder / "2.parquet", rows[11:])
+    source = TableSource("t", folder)
+    wanted = [found for found in source.classes(tmp_path) if found.name in {"3", "4"}]
+    source.bring(wanted)
+    loader = source.loader(9, "grey")
+    pixels = {row["id"]: decode_image(BytesIO(row["image"]), 9, "grey") for row in rows[12:]}
+    found = {item.key: loader(item) for entry in wanted for item in entry.items}
+    assert found.keys() == pixels.keys()
+    assert all(np.array_equal(found[key], pixels[key]) for key in pixels)
 
 
 PEAK = """
@@ -281,6 +312,21 @@ def test_memory_does_not_grow_with_the_size_of_a_row_group(tmp_path: Path) -> No
     kibibytes = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert (tmp_path / "rows").stat().st_size == 200_000_000
     assert kibibytes * 1024 < 100_000_000
+
+
+def held(folder: Path) -> list[str]:
+    """Return the files below a folder that this process has open or mapped, those that were removed among them."""
+    paths = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    paths += Path("/proc/self/maps").read_text().splitlines()
+    return [path for path in paths if str(folder) in path]
+
+
+def test_nothing_holds_the_scratch_files_of_a_build_that_is_done(tmp_path: Path) -> None:
+    source, options = write(tmp_path / "t.parquet", image_rows()), BuildOptions(color="grey")
+    build_dataset(source, tmp_path / "whole", workers=1)
+    assert held(tmp_path) == []
+    build_part(source, tmp_path / "part", options, 0, 2, workers=1)
+    assert held(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 2), pa.large_list(pa.float64()), pa.list_(pa.float16())])
