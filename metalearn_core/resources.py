@@ -1,4 +1,4 @@
-"""How many processor cores and how much memory there are to work with, a container's limits included."""
+"""How many cores and how much memory there are, a container's limits included, and how many processes share them."""
 
 import math
 import os
@@ -42,6 +42,11 @@ def available_memory(cgroup: Path = _CGROUP) -> int:
             taken = used[0] - _file_pages(folder / "memory.stat", total)
             available = min(available, max(0, int(limit[0] - taken)))
     return int(available)
+
+
+def processes_here() -> int:
+    """Return how many processes torchrun runs on this machine, this one among them; 1 where it did not start this."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _file_pages(path: Path, total: str) -> int:

@@ -16,7 +16,7 @@ from metalearn_core.data.rotations import QUARTER_TURNS
 from metalearn_core.data.shards import read_column, read_examples, verify_shard
 from metalearn_core.data.unpacked import stamp, unpacked
 from metalearn_core.errors import MetalearnError, UsageError
-from metalearn_core.resources import available_memory
+from metalearn_core.resources import available_memory, processes_here
 from metalearn_core.storage import cache_folder, write_bytes
 from metalearn_core.storage.objects import is_address
 from metalearn_core.storage.place import Place
@@ -54,14 +54,15 @@ class EpisodeDataset:
         Args:
             uri: the folder, or the address: what is not on this machine yet is downloaded.
             cache: where a dataset that does not fit in memory is unpacked, once a machine (default `cache_folder()`).
-            max_memory_bytes: the largest dataset to hold in memory; by default half of what is available.
+            max_memory_bytes: the largest dataset to hold in memory; by default this process's share of half of what is
+                available: processes that torchrun started beside each other map one copy of a larger one.
 
         Raises:
             MetalearnError: it is missing, damaged, or of a newer schema.
         """
         folder, manifest = local_dataset(uri)
         if max_memory_bytes is None:
-            max_memory_bytes = available_memory() // 2
+            max_memory_bytes = available_memory() // (2 * processes_here())
         if _byte_count(manifest) <= max_memory_bytes:
             _verify(folder, manifest)
             return cls(folder, manifest, _read_whole(folder, manifest))

@@ -58,6 +58,18 @@ def test_a_dataset_larger_than_memory_is_mapped_and_unpacked_once(dataset_folder
         assert torch.equal(again.examples, in_memory.examples)
 
 
+@pytest.mark.parametrize(("processes", "mapped"), [(None, False), ("2", False), ("4", True)])
+def test_processes_beside_each_other_map_one_copy_of_what_they_cannot_all_hold(
+    dataset_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: str | None, mapped: bool
+) -> None:
+    """The half of what is available has room for two copies."""
+    size = EpisodeDataset.open(dataset_folder).examples.nbytes
+    monkeypatch.setattr("metalearn_core.data.dataset.available_memory", lambda: 4 * size)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert EpisodeDataset.open(dataset_folder, cache=tmp_path).mapped is mapped
+
+
 @pytest.mark.parametrize("max_memory_bytes", [None, 0])
 def test_a_flipped_byte_is_never_read_as_good(copied: Path, tmp_path: Path, max_memory_bytes: int | None) -> None:
     EpisodeDataset.open(copied, cache=tmp_path, max_memory_bytes=max_memory_bytes)
