@@ -14,6 +14,7 @@ from metalearn_core.storage.files import cache_folder, text_digest, write_bytes
 from metalearn_core.storage.objects import Prefix, StoredObject, client
 
 _NOTED_AFTER = 1000
+_FEW = 8  # names that are asked for one by one
 _LONGEST_NAME = 255 - 9  # bytes; a download has a suffix until it is whole
 
 
@@ -30,13 +31,12 @@ def fetch(prefix: Prefix, names: Iterable[str]) -> Path:
         FileNotFoundError: one of them is not there.
         StorageError: the bucket cannot be read.
     """
-    found = []
-    for name in names:
-        there = prefix.find(name)
-        if there is None:
+    wanted = list(names)
+    there = _found(prefix, wanted)
+    for name in wanted:
+        if name not in there:
             raise FileNotFoundError(2, "no such object", str(prefix / name))
-        found.append(there)
-    return fetch_objects(prefix, found)
+    return fetch_objects(prefix, list(there.values()))
 
 
 def fetch_objects(prefix: Prefix, objects: Sequence[StoredObject]) -> Path:
@@ -66,10 +66,7 @@ def remember(prefix: Prefix, names: Sequence[str]) -> None:
     """Note that this machine's copies of some objects are what is there."""
     folder = local_copy(prefix)
     with _notes(folder) as noted:
-        for name in names:
-            there = prefix.find(name)
-            if there is not None:
-                noted[name] = _note(there, folder / name)
+        noted.update({name: _note(there, folder / name) for name, there in _found(prefix, names).items()})
         _write_notes(folder, noted)
 
 
@@ -89,6 +86,15 @@ def forget(prefix: Prefix) -> None:
     """Forget what was ever brought to this machine, or sent from it."""
     with _notes(local_copy(prefix)):
         _notes_path(local_copy(prefix)).unlink(missing_ok=True)
+
+
+def _found(prefix: Prefix, names: Sequence[str]) -> dict[str, StoredObject]:
+    """Return what is there of some names; many are looked for in a listing, of which a request brings a thousand."""
+    if len(names) > _FEW:
+        wanted = set(names)
+        return {found.name: found for found in prefix.objects() if found.name in wanted}
+    asked = {name: prefix.find(name) for name in names}
+    return {name: found for name, found in asked.items() if found}
 
 
 @contextmanager
