@@ -15,6 +15,7 @@ from metalearn_core.steps.train_processes import knows_why, take_part
 from metalearn_core.storage import copy_folder, read_json, text_digest, write_json
 from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
+from metalearn_core.training.termination import TrainingStoppedError
 
 _RECORD = "record.json"
 _FAILURE = "failure.json"
@@ -120,10 +121,13 @@ def main() -> int:
 
 
 def _leave_reason(place: Place, error: Exception) -> None:
-    """Leave a reason unless another process has; one that is known takes the place of one that is not."""
+    """Leave a reason unless another process has; one that is known takes the place of one that is not.
+
+    torchrun asks processes to end where another one has failed: that tells nothing.
+    """
     path = Path(place.folder) / _FAILURE
     write_json(path, {"reason": one_line(error)})
-    if place.prefix and knows_why(error):
+    if place.prefix and knows_why(error) and not isinstance(error, TrainingStoppedError):
         place.prefix.write(_FAILURE, path.read_bytes())
     elif place.prefix:
         place.prefix.write_new(_FAILURE, path.read_bytes())

@@ -14,11 +14,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metalearn_core.errors import UsageError
+from metalearn_core.errors import MetalearnError, UsageError
 
 _PATIENCE = timedelta(
     hours=2
 )  # while one process validates, or waits for another run; torchrun ends the others at once
+
+
+class PeerLostError(MetalearnError):
+    """Another of the processes does not take part any more: if any knows why, it is that one."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +59,13 @@ class World:
             return
         mine = next(vectors, None)
         length = torch.tensor([0 if mine is None else len(mine), int(mine is not None and mine.dtype == torch.float64)])
-        dist.broadcast(length, 0)  # the first process always has a task
+        _broadcast(length)  # the first process always has a task
         dtype = torch.float64 if length[1] else torch.float32
         nothing = torch.zeros(int(length[0]), dtype=dtype, device=self.device)
         for first in range(0, tasks, self.size):
             every = [torch.empty_like(nothing) for _ in range(self.size)]
-            dist.all_gather(every, nothing if mine is None else mine)
+            with _together():
+                dist.all_gather(every, nothing if mine is None else mine)
             yield from every[: tasks - first]
             mine = next(vectors, None)
 
@@ -69,7 +74,7 @@ class World:
         if self.size == 1:
             return values
         shared = torch.tensor(values, dtype=torch.float64)
-        dist.broadcast(shared, 0)
+        _broadcast(shared)
         return tuple(shared.tolist())
 
     def tell(self, content: bytes) -> bytes:
@@ -80,7 +85,7 @@ class World:
         shared = torch.zeros(int(length), dtype=torch.uint8)
         if self.leads and content:
             shared = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        dist.broadcast(shared, 0)
+        _broadcast(shared)
         return shared.numpy().tobytes()
 
     def any(self, flag: bool) -> bool:
@@ -88,16 +93,39 @@ class World:
         if self.size == 1:
             return flag
         shared = torch.tensor(int(flag))
-        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        with _together():
+            dist.all_reduce(shared, dist.ReduceOp.MAX)
         return bool(shared.item())
 
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.size > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
 
 
 ALONE = World()
+
+
+def _broadcast(shared: Tensor) -> None:
+    """Overwrite a tensor with that of the first process."""
+    with _together():
+        dist.broadcast(shared, 0)
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Say what an error of the transport means, whose own text is about its sockets.
+
+    Raises:
+        PeerLostError: another process is gone, or has not answered in time.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLostError("another training process has ended, or does not answer") from error
 
 
 @contextmanager

@@ -24,10 +24,12 @@ from metalearn_core.errors import MetalearnError
 from metalearn_core.steps.job_request import ACCOUNT_VARIABLE, job_request, train_job
 from metalearn_core.steps.requests import TrainingOrder, training_request, training_resources
 from metalearn_core.steps.train_job import train_in_job
-from metalearn_core.steps.train_nodes import ResultTakenError, handover, leave_order
+from metalearn_core.steps.train_nodes import ResultTakenError, _leave_reason, handover, leave_order, reason_left
 from metalearn_core.steps.training import train_here
 from metalearn_core.storage import write_json
 from metalearn_core.storage.objects import Prefix
+from metalearn_core.training.termination import TrainingStoppedError
+from metalearn_core.training.world import PeerLostError
 
 ROOT = Path(__file__).parents[3]
 JOBS = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team/trainjobs"
@@ -333,6 +335,20 @@ def test_an_api_that_does_not_answer_for_a_while_costs_nothing(cluster, order, r
     threading.Thread(target=away, daemon=True).start()
     with pytest.raises(MetalearnError, match="the nodes ended, and left no"):  # so it saw the end
         train_in_job(order, request_, poll_s=0.2)
+
+
+def test_the_reason_that_is_left_is_that_of_a_process_that_knows(order) -> None:
+    reasons = []
+    for error in (
+        PeerLostError("another one has ended"),
+        TrainingStoppedError("maml: stopped by SIGTERM"),
+        MetalearnError("the disk is full"),
+        TrainingStoppedError("maml: stopped by SIGTERM"),
+        PeerLostError("another one has ended"),
+    ):
+        _leave_reason(handover(order), error)
+        reasons.append(reason_left(order))
+    assert reasons == ["another one has ended"] * 2 + ["the disk is full"] * 3
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,9 @@ def test_when_a_process_dies_all_end_and_another_number_of_them_goes_on(tmp_path
         if child.environ().get("RANK") == "1" and "script.py" in " ".join(child.cmdline())
     )
     os.kill(victim.pid, signal.SIGKILL)
-    job.communicate(timeout=30)
+    _, errors = job.communicate(timeout=30)
     assert job.returncode != 0
+    assert "PeerLostError: another training process has ended, or does not answer" in errors
     finished(start(tmp_path, 3, "maml", 400, "cut"))
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
 
