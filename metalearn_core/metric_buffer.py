@@ -9,15 +9,17 @@ from typing import Any, Self
 
 from metalearn_core.errors import one_line
 from metalearn_core.events import emit
-from metalearn_core.tracking_server import client, explained, shown, tracking_uri
+from metalearn_core.tracking_server import client, explained, impatience, shown, tracking_uri
 
 METRICS_A_CALL = 1000
+_LAST_CALL_S = 5.0
 
 
 class MetricBuffer:
     """Sends a run's metrics from a thread of its own, so that training neither waits for the server nor dies with it.
 
     While the server is away the metrics stay in memory, and each next flush tries again; one `warning` event says so.
+    As a context manager it sends the rest at the end; after an error the server has some seconds to take it.
 
     Args:
         run_id: of an existing run.
@@ -57,14 +59,19 @@ class MetricBuffer:
 
     def close(self) -> int:
         """Send the rest, and return how many values could not be sent; a `warning` event names their number and why."""
-        if not self._closing.is_set():
-            self._closing.set()
-            self._thread.join()
-        unsent = self.flush()
-        if unsent:
-            lost = f"{unsent} metric values of run {self._run_id} could not be sent to {shown(self._uri)}"
-            emit("warning", self._step, text=f"{lost}: {self._failure}")
-        return unsent
+        self._closing.set()
+        self._thread.join()
+        return self._counted(self.flush())
+
+    def close_soon(self) -> int:
+        """Do as `close` does, but give up within some ten seconds: the process may have been asked to end."""
+        self._closing.set()
+        self._thread.join(_LAST_CALL_S)
+        if self._thread.is_alive():  # it still waits for an answer, and ends with the process
+            self._failure = "it does not answer"
+            return self._counted(len(self._waiting))
+        with impatience():
+            return self._counted(self.flush())
 
     def __enter__(self) -> Self:
         return self
@@ -72,7 +79,17 @@ class MetricBuffer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self.close_soon()
+
+    def _counted(self, unsent: int) -> int:
+        """Say how many values could not be sent, and why."""
+        if unsent:
+            lost = f"{unsent} metric values of run {self._run_id} could not be sent to {shown(self._uri)}"
+            emit("warning", self._step, text=f"{lost}: {self._failure}")
+        return unsent
 
     def _send_regularly(self) -> None:
         while not self._closing.wait(self._period):

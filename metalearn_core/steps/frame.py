@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.events import emit
 from metalearn_core.lifetime import end_with_owner
+from metalearn_core.training.termination import TrainingStoppedError
 
 PIPELINE_RUN_VARIABLE = "METALEARN_PIPELINE_RUN_ID"
 _EXECUTOR = "kfp.dsl.executor_main"
@@ -47,10 +48,23 @@ def step(name: str, subject: str = "") -> Iterator[None]:
         reason = one_line(error)
         emit("error", name, subject=subject, text=reason)
         sys.stderr.write(f"{name}: {reason}\n")
-        _tell_failure(name, subject, reason)
+        with patience_after(error):
+            _tell_failure(name, subject, reason)
         raise SystemExit(1) from None
     emit("done", name, subject=subject)
     done.append(name)
+
+
+@contextmanager
+def patience_after(error: BaseException) -> Iterator[None]:
+    """Wait only seconds for the tracking server, inside the block, where an error is that this process has to end."""
+    from metalearn_core.tracking_server import impatience
+
+    if isinstance(error, Exception) and not isinstance(error, TrainingStoppedError):
+        yield
+        return
+    with impatience():
+        yield
 
 
 def _leave(done: list[str]) -> None:

@@ -13,6 +13,7 @@ from metalearn_core.events import emit
 from metalearn_core.plugins import plugin_digest
 from metalearn_core.reuse import kept, result_digest, result_place
 from metalearn_core.steps.data import read_dataset
+from metalearn_core.steps.frame import patience_after
 from metalearn_core.steps.requests import (
     EvaluationRequest,
     TrainingOrder,
@@ -89,7 +90,7 @@ def train_learner(
             record = (train or carry_out)(order)
         except BaseException as error:
             if not (may_be_kept and isinstance(error, ResultTakenError)):
-                with suppress(MetalearnError):
+                with suppress(MetalearnError), patience_after(error):
                     tracking.set_outcome(run_id, "FAILED", one_line(error))
             raise
         write_json(folder / TRAINING, {**record, "key": place.folder.name, "bundle": (place / BUNDLE).location})

@@ -5,17 +5,18 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 
-from metalearn_core import tracking
+from metalearn_core import metric_buffer, tracking
 from metalearn_core.data.manifest import BuildOptions, ClassEntry, DatasetSpec, Manifest
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.tracking_server import lock
@@ -318,6 +319,58 @@ def test_what_could_not_be_sent_at_the_end_is_counted_and_said(
     buffer.log({"loss": 1.0, "accuracy": 0.5}, 1)
     assert buffer.close() == 2
     assert "2 metric values of run aaaa" in events()[-1]["text"]
+
+
+class Unanswering:
+    """Stands for MLflow's client where the server takes requests and does not answer; keeps how long each waits."""
+
+    def __init__(self, *, gives_up: bool) -> None:
+        self.timeouts: list[str] = []
+        self.asked, self.answers, self._gives_up = threading.Event(), threading.Event(), gives_up
+
+    def log_batch(self, *_: object, **__: object) -> None:
+        self.timeouts.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+        self.asked.set()
+        if self._gives_up:
+            raise MetalearnError("no answer in time")
+        self.answers.wait(20)
+
+
+class EndedError(Exception):
+    pass
+
+
+def test_after_an_error_the_metrics_wait_for_no_request_that_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch, events: Callable[[], list[dict[str, str]]]
+) -> None:
+    server = Unanswering(gives_up=False)
+    monkeypatch.setattr(metric_buffer, "client", lambda _: server)
+    monkeypatch.setattr(metric_buffer, "_LAST_CALL_S", 0.1)
+    with pytest.raises(EndedError), tracking.MetricBuffer("a" * 32, every_seconds=0.01, uri="http://away") as buffer:
+        buffer.log({"loss": 1.0, "accuracy": 0.5}, 1)
+        assert server.asked.wait(30)
+        raise EndedError
+    server.answers.set()
+    assert [event["text"] for event in events()] == [
+        f"2 metric values of run {'a' * 32} could not be sent to http://away: it does not answer"
+    ]
+
+
+@pytest.mark.parametrize(("error", "timeout"), [(None, "30"), (EndedError, "3")])
+def test_after_an_error_the_last_metrics_are_offered_for_seconds_only(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None, timeout: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    server = Unanswering(gives_up=True)
+    monkeypatch.setattr(metric_buffer, "client", lambda _: server)
+    with (
+        suppress(EndedError),
+        tracking.MetricBuffer("a" * 32, every_seconds=3600, uri="http://away") as buffer,
+    ):
+        buffer.log({"loss": 1.0}, 1)
+        if error:
+            raise error
+    assert server.timeouts == [timeout]
 
 
 def test_a_lock_that_another_process_holds_is_said_after_the_wait(uri: str) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from metalearn_core.data.fingerprints import fingerprints
 from metalearn_core.data.leakage import check_leakage
 from metalearn_core.data.manifest import BuildOptions
 from metalearn_core.data.subset import split_hashes
+from metalearn_core.errors import MetalearnError
 from metalearn_core.events import EVENTS_VARIABLE
 from metalearn_core.explanation.learner import LearnerExplanation
 from metalearn_core.steps.requests import EvaluationRequest, TrainingOrder, TrainingResources
@@ -27,6 +29,7 @@ from metalearn_core.steps.training import (
     train_learner,
 )
 from metalearn_core.storage.place import Place
+from metalearn_core.training.termination import TrainingStoppedError
 
 
 def test_a_bundle_knows_the_images_that_it_was_trained_on(small_dataset: EpisodeDataset, tmp_path: Path) -> None:
@@ -80,6 +83,45 @@ def test_a_result_that_another_run_has_taken_is_looked_for_again_and_made_where_
     experiments = [client.get_experiment_by_name("few-shot").experiment_id]
     [child] = client.search_runs(experiments, f"tags.mlflow.parentRunId = '{parent}'")
     assert child.info.status == "RUNNING", "a training that goes on has not failed"
+
+
+@pytest.mark.parametrize(
+    ("error", "timeout"),
+    [(TrainingStoppedError("maml: stopped"), "3"), (KeyboardInterrupt(), "3"), (MetalearnError("diverged"), "30")],
+)
+def test_a_training_that_has_to_end_waits_seconds_for_the_tracking_server(
+    small_dataset: EpisodeDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    client: MlflowClient,
+    error: BaseException,
+    timeout: str,
+) -> None:
+    timeouts: list[str] = []
+    monkeypatch.setenv("METALEARN_PIPELINE_RUN_ID", "ended")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    tracking.open_parent_run("few-shot", "ended", "name")
+    request = TrainingRequest(way=3, shot=1, query=3, episodes=8)
+    item = {"learner": "protonet", "backbone": "mlp", "options": {}, "backbone_options": {"hidden": [8]}}
+
+    def ended(_: TrainingOrder) -> dict:
+        raise error
+
+    def told(*_: object) -> None:
+        timeouts.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+
+    monkeypatch.setattr(tracking, "set_outcome", told)
+    with pytest.raises(type(error)):
+        train_learner(
+            str(small_dataset.folder),
+            small_dataset.digest,
+            item,
+            request,
+            TrainingResources(),
+            Place.at(tmp_path / "storage"),
+            ended,
+        )
+    assert timeouts == [timeout]
 
 
 def test_answers_are_explained_beside_the_figures(small_dataset: EpisodeDataset, workshop, tmp_path: Path) -> None:
