@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.tasks import Tasks
     from metalearn_core.evaluation.evaluate import Protocol
+    from metalearn_core.learners import LearnerSpec
     from metalearn_core.learners.contract import Learner
     from metalearn_core.training.plan import TrainingPlan
     from metalearn_core.training.report import OnMetrics
@@ -41,6 +42,7 @@ TRAINING = "training.json"
 EVALUATION = "evaluation.json"
 EPISODES = "test_episodes"
 DEFAULT_RESOURCES = TrainingResources()
+_CPU_MEMORY = "DefaultCPUAllocator"  # in the text of torch's error, which has no class of its own
 
 
 def train_learner(
@@ -171,6 +173,9 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
 
     Returns:
         the record of the training; empty in any but the first process.
+
+    Raises:
+        MetalearnError: what `fit` raises; or memory does not hold the training.
     """
     from metalearn_core.bundle import save_bundle
     from metalearn_core.data.dataset import EpisodeDataset
@@ -187,7 +192,8 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     dataset = open_tasks(order.dataset)
     if order.domain is not None and isinstance(dataset, EpisodeDataset):
         dataset = only_domain(dataset, order.domain)
-    with PeakMemory() as peak, _metrics_of(order.run_id if world.leads else None) as on_metrics:
+    metrics = _metrics_of(order.run_id if world.leads else None)
+    with PeakMemory() as peak, _memory_explained(spec, world.size), metrics as on_metrics:
         result = fit(
             spec,
             dataset,
@@ -233,6 +239,30 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         "peak_gpu_memory_bytes": peak.gpu_bytes,
         "history": result.history,
     }
+
+
+@contextmanager
+def _memory_explained(spec: "LearnerSpec", processes: int) -> Iterator[None]:
+    """Say what to make smaller where the machine's memory does not hold a training.
+
+    Raises:
+        MetalearnError: it does not.
+    """
+    from metalearn_core.learners import resolve_spec
+
+    try:
+        yield
+    except RuntimeError as error:
+        if _CPU_MEMORY not in str(error):
+            raise
+        found = resolve_spec(spec)
+        batches = [f"{spec.learner}.{name}" for name in ("batch_size", "pretrain_batch_size") if name in found.options]
+        episodes = [] if "batch_size" in found.options else ["--train-way", "--train-query"]
+        widths = [f"backbone.{name}" for name in ("width", "widths", "hidden") if name in found.backbone_options]
+        smaller = ", ".join([*episodes, *batches, *widths, *(["--processes"] if processes > 1 else [])])
+        raise MetalearnError(
+            f"{spec.learner}: the memory of this machine does not hold its training: lower one of {smaller}"
+        ) from None
 
 
 def _seen(dataset: "Tasks") -> tuple[list[str], list[bytes] | None]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from metalearn_core import tracking
@@ -26,6 +27,7 @@ from metalearn_core.steps.training import (
     evaluate_learner,
     explanation_of,
     train_bundle,
+    train_here,
     train_learner,
 )
 from metalearn_core.storage.place import Place
@@ -122,6 +124,37 @@ def test_a_training_that_has_to_end_waits_seconds_for_the_tracking_server(
             ended,
         )
     assert timeouts == [timeout]
+
+
+@pytest.mark.parametrize(
+    ("learner", "backbone", "smaller"),
+    [
+        ("maml", "conv4", "--train-way, --train-query, backbone.width"),
+        ("relationnet", "conv4", "--train-way, --train-query, relationnet.pretrain_batch_size, backbone.width"),
+        ("transfer", "resnet12", "transfer.batch_size, backbone.widths"),
+    ],
+)
+def test_where_memory_does_not_hold_a_training_it_is_said_what_to_make_smaller(
+    small_dataset: EpisodeDataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    learner: str,
+    backbone: str,
+    smaller: str,
+) -> None:
+    monkeypatch.setattr("metalearn_core.training.loop.fit", lambda *_, **__: torch.empty(2**50))
+    order = TrainingOrder(
+        dataset=str(small_dataset.folder),
+        item={"learner": learner, "backbone": backbone},
+        request=TrainingRequest(way=3, shot=1, query=3, episodes=8),
+        resources=TrainingResources(),
+        checkpoints=str(tmp_path / "checkpoints"),
+        bundle=tmp_path / "bundle",
+    )
+    text = f"{learner}: the memory of this machine does not hold its training: lower one of {smaller}"
+    with pytest.raises(MetalearnError) as caught:
+        train_here(order)
+    assert str(caught.value) == text
 
 
 def test_answers_are_explained_beside_the_figures(small_dataset: EpisodeDataset, workshop, tmp_path: Path) -> None:
