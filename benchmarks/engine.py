@@ -1,13 +1,14 @@
 """MAML's training step beside its peers: the same network, data and precision, and the same gradients.
 
     pip install higher torchopt graphviz         (peers; where one is missing, its row is left out)
-    python -m benchmarks.engine [--dataset FOLDER] [--rounds 7]
+    python -m benchmarks.engine [--dataset FOLDER] [--rounds 7] [--steps 3]
 
 Omniglot's shape: 5-way 1-shot 15-query, conv4-64 with strides, second order, meta-batch 32. Every peer normalises
 transductively, since none can do otherwise. Each is a process of its own, with an allocator and threads of its own; in
-each round all of them take a step, one after the other. A figure is the median of the rounds, a ratio that of the
-rounds' own ratios to higher; memory is the largest resident size of the process, data and libraries included. "Its
-arithmetic alone" (`benchmarks.arithmetic`) is no contestant, but what no engine on torch's kernels can pass.
+each round all of them, one after the other, take some steps in a row, as a training does: after a pause the first one
+finds the caches full of what others left. A figure is the median of the rounds, a ratio that of the rounds' own ratios
+to higher; memory is the largest resident size of the process, data and libraries included. "Its arithmetic alone"
+(`benchmarks.arithmetic`) is no contestant, but what no engine on torch's kernels can pass.
 """
 
 import argparse
@@ -67,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=3, help="that each takes in a row")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -81,7 +83,7 @@ def main() -> None:
         print("| inner steps | what | tasks a second, median | to higher, median (range) | memory | difference |")
         print("| --- | --- | --- | --- | --- | --- |")
         for inner_steps in (1, 5):
-            table(folder, inner_steps, arguments.rounds, Path(scratch))
+            table(folder, inner_steps, arguments.rounds, arguments.steps, Path(scratch))
 
 
 class Contestant:
@@ -101,10 +103,10 @@ class Contestant:
         self._answer()
         self.gradient = load_file(out)
 
-    def step(self) -> float:
-        """Return the seconds of a step."""
-        self._tell("step")
-        return float(self._answer())
+    def steps(self, count: int) -> float:
+        """Return the seconds of a step, of so many in a row."""
+        self._tell(f"{count}")
+        return float(self._answer()) / count
 
     def end(self) -> float:
         """End the process, and return its largest resident size in MB."""
@@ -124,7 +126,7 @@ class Contestant:
         return answer
 
 
-def table(dataset: Path, inner_steps: int, rounds: int, scratch: Path) -> None:
+def table(dataset: Path, inner_steps: int, rounds: int, steps: int, scratch: Path) -> None:
     """Print the rows for one number of inner steps."""
     names = [*OURS, *BARE, PLAIN, VMAP, *(name for name in PEERS if _installed(name))]
     contestants = {
@@ -133,7 +135,7 @@ def table(dataset: Path, inner_steps: int, rounds: int, scratch: Path) -> None:
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, contestant in contestants.items():
-            seconds[name].append(contestant.step())
+            seconds[name].append(contestant.steps(steps))
     memory = {name: contestant.end() for name, contestant in contestants.items()}
     base = seconds.get("higher") or seconds[PLAIN]
     expected = contestants[PLAIN].gradient
@@ -161,7 +163,7 @@ def _installed(name: str) -> bool:
 
 
 def serve(name: str, dataset: Path, inner_steps: int, out: Path) -> None:
-    """Be a contestant: write the first gradient, then take a step for each line read, and answer with its seconds."""
+    """Be a contestant: write the first gradient, then take as many steps as a line says, and answer with their time."""
     opened = EpisodeDataset.open(dataset)
     batch = EpisodeSampler(opened, "train", EpisodeShape(WAY, 1, 15), seed=0).batch(0, META_BATCH)
     options = {"inner_lr": INNER_LR, "inner_steps": inner_steps, "batch_norm": "transductive"}
@@ -179,7 +181,8 @@ def serve(name: str, dataset: Path, inner_steps: int, out: Path) -> None:
                 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
                 return
             started = time.perf_counter()
-            step()
+            for _ in range(int(line)):
+                step()
             print(time.perf_counter() - started, flush=True)
 
 

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("images", type=Path, nargs="?", help="a folder of images: Omniglot's images_background")
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the cells")
     parser.add_argument("--seconds", type=float, default=60, help="of each training")
-    parser.add_argument("--learners", default=",".join(sorted(LEARNERS)))
+    parser.add_argument("--learners", help="separated by commas; by default all that have the batch-norm mode")
     parser.add_argument("--seeds", default="0", help="of training, as 0,1,2")
     parser.add_argument(
         "--as-seed", type=int, help="train for as many episodes as this seed's model, whatever the time"
@@ -119,7 +119,7 @@ def make_cells(asked: argparse.Namespace) -> None:
     dataset = EpisodeDataset.open(place)
     shapes = [tuple(int(number) for number in text.split("x")) for text in asked.shapes.split(",")]
     seeds = [int(text) for text in asked.seeds.split(",")]
-    todo = list(product(shapes, seeds, asked.learners.split(",")))
+    todo = list(product(shapes, seeds, asked.learners.split(",") if asked.learners else able(asked.batch_norm)))
     for number, ((way, shot), seed, name) in enumerate(todo, start=1):
         own = [text.removeprefix(f"{name}.").split("=", 1) for text in asked.set if text.startswith(f"{name}.")]
         options = dict(own) if asked.batch_norm == "inductive" else {**dict(own), "batch_norm": asked.batch_norm}
@@ -151,6 +151,11 @@ def make_cells(asked: argparse.Namespace) -> None:
             continue
         print(f"{number} of {len(todo)}: {file.stem}", file=sys.stderr, flush=True)
         write_json(file, _made(key, item, request, protocol, place, dataset).model_dump(mode="json"))
+
+
+def able(batch_norm: str) -> list[str]:
+    """Return the learners that have a batch-norm mode."""
+    return sorted(name for name, kind in LEARNERS.items() if batch_norm == "inductive" or kind.info.transductive)
 
 
 def _episodes(cells: Iterable[Cell], item: dict[str, Any], request: TrainingRequest) -> int:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from benchmarks.learners import MARK, Cell, main, read_cells, tables
+from benchmarks.learners import MARK, Cell, able, main, read_cells, tables
+from metalearn_core.learners import LEARNERS
 
 ACCURACIES = (("transfer", 0.8), ("r2d2", 0.9))
 
@@ -133,6 +134,11 @@ def test_transductive_models_are_trained_and_tested_so_and_stand_in_a_table_of_t
     modes = {one.batch_norm: one.key for one in read_cells(tmp_path)}
     assert modes["transductive"]["item"]["options"] == {"batch_norm": "transductive"}
     assert {mode: key["protocol"]["batch_norm"] for mode, key in modes.items()} == {mode: mode for mode in modes}
+
+
+def test_all_learners_are_those_that_have_the_mode() -> None:
+    assert set(able("inductive")) == set(LEARNERS)
+    assert set(LEARNERS) - set(able("transductive")) == {"transfer", "finetune", "centroid", "cnp", "snail", "mann"}
 
 
 def test_a_transductive_model_is_not_compared_with_an_inductive_baseline() -> None:
