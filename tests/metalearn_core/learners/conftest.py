@@ -64,3 +64,21 @@ def make_double():
         return learner
 
     return make
+
+
+@pytest.fixture
+def gradients_both_ways(monkeypatch):
+    """Return a function that gives a learner's outer gradients by its backbone's tape, and by autograd alone."""
+
+    def both(learner, episodes):
+        found, tapes, tape = [], [], learner.backbone.tape
+        monkeypatch.setattr(learner.backbone, "tape", lambda *given: tapes.append(given) or tape(*given))
+        for taped in (True, False):
+            monkeypatch.setattr(learner.backbone, "taped", taped)
+            losses = learner.train_episodes(episodes).losses
+            found.append(torch.autograd.grad(losses.sum(), list(learner.parameters())))
+            assert bool(tapes) == taped
+            tapes.clear()
+        return found
+
+    return both

@@ -1,5 +1,7 @@
 """ANIL, Meta-SGD, MAML++ and Proto-MAML against their papers' algorithms, written out for one task."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -127,28 +129,51 @@ def test_first_order_leaves_second_derivatives_out(make_double, make_episodes, m
         assert one.abs().max() > 0
 
 
+def assert_is_the_limit_of_a_difference(learner, episodes, parameter):
+    """Hold the outer gradient, where it is steepest along a parameter, to losses on both sides of it."""
+    (gradient,) = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameter)
+    place = int(gradient.abs().argmax())
+    ends = []
+    for change in (1e-6, -1e-6):
+        parameter.data.view(-1)[place] += change
+        ends.append(learner.train_episodes(episodes).losses.sum().item())
+        parameter.data.view(-1)[place] -= change
+    assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(gradient.flatten()[place].item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("name", NAIVE)
 def test_the_outer_gradient_is_the_limit_of_a_difference(make_double, make_episodes, name):
     learner, episodes = make_double(name, inner_lr=ALPHA, inner_steps=2).train(), make_episodes(b=1)
     rates = {"metasgd": lambda: [learner.rates[1]], "mamlpp": lambda: [learner.rates]}.get(name, list)
     for parameter in [learner.backbone.blocks[1].conv.weight, *rates()]:
-        (gradient,) = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameter)
-        place = int(gradient.abs().argmax())
-        ends = []
-        for change in (1e-6, -1e-6):
-            parameter.data.view(-1)[place] += change
-            ends.append(learner.train_episodes(episodes).losses.sum().item())
-            parameter.data.view(-1)[place] -= change
-        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(gradient.flatten()[place].item(), rel=1e-5)
+        assert_is_the_limit_of_a_difference(learner, episodes, parameter)
 
 
 @pytest.mark.parametrize("name", ["maml", "metasgd", "mamlpp", "protomaml"])
-def test_a_backbone_without_a_tape_gives_the_same_gradients(make_double, make_episodes, monkeypatch, name):
-    learner, episodes = make_double(name, inner_steps=2).train(), make_episodes()
-    parameters = list(learner.parameters())
-    by_hand = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
-    monkeypatch.setattr(type(learner.backbone), "taped", False)
-    by_autograd = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+@pytest.mark.parametrize(
+    ("backbone", "options"),
+    [("conv4", {"width": 5, "blocks": 3, "halvings": 2}), ("resnet12", {"widths": (3, 4, 3, 4)})],
+)
+def test_so_it_is_for_backbones_that_have_no_tape(images, make_episodes, name, backbone, options):
+    shape = (1, 16, 16)
+    spec = LearnerSpec(
+        learner=name, options={"inner_lr": 0.05, "inner_steps": 2}, backbone=backbone, backbone_options=options
+    )
+    dataset = images.model_copy(update={"example_shape": shape})
+    learner = make_learner(spec, dataset, way=4, dtype=torch.float64).train()
+    generator = torch.Generator().manual_seed(5)
+    for parameter in learner.head.parameters() if name != "protomaml" else ():
+        parameter.data.normal_(generator=generator)
+    assert not learner.backbone.taped
+    episodes = make_episodes(b=1, shape=shape)
+    hard = replace(episodes, query_y=episodes.query_y.roll(1, dims=1))  # so that the gradient is not next to zero
+    for parameter in [value for value in learner.backbone.parameters() if value.dim() == 4][:2]:
+        assert_is_the_limit_of_a_difference(learner, hard, parameter)
+
+
+@pytest.mark.parametrize("name", ["maml", "metasgd", "mamlpp", "protomaml"])
+def test_a_backbone_without_a_tape_gives_the_same_gradients(make_double, make_episodes, gradients_both_ways, name):
+    by_hand, by_autograd = gradients_both_ways(make_double(name, inner_steps=2).train(), make_episodes())
     torch.testing.assert_close(by_hand, by_autograd, rtol=1e-9, atol=1e-12)
 
 
@@ -295,7 +320,7 @@ PICTURES = DatasetSpec(
 
 
 @pytest.mark.parametrize("name", ["maml", "metasgd", "mamlpp"])
-def test_regression_on_pictures_takes_the_tape_and_gives_the_gradients_of_autograd(monkeypatch, name):
+def test_regression_on_pictures_takes_the_tape_and_gives_the_gradients_of_autograd(gradients_both_ways, name):
     spec = LearnerSpec(learner=name, options={"inner_steps": 2}, backbone_options={"width": 5, "blocks": 3})
     learner = make_learner(spec, PICTURES, way=1, dtype=torch.float64).train()
     generator = torch.Generator().manual_seed(3)
@@ -304,10 +329,7 @@ def test_regression_on_pictures_takes_the_tape_and_gives_the_gradients_of_autogr
     x, query = (torch.rand(2, 6, 1, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
     y, target = (torch.randn(2, 6, 2, generator=generator, dtype=torch.float64) for _ in range(2))
     episodes = EpisodeBatch(way=1, support_x=x, support_y=y, query_x=query, query_y=target)
-    parameters = list(learner.parameters())
-    by_hand = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
-    monkeypatch.setattr(type(learner.backbone), "taped", False)
-    by_autograd = torch.autograd.grad(learner.train_episodes(episodes).losses.sum(), parameters)
+    by_hand, by_autograd = gradients_both_ways(learner, episodes)
     torch.testing.assert_close(by_hand, by_autograd, rtol=1e-9, atol=1e-12)
 
 
