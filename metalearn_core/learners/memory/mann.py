@@ -46,7 +46,7 @@ class _Memory:
 class MANN(EmbeddingLearner):
     """Memory-augmented neural network (Santoro, Bartunov, Botvinick, Wierstra, Lillicrap 2016), on backbone features.
 
-    A step, with controller input (f(x_t), label) and its output h_t (section 3, with the access of LRUA):
+    A step, with controller input (f(x_t), label, r_{t−1}) and its output h_t (section 3, with the access of LRUA):
         keys           k_t = tanh(W h_t), one a head
         write weights  w^w_t = σ(α) w^r_{t−1} + (1 − σ(α)) w^lu_{t−1}
         write          M_t(i) = M_{t−1}(i) + w^w_t(i) k_t, the least used rows set to zero before
@@ -60,7 +60,7 @@ class MANN(EmbeddingLearner):
     queries are predicted, and a label may come with its example: (x_1, y_1), …, (x_s, y_s), which is learned within
     minutes. With `label_offset=1` the sequence is the paper's, (x_1, ∅), (x_2, y_1), …, (x_s, y_{s−1}), and one more
     step, (∅, y_s), that writes the last label. Then each query (x*, ∅) is a step that reads and does not write, from
-    the same memory: queries do not know of one another.
+    the same memory, after the same r_s: queries do not know of one another.
     """
 
     info = LearnerInfo(
@@ -78,11 +78,12 @@ class MANN(EmbeddingLearner):
         assert way is not None
         if config.heads > config.slots:
             raise UsageError(f"mann.heads: got {config.heads}, more than the {config.slots} slots (mann.slots)")
-        self.controller = nn.LSTMCell(backbone.feature_size + way, config.controller)
-        self.keys = nn.Linear(config.controller, config.heads * config.slot_size)
+        read = config.heads * config.slot_size
+        self.controller = nn.LSTMCell(backbone.feature_size + way + read, config.controller)
+        self.keys = nn.Linear(config.controller, read)
         self.write_gate = nn.Parameter(torch.zeros(config.heads, 1))
         self.log_strength = nn.Parameter(torch.full((config.heads, 1), config.key_strength).log())
-        self.output = nn.Linear(config.controller + config.heads * config.slot_size, way)
+        self.output = nn.Linear(config.controller + read, way)
 
     def episodes_at_once(self, shape: EpisodeShape) -> int:
         """Return so many that the small operations of a step cost less together."""
@@ -107,7 +108,8 @@ class MANN(EmbeddingLearner):
         """Return logits (b, q, way) of query features (b, q, d), each from the memory as the support set left it."""
         with torch.autocast(query.device.type, enabled=False):
             b, q, _ = query.shape
-            x = F.pad(query, (0, state["present"].shape[1])).flatten(0, 1)
+            last = (state["reads"] @ state["rows"]).flatten(1).unsqueeze(1).expand(-1, q, -1)
+            x = torch.cat([F.pad(query, (0, state["present"].shape[1])), last], dim=-1).flatten(0, 1)
             before = tuple(state[name].repeat_interleave(q, dim=0) for name in ("hidden", "cell"))
             hidden = self.controller(x, before)[0].view(b, q, -1)
             keys = self._keys(hidden).flatten(1, 2)  # (b, q · heads, m)
@@ -139,8 +141,9 @@ class MANN(EmbeddingLearner):
         return memory
 
     def _step(self, memory: _Memory, x: Tensor) -> _Memory:
-        """Return the memory after controller input x (b, d + way)."""
-        hidden, cell = self.controller(x, (memory.hidden, memory.cell))
+        """Return the memory after an example and a label x (b, d + way)."""
+        last = (memory.reads @ memory.rows).flatten(1)
+        hidden, cell = self.controller(torch.cat([x, last], dim=-1), (memory.hidden, memory.cell))
         keys = self._keys(hidden.unsqueeze(1)).squeeze(1)
         least = memory.usage.argsort(dim=1, stable=True)[:, : self.config.heads]
         least_used = F.one_hot(least, self.config.slots).to(x.dtype)

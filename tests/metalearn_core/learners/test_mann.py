@@ -36,13 +36,17 @@ def naive_logits(learner, support, labels, queries):
     usage = zero.expand(config.slots)
     reads = [zero.expand(config.slots)] * config.heads
     hidden = cell = zero.expand(config.controller)
+    was_read = zero.expand(config.heads * config.slot_size)  # r of the step before: "an additional input" (section 3.1)
 
     def keys_of(hidden):
         out = torch.tanh(learner.keys.weight @ hidden + learner.keys.bias)
         return [out[head * config.slot_size : (head + 1) * config.slot_size] for head in range(config.heads)]
 
+    def retrieved(reads):
+        return torch.cat([sum(weight * row for weight, row in zip(w, rows, strict=True)) for w in reads])
+
     for x, y in pairs:
-        hidden, cell = lstm(learner.controller, torch.cat([x, y]), hidden, cell)
+        hidden, cell = lstm(learner.controller, torch.cat([x, y, was_read]), hidden, cell)
         keys = keys_of(hidden)
         least = sorted(range(config.slots), key=lambda i: (usage[i].item(), i))[: config.heads]
         writes = []
@@ -55,12 +59,13 @@ def naive_logits(learner, support, labels, queries):
             for i in range(config.slots)
         ]
         reads = [read_weights(learner, head, key, rows) for head, key in enumerate(keys)]
+        was_read = retrieved(reads)
         usage = config.usage_decay * usage + sum(reads) + sum(writes)
     logits = []
     for query in queries:
-        asked, _ = lstm(learner.controller, torch.cat([query, blank_y]), hidden, cell)
-        found = [read_weights(learner, head, key, rows) @ torch.stack(rows) for head, key in enumerate(keys_of(asked))]
-        logits.append(learner.output.weight @ torch.cat([asked, *found]) + learner.output.bias)
+        asked, _ = lstm(learner.controller, torch.cat([query, blank_y, was_read]), hidden, cell)
+        found = retrieved([read_weights(learner, head, key, rows) for head, key in enumerate(keys_of(asked))])
+        logits.append(learner.output.weight @ torch.cat([asked, found]) + learner.output.bias)
     return torch.stack(logits)
 
 
