@@ -86,13 +86,18 @@ def test_a_process_killed_on_one_machine_is_gone_on_with_on_another(tmp_path, bu
 
 
 def test_a_bucket_that_is_away_costs_a_checkpoint_not_the_training(dataset, bucket, monkeypatch):
-    def away(*_, **__):
+    tried = []
+
+    def away(_, progress, *__, **___):
+        tried.append(progress.episodes)
         raise StorageError("s3://bucket: away")
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", away)
         with pytest.raises(StorageError, match="away"):  # the last one is needed
             fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=f"{bucket}/run")
+    assert tried[0] < 12
+    assert tried[-1] == 12, "training went on to its end"
     resumed = fit(spec("maml"), dataset, plan(), checkpoint_dir=f"{bucket}/run")
     assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
 

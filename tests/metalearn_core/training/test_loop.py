@@ -176,21 +176,24 @@ class Recorded:
 
 
 recorded = []
+choose = EngineChoices.choose
+
+
+def choose_one_chunk(monkeypatch, **values):
+    """Have the tasks of a step be one chunk, whatever cores there are."""
+
+    def one_chunk(*args, **kwargs):
+        return choose(*args, **kwargs).model_copy(update={"chunks": 1, "threads": 1, **values})
+
+    monkeypatch.setattr(EngineChoices, "choose", one_chunk)
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet", "transfer"])
 def test_a_step_that_is_replayed_reads_the_episodes_of_each_step(dataset, name, monkeypatch):
     whole = {"maml": plan(episodes=35), "protonet": plan(), "transfer": plan()}[name]  # maml: a short step at the end
-    choose = EngineChoices.choose
-    monkeypatch.setattr(
-        EngineChoices, "choose", lambda *a, **k: choose(*a, **k).model_copy(update={"chunks": 1, "threads": 1})
-    )
+    choose_one_chunk(monkeypatch)
     wanted = content(fit(spec(name), dataset, whole))
-    monkeypatch.setattr(
-        EngineChoices,
-        "choose",
-        lambda *a, **k: choose(*a, **k).model_copy(update={"chunks": 1, "threads": 1, "graph": True}),
-    )
+    choose_one_chunk(monkeypatch, graph=True)
     monkeypatch.setattr(engine, "StepGraph", Recorded)
     recorded.clear()
     assert content(fit(spec(name), dataset, whole)) == wanted
@@ -198,12 +201,19 @@ def test_a_step_that_is_replayed_reads_the_episodes_of_each_step(dataset, name, 
     assert sum(graph.replayed for graph in recorded) == (9 if name == "maml" else 12)
 
 
-def test_a_step_that_cannot_be_recorded_is_run_as_it_is(dataset, monkeypatch):
+def test_a_step_that_cannot_be_recorded_is_run_as_it_is(dataset, monkeypatch, tmp_path):
+    refused = []
+
     def refuse(compute):
+        refused.append(compute)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    choose = EngineChoices.choose
+    choose_one_chunk(monkeypatch)
     wanted = content(fit(spec("maml"), dataset, plan()))
-    monkeypatch.setattr(EngineChoices, "choose", lambda *a, **k: choose(*a, **k).model_copy(update={"graph": True}))
+    choose_one_chunk(monkeypatch, graph=True)
     monkeypatch.setattr(engine, "StepGraph", refuse)
+    monkeypatch.setenv("METALEARN_EVENTS", str(tmp_path / "events.jsonl"))
     assert content(fit(spec("maml"), dataset, plan())) == wanted
+    assert len(refused) == 1, "it is tried once"
+    told = (tmp_path / "events.jsonl").read_text()
+    assert told.count("a step cannot be a CUDA graph, and is slower for it: operation not permitted") == 1
