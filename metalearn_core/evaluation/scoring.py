@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from metalearn_core import events
 from metalearn_core.data.episodes import EpisodeIndex, EpisodeShape
 from metalearn_core.data.sampler import QUARTER_TURNS, EpisodeSampler, gather_examples
 from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.full_precision import full_precision
 from metalearn_core.learners.contract import BatchNormMode, Learner
 from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.memory import kept_memory
@@ -85,7 +86,7 @@ class Scorer:
     An `EmbeddingLearner` in inductive mode embeds each image once, for all streams: an episode is then a gather and a
     small matrix product. Other learners get their episodes whole. On a CPU the work is cut into pieces of fixed size,
     which run side by side on one thread each: quicker than threads inside each operation, the more so on a busy
-    machine, and the numbers do not depend on how many threads there are.
+    machine, and the numbers do not depend on how many threads there are. On a GPU fp32 is fp32, and not TF32.
 
     Args:
         learner: in evaluation mode inside the block, in the batch-norm mode that is asked for.
@@ -114,14 +115,14 @@ class Scorer:
         self._learner.eval()
         self._learner.batch_norm = self._batch_norm
         on_cpu = self._learner.mean.device.type == "cpu"
-        self._memory = kept_memory()
-        self._memory.__enter__()
-        self._side_by_side = SideBySide(available_cores() if on_cpu else 0).__enter__()
+        self._inside = ExitStack()
+        self._inside.enter_context(kept_memory())
+        self._inside.enter_context(full_precision())
+        self._side_by_side = self._inside.enter_context(SideBySide(available_cores() if on_cpu else 0))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._side_by_side.__exit__()
-        self._memory.__exit__(None, None, None)
+        self._inside.close()
         training, self._learner.batch_norm = self._before
         self._learner.train(training)
         self._table = None

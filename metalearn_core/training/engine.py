@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +15,7 @@ from metalearn_core.backbones.contract import Statistics
 from metalearn_core.data.manifest import Record
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.events import emit
+from metalearn_core.full_precision import full_precision
 from metalearn_core.learners.contract import Learner, Outcome
 from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
@@ -33,7 +34,8 @@ class EngineChoices(Record):
     Attributes:
         device: `cpu` or `cuda`.
         threads: chunks side by side, or threads inside an operation where there is one chunk; 0 on a GPU.
-        precision: of the convolutions; statistics, distances and losses are always fp32.
+        precision: of the convolutions; statistics, distances and losses are always fp32. Where it is bf16, the few
+            convolutions that stay in fp32 may be TF32 on a GPU; elsewhere none is.
         chunks: that a step's tasks are cut into, as evenly as can be; a thread takes the tasks of one at once.
         graph: a step is a CUDA graph, where all tasks of a process are one chunk.
     """
@@ -112,7 +114,7 @@ class Gradient:
 
 
 class Engine:
-    """Runs chunks of tasks on threads. As a context manager it sets torch's threads, and puts them back.
+    """Runs chunks of tasks on threads. As a context manager it sets torch's threads and TF32, and puts them back.
 
     Args:
         choices: of threads and precision.
@@ -123,17 +125,20 @@ class Engine:
         self.choices, self._world = choices, world
         self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
+        self._inside = ExitStack()
         self._graphs: dict[tuple[int, int], StepGraph[_Result]] = {}
         self._stage: Hashable = None
 
     def __enter__(self) -> "Engine":
         self._threads_before = torch.get_num_threads()
-        self._side_by_side.__enter__()
+        self._inside.enter_context(self._side_by_side)
+        if self.choices.precision == "fp32":
+            self._inside.enter_context(full_precision())
         torch.set_num_threads(self.choices.threads or self._threads_before)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._side_by_side.__exit__()
+        self._inside.close()
         torch.set_num_threads(self._threads_before)
 
     @contextmanager

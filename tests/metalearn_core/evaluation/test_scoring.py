@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.backends import cuda, cudnn
 
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
@@ -99,6 +100,21 @@ def test_the_learner_and_torch_are_left_as_they_were(dataset, maml):
     assert maml.batch_norm == "transductive"
     assert torch.get_num_threads() == threads
     assert all(torch.equal(value, weights[name]) for name, value in maml.state_dict().items())
+
+
+def test_fp32_is_no_tf32_while_episodes_are_scored(dataset, protonet):
+    def precisions(_=None):
+        found.append([setting.fp32_precision for setting in (cudnn.conv, cudnn.rnn, cuda.matmul)])
+
+    found = []
+    precisions()
+    with Scorer(protonet, progress=precisions) as scorer:
+        scorer.score(sampler_of(dataset), 5)
+    precisions()
+    before, *inside, after = found
+    assert inside
+    assert all(each == ["ieee"] * 3 for each in inside)
+    assert before == after != inside[0]
 
 
 @pytest.mark.parametrize("name", ["protonet", "maml"])

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+from torch.backends import cuda, cudnn
 
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
@@ -88,6 +89,20 @@ def test_torch_keeps_its_number_of_threads(dataset):
     before = torch.get_num_threads()
     gradient(dataset, "maml", 3)
     assert torch.get_num_threads() == before
+
+
+def precisions():
+    return [setting.fp32_precision for setting in (cudnn.conv, cudnn.rnn, cuda.matmul)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fp32_is_no_tf32_and_torch_gets_back_what_it_had(device):
+    before = precisions()
+    with Engine(EngineChoices(device=device, threads=0, precision="fp32", chunks=1)):
+        assert precisions() == ["ieee"] * 3
+    assert precisions() == before
+    with Engine(EngineChoices(device=device, threads=0, precision="bf16", chunks=1)):
+        assert precisions() == before
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])
