@@ -36,6 +36,21 @@ EPISODES_AT_ONCE = {"cpu": 8, "cuda": 64}
 SECONDS_BETWEEN_EVENTS = 0.25
 
 
+class NoNumbersError(MetalearnError):
+    """A learner's answers are no numbers.
+
+    Attributes:
+        episode: the number of the first such episode.
+    """
+
+    def __init__(self, learner: Learner, episode: int) -> None:
+        self.episode = episode
+        super().__init__(
+            f"{learner.info.name}: its answers in episode {episode} are no numbers: its training diverged, "
+            "lower its learning rates"
+        )
+
+
 @dataclass(frozen=True)
 class EpisodeScores:
     """What came of n episodes. A class is numbered 4 · (its id) + (its quarter turns).
@@ -131,7 +146,7 @@ class Scorer:
         """Score the first `episodes` episodes of a stream.
 
         Raises:
-            MetalearnError: an answer is no number.
+            NoNumbersError: an answer is no number.
         """
         parts = []
         scored = self._by_feature(sampler, episodes) if self._embed_once else self._by_episode(sampler, episodes)
@@ -156,7 +171,7 @@ class Scorer:
         """Return the squared errors (n,) of the first `episodes` regressions of a stream, each averaged over queries.
 
         Raises:
-            MetalearnError: an answer is no number.
+            NoNumbersError: an answer is no number.
         """
         device, at_once = self._learner.mean.device, self._episodes_at_once(stream.shape)
 
@@ -165,7 +180,7 @@ class Scorer:
             with torch.no_grad():
                 squares = (self._learner(batch).double() - batch.query_y.double()).square().flatten(1).mean(dim=1)
             if not bool(squares.isfinite().all()):
-                raise _no_numbers(self._learner, first + int((~squares.isfinite()).nonzero()[0]))
+                raise NoNumbersError(self._learner, first + int((~squares.isfinite()).nonzero()[0]))
             found: NDArray[np.float64] = squares.cpu().numpy()
             return found
 
@@ -276,7 +291,7 @@ def evaluate_episodes(
 
     Raises:
         UsageError: the learner has no transductive mode.
-        MetalearnError: an answer is no number.
+        NoNumbersError: an answer is no number.
     """
     with Scorer(learner, batch_norm) as scorer:
         return scorer.score(sampler, episodes)
@@ -291,7 +306,7 @@ def _scored(logits: Tensor, index: EpisodeIndex, first: int, learner: Learner) -
     likelihood = logits.double().log_softmax(dim=-1)
     if bool((likelihood.isnan() & asked.unsqueeze(-1)).any()):
         unanswered = (likelihood.isnan().any(dim=-1) & asked).any(dim=1)
-        raise _no_numbers(learner, first + int(unanswered.nonzero()[0]))
+        raise NoNumbersError(learner, first + int(unanswered.nonzero()[0]))
     confidence, predicted = likelihood.exp().max(dim=-1)
     right = (predicted == labels) & asked
     wrong = (predicted != labels) & asked
@@ -310,13 +325,6 @@ def _scored(logits: Tensor, index: EpisodeIndex, first: int, learner: Learner) -
         correct=by_class.cpu().numpy(),
         confused=confused.cpu().numpy(),
         calibration=torch.stack(calibration).cpu().numpy(),
-    )
-
-
-def _no_numbers(learner: Learner, episode: int) -> MetalearnError:
-    return MetalearnError(
-        f"{learner.info.name}: its answers in episode {episode} are no numbers: its training diverged, "
-        "lower its learning rates"
     )
 
 

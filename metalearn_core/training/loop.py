@@ -17,10 +17,12 @@ from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.tasks import stream_of
 from metalearn_core.errors import MetalearnError, StorageError
 from metalearn_core.evaluation.metric import metric_of
+from metalearn_core.evaluation.scoring import NoNumbersError
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
+from metalearn_core.training.advice import diverged, unanswered
 from metalearn_core.training.budget import Clock, is_spent, share_of_budget, validation_is_due
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
@@ -95,7 +97,8 @@ def fit(
 
     Raises:
         UsageError: the shape does not fit the dataset, or an option is wrong; found before training starts.
-        MetalearnError: the loss is not finite; or the checkpoint is of another run, or damaged beyond use.
+        MetalearnError: the loss, or an answer in validation, is not finite; or the checkpoint is of another run, or
+            damaged beyond use.
         TrainingStoppedError: SIGTERM arrived; a checkpoint was written, and sent where the bucket took it at once.
     """
     run = _Run(resolve_spec(spec), dataset, plan, on_metrics, world)
@@ -284,7 +287,8 @@ class _Run:
         gradient, episodes = self._gradient(engine)
         norm = torch.nn.utils.get_total_norm(gradient.gradients).item()
         if not (math.isfinite(gradient.loss) and math.isfinite(norm)):
-            raise self._diverged(gradient.loss, norm, rate)
+            found = f"loss {gradient.loss}, gradient norm {norm}, learning rate {rate:.3g}"
+            raise diverged(self.spec, self.progress, self.progress.step + 1, found)
         clip = self.config.gradient_clip
         scale = 1.0 if clip is None or norm <= clip else clip / norm
         gradients = gradient.gradients if scale == 1 else [value * scale for value in gradient.gradients]
@@ -296,23 +300,16 @@ class _Run:
             self.reporter.step(gradient.loss, gradient.accuracy, rate, episodes)
             self.reporter.report(self.progress.episodes, self.now, self._share())
 
-    def _diverged(self, loss: float, norm: float, rate: float) -> MetalearnError:
-        name = self.spec.learner
-        other = f", {name}.inner_lr" if "inner_lr" in self.spec.options else ""
-        option = "learning_rate" if self.progress.phase == "train" else "pretrain_learning_rate"
-        return MetalearnError(
-            f"{name}: training diverged at step {self.progress.step + 1} (episode {self.progress.episodes}): "
-            f"loss {loss}, gradient norm {norm}, learning rate {rate:.3g}: try a smaller {name}.{option}"
-            f"{other}, {name}.gradient_clip=10, or --precision fp32"
-        )
-
     # Validation.
 
     def _validate(self, stop: threading.Event, *, last: bool) -> None:
         """Run the validation episodes; but for the last time, they are put off where they take too much of the time."""
         assert self.validation is not None
         before = self.progress
-        result = validate(self.learner, self.validation, self.plan, before, self.world, stop, last=last)
+        try:
+            result = validate(self.learner, self.validation, self.plan, before, self.world, stop, last=last)
+        except NoNumbersError as error:
+            raise unanswered(self.spec, before, error) from None
         (self.now,) = self.world.agree(self.clock.seconds())
         validation_seconds = before.validation_seconds + result.seconds
         if result.put_off:

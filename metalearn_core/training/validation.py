@@ -64,6 +64,7 @@ def validate(
 
     Raises:
         StopRequested: the first process was asked to end.
+        NoNumbersError: in the first process: an answer is no number.
     """
     pace = Pace(plan.validation_episodes)
 

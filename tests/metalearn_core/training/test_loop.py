@@ -4,6 +4,7 @@ import math
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.errors import MetalearnError, UsageError
-from metalearn_core.evaluation.scoring import evaluate_episodes
+from metalearn_core.evaluation.scoring import Scorer, evaluate_episodes
 from metalearn_core.learners import LEARNERS
 from metalearn_core.training import engine, loop
 from metalearn_core.training.engine import EngineChoices
@@ -119,6 +120,34 @@ def test_a_loss_that_is_no_number_stops_the_run_with_what_to_try(dataset, tmp_pa
         fit(wild, dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path)
     assert "\n" not in str(error.value)
     assert "inner_lr" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "tried"),
+    [
+        ("maml", {}, "maml.eval_steps, maml.inner_lr or maml.learning_rate"),
+        ("protonet", {}, "protonet.learning_rate"),
+        ("relationnet", {"pretrain": 0.9}, "relationnet.pretrain_learning_rate"),
+    ],
+)
+def test_answers_in_validation_that_are_no_numbers_are_said_with_what_to_try(
+    dataset, tmp_path, monkeypatch, name, options, tried
+):
+    gather = EpisodeSampler.gather
+
+    def overflowing(sampler, index):
+        batch = gather(sampler, index)
+        return batch if sampler.split == "train" else replace(batch, query_x=batch.query_x * torch.inf)
+
+    monkeypatch.setattr(Scorer, "_by_feature", Scorer._by_episode)
+    monkeypatch.setattr(EpisodeSampler, "gather", overflowing)
+    with pytest.raises(MetalearnError) as error:
+        fit(spec(name, meta_batch=2, **options), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path)
+    assert str(error.value) == (
+        f"{name}: its answers in validation episode 0, after training step {6 if options else 3} (episode 6), "
+        f"are no numbers: try a smaller {tried}"
+    )
+    assert list(tmp_path.glob("*.json")), "what was trained is kept"
 
 
 def test_a_gradient_is_clipped_to_its_norm(dataset):
