@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 
+from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.errors import MetalearnError
 from metalearn_core.evaluation.scoring import NoNumbersError
-from metalearn_core.learners import LearnerSpec
+from metalearn_core.learners import LearnerSpec, learner_class
 from metalearn_core.training.checkpoint import Progress
 from metalearn_core.training.report import Phase
+
+_BACKBONE_SIZES = ("width", "widths", "hidden")
 
 
 def diverged(spec: LearnerSpec, progress: Progress, step: int, found: str) -> MetalearnError:
@@ -35,6 +38,25 @@ def unanswered(spec: LearnerSpec, progress: Progress, error: NoNumbersError) -> 
         f"{progress.episodes}), are no numbers: "
         f"try a smaller {_any_of([f'{name}.{option}' for option in options if option in spec.options])}"
     )
+
+
+def too_large(spec: LearnerSpec, phase: Phase, shape: EpisodeShape | None, *, chunked: bool) -> MetalearnError:
+    """Return the error of a step that a GPU's memory does not hold.
+
+    Args:
+        spec: resolved.
+        phase: that the step is of.
+        shape: of training episodes; None: the learner trains on plain examples, as each does in pretraining.
+        chunked: a chunk of several episodes is what does not fit, and a smaller one may.
+    """
+    name = spec.learner
+    if phase == "pretrain" or shape is None:
+        what, options = "training examples", [f"{name}.{'pretrain_' if phase == 'pretrain' else ''}batch_size"]
+    else:
+        way = "--way" if learner_class(name).info.fixed_way else "--train-way"
+        what, options = "training episodes", [*["--chunk"] * chunked, *[way] * (shape.way > 1), "--train-query"]
+    options += [f"backbone.{option}" for option in _BACKBONE_SIZES if option in spec.backbone_options]
+    return MetalearnError(f"{name}: the GPU's memory does not hold its {what}: take a smaller {_any_of(options)}")
 
 
 def _rate(phase: Phase) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from metalearn_core.backbones.contract import Statistics
 from metalearn_core.data.manifest import Record
-from metalearn_core.errors import MetalearnError, UsageError
+from metalearn_core.errors import UsageError
 from metalearn_core.events import emit
 from metalearn_core.full_precision import full_precision
 from metalearn_core.learners.contract import Learner, Outcome
@@ -159,14 +159,15 @@ class Engine:
             tasks: how many.
 
         Raises:
-            MetalearnError: a GPU's memory does not hold one task; where it does not hold a chunk, chunks are halved.
+            torch.OutOfMemoryError: a GPU's memory does not hold a chunk; alone, chunks are halved until they are one
+                task each.
         """
         while True:
             try:
                 return self._gradient(learner, outcome, tasks)
             except torch.OutOfMemoryError:
                 if self.choices.chunks >= tasks or self._world.size > 1:
-                    raise _too_large(learner, self._world.size) from None
+                    raise
             self._graphs.clear()
             self.choices = self.choices.model_copy(update={"chunks": min(tasks, 2 * self.choices.chunks)})
             torch.cuda.empty_cache()
@@ -228,14 +229,6 @@ class Engine:
             statistics = {name: value for (name, _), value in zip(named, found, strict=True)}
             outcome = Outcome(losses[:, 0], accuracies[:, 0], statistics)
             yield tuple(g.view(shape) for g, shape in zip(gradients, shapes, strict=True)), outcome
-
-
-def _too_large(learner: Learner, processes: int) -> MetalearnError:
-    several = "a smaller --chunk, " if processes > 1 else ""
-    return MetalearnError(
-        f"{learner.info.name}: the GPU's memory does not hold its training episodes: take {several}a smaller "
-        "--train-way or --train-query, or a smaller backbone.width"
-    )
 
 
 def _chunks(tasks: int, count: int) -> list[slice]:

@@ -22,7 +22,7 @@ from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
 from metalearn_core.learners.contract import ExampleLearner, Learner
 from metalearn_core.memory import kept_memory
 from metalearn_core.storage.place import Place
-from metalearn_core.training.advice import diverged, unanswered
+from metalearn_core.training.advice import diverged, too_large, unanswered
 from metalearn_core.training.budget import Clock, is_spent, share_of_budget, validation_is_due
 from metalearn_core.training.checkpoint import Checkpoints, Progress
 from metalearn_core.training.engine import Engine, EngineChoices, Gradient
@@ -97,8 +97,8 @@ def fit(
 
     Raises:
         UsageError: the shape does not fit the dataset, or an option is wrong; found before training starts.
-        MetalearnError: the loss, or an answer in validation, is not finite; or the checkpoint is of another run, or
-            damaged beyond use.
+        MetalearnError: the loss, or an answer in validation, is not finite; a GPU's memory does not hold a step; or the
+            checkpoint is of another run, or damaged beyond use.
         TrainingStoppedError: SIGTERM arrived; a checkpoint was written, and sent where the bucket took it at once.
     """
     run = _Run(resolve_spec(spec), dataset, plan, on_metrics, world)
@@ -284,7 +284,11 @@ class _Run:
         config = trained.config
         trained.progress = self.phases.share_of(self.progress.phase, self._share())
         rate = learning_rate(config.learning_rate, config.schedule, trained.progress, config.halvings)
-        gradient, episodes = self._gradient(engine)
+        try:
+            gradient, episodes = self._gradient(engine)
+        except torch.OutOfMemoryError:
+            chunked = engine.choices.chunks < self.config.meta_batch
+            raise too_large(self.spec, self.progress.phase, self.train_shape, chunked=chunked) from None
         norm = torch.nn.utils.get_total_norm(gradient.gradients).item()
         if not (math.isfinite(gradient.loss) and math.isfinite(norm)):
             found = f"loss {gradient.loss}, gradient norm {norm}, learning rate {rate:.3g}"

@@ -150,6 +150,24 @@ def test_answers_in_validation_that_are_no_numbers_are_said_with_what_to_try(
     assert list(tmp_path.glob("*.json")), "what was trained is kept"
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "tried"),
+    [
+        ("maml", {}, "episodes: take a smaller --way, --train-query or backbone.width"),
+        ("protonet", {}, "episodes: take a smaller --train-way, --train-query or backbone.width"),
+        ("transfer", {}, "examples: take a smaller transfer.batch_size or backbone.width"),
+        ("relationnet", {"pretrain": 0.5}, "examples: take a smaller relationnet.pretrain_batch_size or back"),
+    ],
+)
+def test_where_memory_does_not_hold_a_step_the_learners_options_are_named(dataset, monkeypatch, name, options, tried):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(MetalearnError, match=f"{name}: the GPU's memory does not hold its training {tried}"):
+        fit(spec(name, **options), dataset, plan())
+
+
 def test_a_gradient_is_clipped_to_its_norm(dataset):
     free, clipped, loose = (
         fit(spec("maml", gradient_clip=clip, meta_batch=2), dataset, plan(episodes=2, validations=0))
