@@ -119,10 +119,13 @@ class Engine:
     Args:
         choices: of threads and precision.
         world: the processes that share the tasks out.
+        between: called before each chunk; may raise, to leave the step.
     """
 
-    def __init__(self, choices: EngineChoices, world: World = ALONE) -> None:
-        self.choices, self._world = choices, world
+    def __init__(
+        self, choices: EngineChoices, world: World = ALONE, between: Callable[[], None] = lambda: None
+    ) -> None:
+        self.choices, self._world, self._between = choices, world, between
         self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
         self._inside = ExitStack()
@@ -178,6 +181,7 @@ class Engine:
         share = [chunks[number] for number in self._world.share(len(chunks))]
 
         def run(chunk: slice) -> _Result:
+            self._between()
             with self.precision():
                 result = outcome(chunk)
                 loss = result.losses.sum()

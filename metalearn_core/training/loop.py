@@ -203,10 +203,15 @@ class _Run:
 
     def _train_phase(self, checkpoints: Checkpoints | None, stop: threading.Event) -> None:
         """Train until the phase, or the budget, is over."""
+
+        def heed() -> None:
+            if self.world.size == 1 and stop.is_set():  # several leave a step together, or not at all
+                raise StopRequested
+
         saved = time.monotonic()
         if self.reporter:
             self.reporter.begin(self.progress.phase)
-        with Engine(self.progress.engine, self.world) as engine:
+        with Engine(self.progress.engine, self.world, heed) as engine:
             while self._advance(engine, stop):
                 self._update(engine=engine.choices)
                 if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:

@@ -1,4 +1,4 @@
-"""SIGTERM as a flag, which training looks at between its steps: a preempted node writes a checkpoint first."""
+"""SIGTERM as a flag, which training looks at between pieces of work: a preempted node writes a checkpoint first."""
 
 import contextlib
 import signal
@@ -18,7 +18,7 @@ class TrainingStoppedError(MetalearnError):
 
 
 class StopRequested(Exception):  # noqa: N818
-    """Leaves validation or the loop when SIGTERM has come."""
+    """Leaves validation, a step or the loop when SIGTERM has come."""
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.errors import MetalearnError, StorageError, one_line
 from metalearn_core.learners import LEARNERS
+from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.storage import objects
 from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
@@ -169,6 +170,26 @@ def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, t
     assert content(fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)) == content(
         fit(spec("maml"), dataset, plan())
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sigterm_inside_a_step_is_heeded_and_the_step_taken_again(dataset, tmp_path, monkeypatch, threads):
+    train, begun = MAML.train_episodes, []
+
+    def terminate(learner, episodes):
+        begun.append(len(episodes))
+        if len(begun) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train(learner, episodes)
+
+    chunked = {"chunk": 1, "threads": threads, "episodes": 16}
+    with monkeypatch.context() as patch:
+        patch.setattr(MAML, "train_episodes", terminate)
+        with pytest.raises(TrainingStoppedError, match="after 8 training episodes: the same command goes on"):
+            fit(spec("maml", meta_batch=8), dataset, plan(**chunked), checkpoint_dir=tmp_path)
+    assert len(begun) < 16
+    resumed = fit(spec("maml", meta_batch=8), dataset, plan(**chunked), checkpoint_dir=tmp_path)
+    assert content(resumed) == content(fit(spec("maml", meta_batch=8), dataset, plan(**chunked)))
 
 
 def test_a_run_that_goes_on_says_from_where(dataset, tmp_path, monkeypatch):
