@@ -387,18 +387,24 @@ class _Run:
             events.emit("warning", self.spec.learner, text=f"a checkpoint was not sent, training goes on: {error}")
 
     def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
+        """Save the last checkpoint, and return what the first process, which alone knows, says of it."""
         done = f"{self.spec.learner}: stopped by SIGTERM after {self.progress.episodes} training episodes"
         if checkpoints is None:
             return TrainingStoppedError(f"{done}; without a checkpoint folder they are lost")
+        said = self._saved_last(checkpoints) if self.world.leads else ""
+        return TrainingStoppedError(done + self.world.tell(said.encode()).decode())
+
+    def _saved_last(self, checkpoints: Checkpoints) -> str:
+        """Save the last checkpoint, and return from what the run goes on."""
         try:
             sent = self._save(checkpoints, wait=STOP_SECONDS)
         except StorageError:
             sent = False
         if sent:
-            return TrainingStoppedError(f"{done}: the same command goes on from {checkpoints.place}")
-        return TrainingStoppedError(
-            f"{done}; {checkpoints.place} did not take the last checkpoint: on this machine the same command goes on "
-            "from it, on another one from the one before"
+            return f": the same command goes on from {checkpoints.place}"
+        return (
+            f"; {checkpoints.place} did not take the last checkpoint: on this machine the same command goes on from "
+            "it, on another one from the one before"
         )
 
     def _result(self) -> FitResult:

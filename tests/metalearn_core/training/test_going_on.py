@@ -22,6 +22,7 @@ from metalearn_core.storage.place import Place
 from metalearn_core.training import loop
 from metalearn_core.training.checkpoint import KEPT, Checkpoints
 from metalearn_core.training.loop import TrainingStoppedError, fit
+from metalearn_core.training.world import World
 from tests.fault_proxy import FaultProxy
 from tests.metalearn_core.training.runs import content, plan, spec, start
 
@@ -170,6 +171,34 @@ def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, t
     assert content(fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)) == content(
         fit(spec("maml"), dataset, plan())
     )
+
+
+class Second(World):
+    """The second of two processes: it hears what the first one says, and that SIGTERM has come."""
+
+    def __init__(self, said):
+        super().__init__(rank=1, size=2)
+        object.__setattr__(self, "said", said)
+
+    def agree(self, *values):
+        return values
+
+    def wait(self):
+        pass
+
+    def any(self, flag):
+        return True
+
+    def tell(self, content):
+        return self.said.pop(0)
+
+
+def test_of_several_processes_only_the_first_knows_where_the_last_checkpoint_is(dataset, tmp_path):
+    nothing_to_resume = [b"", b""]
+    second = Second([*nothing_to_resume, b"; the bucket did not take it"])
+    with pytest.raises(TrainingStoppedError, match=r"after 0 training episodes; the bucket did not take it$"):
+        fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, world=second)
+    assert second.said == []
 
 
 @pytest.mark.parametrize("threads", [1, 2])
