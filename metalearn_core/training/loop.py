@@ -15,7 +15,7 @@ from metalearn_core import events
 from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.episodes import EpisodeShape
 from metalearn_core.data.tasks import stream_of
-from metalearn_core.errors import MetalearnError, StorageError
+from metalearn_core.errors import MetalearnError, StorageError, one_line
 from metalearn_core.evaluation.metric import metric_of
 from metalearn_core.evaluation.scoring import NoNumbersError
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 VALIDATION_SEED = 1_000_003
 STOP_SECONDS = 5.0  # that a bucket has to take the last checkpoint when the process is asked to end
+MOST_UNWRITTEN = 3  # checkpoints in a row, that a disk does not take
 FEW_STEPS = 50
 
 
@@ -150,6 +151,7 @@ class _Run:
         self.best = self._weights()
         self.clock = Clock(0.0)
         self.now = 0.0
+        self.unwritten = 0
         self.reporter = Reporter(spec.learner, on_metrics, self.metric) if world.leads else None
 
     def resume(self, checkpoints: Checkpoints) -> None:
@@ -380,11 +382,19 @@ class _Run:
         return checkpoints.save(self.progress, pack(self._trained(), self.optimiser, self.best), wait=wait)
 
     def _save_on_the_way(self, checkpoints: Checkpoints) -> None:
-        """Save without waiting for a bucket: one that is away for a while costs a checkpoint, not the training."""
+        """Save without waiting for a bucket.
+
+        A bucket that is away costs checkpoints, not the training, and so does for a while a disk that is full.
+        """
         try:
             self._save(checkpoints, wait=0)
-        except StorageError as error:
-            events.emit("warning", self.spec.learner, text=f"a checkpoint was not sent, training goes on: {error}")
+            self.unwritten = 0
+        except (OSError, StorageError) as error:
+            self.unwritten = self.unwritten + 1 if isinstance(error, OSError) else 0
+            if self.unwritten == MOST_UNWRITTEN:
+                raise
+            text = f"a checkpoint was not kept, training goes on: {one_line(error)}"
+            events.emit("warning", self.spec.learner, text=text)
 
     def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
         """Save the last checkpoint, and return what the first process, which alone knows, says of it."""
@@ -400,6 +410,9 @@ class _Run:
             sent = self._save(checkpoints, wait=STOP_SECONDS)
         except StorageError:
             sent = False
+        except (OSError, MetalearnError) as error:
+            why = one_line(error)
+            return f"; the last checkpoint could not be written ({why}): the same command goes on from the one before"
         if sent:
             return f": the same command goes on from {checkpoints.place}"
         return (

@@ -1,5 +1,6 @@
 """A training that is cut off, and what is left of it: killed, ended, its disk full, its bucket away."""
 
+import errno
 import json
 import math
 import os
@@ -173,6 +174,13 @@ def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, t
     )
 
 
+class Stopped(World):
+    """One process, to which SIGTERM has come."""
+
+    def any(self, flag):
+        return True
+
+
 class Second(World):
     """The second of two processes: it hears what the first one says, and that SIGTERM has come."""
 
@@ -278,6 +286,46 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on(dataset, tmp_path):
     assert not list((tmp_path / "run").glob("*.json"))
     resumed = fit(spec("maml"), dataset, plan(checkpoint_seconds=0), checkpoint_dir=tmp_path / "run")
     assert content(resumed) == content(fit(spec("maml"), dataset, plan()))
+
+
+def fill_the_disk(monkeypatch, *full):
+    """Have the checkpoints of these numbers, from 0, find a full disk."""
+    save, tried = Checkpoints.save, []
+
+    def saved(checkpoints, *arguments, **options):
+        tried.append(arguments)
+        if len(tried) - 1 in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(checkpoints.place))
+        return save(checkpoints, *arguments, **options)
+
+    monkeypatch.setattr(Checkpoints, "save", saved)
+    return tried
+
+
+def test_a_disk_that_is_full_for_a_while_costs_checkpoints_not_the_training(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("METALEARN_EVENTS", str(tmp_path / "events.jsonl"))
+    many = plan(episodes=40, checkpoint_seconds=0)
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch, 1, 2, 4, 5)
+        ended = fit(spec("maml"), dataset, many, checkpoint_dir=tmp_path / "run")
+    assert content(ended) == content(fit(spec("maml"), dataset, many))
+    told = (tmp_path / "events.jsonl").read_text()
+    assert len(re.findall("a checkpoint was not kept, training goes on: .*no space left on device", told)) == 4
+    with monkeypatch.context() as patch:
+        tried = fill_the_disk(patch, 1, 3, 4, 5)
+        with pytest.raises(OSError, match="No space left"):
+            fit(spec("maml"), dataset, many, checkpoint_dir=tmp_path / "other")
+    assert len(tried) == 6
+
+
+def test_sigterm_with_a_full_disk_is_an_orderly_end(dataset, tmp_path, monkeypatch):
+    fill_the_disk(monkeypatch, 0)
+    with pytest.raises(TrainingStoppedError) as stopped:
+        fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, world=Stopped())
+    assert str(stopped.value).startswith(
+        "maml: stopped by SIGTERM after 0 training episodes; the last checkpoint could"
+    )
+    assert f"({tmp_path}: no space left on device): the same command goes on" in str(stopped.value)
 
 
 def test_a_run_that_diverges_keeps_the_checkpoint_of_a_step_before(dataset, tmp_path, monkeypatch):
