@@ -107,8 +107,10 @@ def fit(
         return run.train(None)
     checkpoints = Checkpoints(Place.at(checkpoint_dir), spec.learner)
     with checkpoints.lock() if world.leads else contextlib.nullcontext():
-        if restart and world.leads:
-            checkpoints.discard()
+        if restart:
+            run.command += " without --restart"
+            if world.leads:
+                checkpoints.discard()
         world.wait()
         run.resume(checkpoints)
         world.wait()
@@ -152,6 +154,7 @@ class _Run:
         self.clock = Clock(0.0)
         self.now = 0.0
         self.unwritten = 0
+        self.command = "the same command"
         self.reporter = Reporter(spec.learner, on_metrics, self.metric) if world.leads else None
 
     def resume(self, checkpoints: Checkpoints) -> None:
@@ -412,12 +415,12 @@ class _Run:
             sent = False
         except (OSError, MetalearnError) as error:
             why = one_line(error)
-            return f"; the last checkpoint could not be written ({why}): the same command goes on from the one before"
+            return f"; the last checkpoint could not be written ({why}): {self.command} goes on from the one before"
         if sent:
-            return f": the same command goes on from {checkpoints.place}"
+            return f": {self.command} goes on from {checkpoints.place}"
         return (
-            f"; {checkpoints.place} did not take the last checkpoint: on this machine the same command goes on from "
-            "it, on another one from the one before"
+            f"; {checkpoints.place} did not take the last checkpoint: on this machine {self.command} goes on from it, "
+            "on another one from the one before"
         )
 
     def _result(self) -> FitResult:

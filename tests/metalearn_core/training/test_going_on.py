@@ -229,6 +229,11 @@ def test_sigterm_inside_a_step_is_heeded_and_the_step_taken_again(dataset, tmp_p
     assert content(resumed) == content(fit(spec("maml", meta_batch=8), dataset, plan(**chunked)))
 
 
+def test_a_restart_that_is_stopped_goes_on_without_another_restart(dataset, tmp_path):
+    with pytest.raises(TrainingStoppedError, match="the same command without --restart goes on from"):
+        fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, restart=True, world=Stopped())
+
+
 def test_a_run_that_goes_on_says_from_where(dataset, tmp_path, monkeypatch):
     def stop(metrics, episodes):
         if "validation/accuracy" in metrics:
