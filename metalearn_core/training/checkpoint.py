@@ -156,7 +156,7 @@ class Checkpoints:
         names, damaged = self._descriptions(), []
         for name in names:
             try:
-                progress, tensors = self._read(name)
+                progress, tensors = self._whole(name)
             except StorageError:
                 raise
             except MetalearnError as error:
@@ -245,6 +245,25 @@ class Checkpoints:
         for each in names:
             (folder / each).unlink(missing_ok=True)
         return names
+
+    def _whole(self, name: str) -> tuple[Progress, dict[str, Tensor]]:
+        """Return a checkpoint; where this machine's copy is damaged, from the bucket anew.
+
+        Raises:
+            MetalearnError: it is damaged there too, or has never been there.
+        """
+        try:
+            return self._read(name)
+        except StorageError:
+            raise
+        except MetalearnError:
+            if self.place.prefix is None:
+                raise
+            self._drop_here(name)
+            self._agree()
+            if name not in self._descriptions():
+                raise
+        return self._read(name)
 
     def _read(self, name: str) -> tuple[Progress, dict[str, Tensor]]:
         path = self.place.folder / name

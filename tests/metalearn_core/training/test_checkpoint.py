@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 
 import pytest
@@ -132,6 +133,54 @@ def test_of_two_machines_that_write_to_a_bucket_the_second_stops(elsewhere):
     last = elsewhere("three")
     with last.lock():
         assert last.load("f")[0].step == 2
+
+
+def flip_a_byte(path):
+    """Damage a file as a disk does, which says nothing of it: its size and its times stay."""
+    content, status = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_copy_that_is_damaged_here_is_brought_anew_from_a_bucket(elsewhere, suffix):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1, 2)
+    there = list(checkpoints.place.prefix.objects())
+    [path] = checkpoints.place.folder.glob(f"{2:012d}*{suffix}")
+    flip_a_byte(path)
+    with checkpoints.lock():
+        found, tensors = checkpoints.load("f")
+    assert found == progress(2)
+    assert torch.equal(tensors["weight"], torch.full((3,), 2.0))
+    assert list(checkpoints.place.prefix.objects()) == there
+
+
+def test_a_copy_that_is_damaged_in_a_bucket_too_gives_way_to_the_one_before(elsewhere, monkeypatch, tmp_path):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1, 2)
+    [path] = checkpoints.place.folder.glob(f"{2:012d}*.safetensors")
+    flip_a_byte(path)
+    checkpoints.place.prefix.write_file(path.name, path)
+    monkeypatch.setenv("METALEARN_EVENTS", str(tmp_path / "events.jsonl"))
+    with checkpoints.lock():
+        assert checkpoints.load("f")[0].step == 1
+    assert {found.name[:12] for found in checkpoints.place.prefix.objects()} == {f"{1:012d}"}
+    assert (tmp_path / "events.jsonl").read_text().count("is damaged: trying the one before") == 1
+
+
+def test_what_was_never_sent_and_is_damaged_gives_way_to_the_one_before(elsewhere, monkeypatch, tmp_path):
+    checkpoints = elsewhere("one")
+    saved(checkpoints, 1)
+    save_while_away(checkpoints, monkeypatch, "objects", 2)
+    [path] = checkpoints.place.folder.glob(f"{2:012d}*.safetensors")
+    flip_a_byte(path)
+    monkeypatch.setenv("METALEARN_EVENTS", str(tmp_path / "events.jsonl"))
+    again = elsewhere("one")
+    with again.lock():
+        assert again.load("f")[0].step == 1
+    assert "is damaged: trying the one before" in (tmp_path / "events.jsonl").read_text()
 
 
 def test_tensors_in_a_bucket_whose_description_is_missing_do_not_count(elsewhere):
