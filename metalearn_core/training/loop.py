@@ -377,7 +377,13 @@ class _Run:
         self.progress = self.progress.model_copy(update=values)
 
     def _save(self, checkpoints: Checkpoints, *, wait: float | None = None) -> bool:
-        """Save a checkpoint, and return whether it is where it belongs; `wait` as for `Checkpoints.save`."""
+        """Save a checkpoint, and return whether it is where it belongs; `wait` as for `Checkpoints.save`.
+
+        Raises:
+            MetalearnError: a weight is no number; the checkpoint before is kept.
+        """
+        if not all(bool(weight.isfinite().all()) for weight in self._trained().parameters()):
+            raise diverged(self.spec, self.progress, self.progress.step, "weights that are no numbers")
         if not self.progress.finished:
             self._update(seconds=self.clock.seconds())
         if not self.world.leads:

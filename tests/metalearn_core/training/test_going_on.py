@@ -333,14 +333,14 @@ def test_sigterm_with_a_full_disk_is_an_orderly_end(dataset, tmp_path, monkeypat
     assert f"({tmp_path}: no space left on device): the same command goes on" in str(stopped.value)
 
 
-def test_a_run_that_diverges_keeps_the_checkpoint_of_a_step_before(dataset, tmp_path, monkeypatch):
+def test_a_run_that_diverges_keeps_the_checkpoints_of_the_steps_before(dataset, tmp_path, monkeypatch):
     rates = iter([1e-3] * 6)
     monkeypatch.setattr(loop, "learning_rate", lambda *_: next(rates, math.inf))
-    with pytest.raises(MetalearnError, match="training diverged at step 8 "):
+    with pytest.raises(MetalearnError, match=r"diverged at step 7 .*: weights that are no numbers: try"):
         fit(spec("maml"), dataset, plan(episodes=200, checkpoint_seconds=0), checkpoint_dir=tmp_path)
     kept = [load_file(file) for file in sorted(tmp_path.glob("*.safetensors"))]
     assert len(kept) == 2
-    assert all(bool(value.isfinite().all()) for value in kept[0].values())
+    assert all(bool(value.isfinite().all()) for tensors in kept for value in tensors.values())
 
 
 def test_a_chunk_that_is_asked_for_counts_when_a_run_goes_on(dataset, tmp_path):
@@ -348,8 +348,6 @@ def test_a_chunk_that_is_asked_for_counts_when_a_run_goes_on(dataset, tmp_path):
         rates = iter([1e-3] * 4)
         patch.setattr(loop, "learning_rate", lambda *_: next(rates, math.inf))
         fit(spec("maml"), dataset, plan(episodes=200, checkpoint_seconds=0), checkpoint_dir=tmp_path)
-    for newest in (sorted(tmp_path.glob("*.json"))[-1], sorted(tmp_path.glob("*.safetensors"))[-1]):
-        newest.unlink()  # of the step that diverged
     fit(spec("maml"), dataset, plan(episodes=200, checkpoint_seconds=0, chunk=1), checkpoint_dir=tmp_path)
     kept = json.loads(sorted(tmp_path.glob("*.json"))[-1].read_text())["progress"]
     assert kept["engine"]["chunks"] == 4, "of as many tasks a step"
