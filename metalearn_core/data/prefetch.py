@@ -20,7 +20,7 @@ class Prefetch(Generic[Batch]):
     def __init__(self, draw: Callable[[int, int], Batch]) -> None:
         self._draw = draw
         self._pool: ThreadPoolExecutor | None = None
-        self._ahead: tuple[tuple[int, int], Future[Batch]] | None = None
+        self._drawn: tuple[tuple[int, int], Future[Batch]] | None = None
 
     def __enter__(self) -> Self:
         self._pool = ThreadPoolExecutor(
@@ -33,12 +33,19 @@ class Prefetch(Generic[Batch]):
     ) -> None:
         assert self._pool is not None
         self._pool.shutdown(cancel_futures=True)
-        self._pool = self._ahead = None
+        self._pool = self._drawn = None
 
-    def __call__(self, first: int, count: int) -> Batch:
-        """Return the batch first … first + count − 1, and begin to draw as many after it."""
-        ahead, self._ahead = self._ahead, None
-        batch = ahead[1].result() if ahead and ahead[0] == (first, count) else self._draw(first, count)
+    def __call__(self, first: int, count: int, ahead: tuple[int, int] | None = None) -> Batch:
+        """Return the batch first … first + count − 1, and begin to draw the one that comes next.
+
+        Args:
+            first: its first episode.
+            count: how many it has.
+            ahead: the same two of the next one; None: as many after it.
+        """
+        drawn, self._drawn = self._drawn, None
+        batch = drawn[1].result() if drawn and drawn[0] == (first, count) else self._draw(first, count)
         if self._pool is not None:
-            self._ahead = (first + count, count), self._pool.submit(self._draw, first + count, count)
+            following = ahead or (first + count, count)
+            self._drawn = following, self._pool.submit(self._draw, *following)
         return batch

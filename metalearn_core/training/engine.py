@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from metalearn_core.training.world import ALONE, World
 
 LITTLE = 8  # a step is little work where a thread could take so many times its tasks at once
 
+Drawn = TypeVar("Drawn")
 _Result = tuple[tuple[Tensor, ...], Outcome]
 
 
@@ -151,14 +152,27 @@ class Engine:
             yield
 
     def gradient(self, learner: Learner, outcome: Callable[[slice], Outcome], tasks: int) -> Gradient:
+        """Return what `drawn_gradient` does of tasks that are at hand; `outcome` gives that of those of a slice."""
+        return self.drawn_gradient(learner, lambda chunk, _: chunk, outcome, tasks)
+
+    def drawn_gradient(
+        self,
+        learner: Learner,
+        draw: Callable[[slice, slice], Drawn],
+        outcome: Callable[[Drawn], Outcome],
+        tasks: int,
+    ) -> Gradient:
         """Return the mean gradient over the tasks' losses.
 
         A single chunk uses the threads inside its operations; several run a thread each, so that the result does not
-        depend on the number of threads, nor on that of processes.
+        depend on the number of threads, nor on that of processes. Each process draws its own chunks, a few ahead of
+        those that it computes: memory does not grow with the number of tasks.
 
         Args:
             learner: whose parameters.
-            outcome: gives the outcome of the tasks of a slice; for a graph, from the same tensors each time.
+            draw: gives the tasks of a chunk, on the calling thread; it is told which chunk comes next, perhaps that of
+                another step. For a graph, in the same tensors each time.
+            outcome: gives the outcome of what was drawn.
             tasks: how many.
 
         Raises:
@@ -167,7 +181,7 @@ class Engine:
         """
         while True:
             try:
-                return self._gradient(learner, outcome, tasks)
+                return self._gradient(learner, draw, outcome, tasks)
             except torch.OutOfMemoryError:
                 if self.choices.chunks >= tasks or self._world.size > 1:
                     raise
@@ -175,12 +189,20 @@ class Engine:
             self.choices = self.choices.model_copy(update={"chunks": min(tasks, 2 * self.choices.chunks)})
             torch.cuda.empty_cache()
 
-    def _gradient(self, learner: Learner, outcome: Callable[[slice], Outcome], tasks: int) -> Gradient:
+    def _gradient(
+        self,
+        learner: Learner,
+        draw: Callable[[slice, slice], Drawn],
+        outcome: Callable[[Drawn], Outcome],
+        tasks: int,
+    ) -> Gradient:
         parameters = list(learner.parameters())
         chunks = _chunks(tasks, min(tasks, self.choices.chunks))
         share = [chunks[number] for number in self._world.share(len(chunks))]
+        following = [*share[1:], *(slice(chunk.start + tasks, chunk.stop + tasks) for chunk in share[:1])]
+        drawn = (draw(chunk, after) for chunk, after in zip(share, following, strict=True))
 
-        def run(chunk: slice) -> _Result:
+        def run(chunk: Drawn) -> _Result:
             self._between()
             with self.precision():
                 result = outcome(chunk)
@@ -194,14 +216,15 @@ class Engine:
             # Threads that help to sum what others compute take the processor from those, and wait while spinning.
             torch.set_num_threads(self.choices.threads if alone else 1)
         if self.choices.graph and len(share) == 1:
-            results = iter([self._replayed(run, share[0], learner.stage())])
+            chunk = next(drawn)
+            results = iter([self._replayed(lambda: run(chunk), share[0], learner.stage())])
         else:
-            results = map(run, share) if alone else self._side_by_side.map(run, share)
+            results = map(run, drawn) if alone else self._side_by_side.map(run, drawn)
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
         return _mean(results, parameters)
 
-    def _replayed(self, run: Callable[[slice], _Result], chunk: slice, stage: Hashable) -> _Result:
+    def _replayed(self, run: Callable[[], _Result], chunk: slice, stage: Hashable) -> _Result:
         """Return the result of a chunk from the graph of a step of its size, anew for each stage."""
         if stage != self._stage:
             self._graphs.clear()
@@ -209,14 +232,14 @@ class Engine:
         key = chunk.start, chunk.stop
         if key not in self._graphs:
             try:
-                self._graphs[key] = StepGraph(lambda: run(chunk))
+                self._graphs[key] = StepGraph(run)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:200]
                 emit("warning", "train", text=f"a step cannot be a CUDA graph, and is slower for it: {reason}")
                 self.choices = self.choices.model_copy(update={"graph": False})
-                return run(chunk)
+                return run()
         return self._graphs[key].replay()
 
     def _gathered(self, learner: Learner, results: Iterator[_Result], sizes: Sequence[int]) -> Iterator[_Result]:

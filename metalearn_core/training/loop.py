@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metalearn_core import events
 from metalearn_core.backbones.contract import move_averages
-from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.tasks import stream_of
 from metalearn_core.errors import MetalearnError, StorageError, one_line
 from metalearn_core.evaluation.metric import metric_of
@@ -282,12 +282,20 @@ class _Run:
         """Return the gradient over the next episodes of the stream, and how many they are."""
         first, learner, held = self.progress.episodes - self.progress.pretrained, self._trained(), engine.choices.graph
         if isinstance(learner, ExampleLearner):
-            x, y = self.supply.examples(first, held=held)
-            return engine.gradient(learner, lambda _: learner.train_examples(x, y), 1), 1
+            return engine.drawn_gradient(
+                learner,
+                lambda _, __: self.supply.examples(first, held=held),
+                lambda examples: learner.train_examples(*examples),
+                1,
+            ), 1
         left = self.config.meta_batch if self.plan.episodes is None else self.plan.episodes - self.progress.episodes
         count = min(self.config.meta_batch, left)
-        batch = self.supply.episodes(first, count, held=held)
-        return engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), count), count
+
+        def episodes(chunk: slice, following: slice) -> EpisodeBatch:
+            wanted, ahead = (range(first + part.start, first + part.stop) for part in (chunk, following))
+            return self.supply.episodes(wanted, ahead, held=held)
+
+        return engine.drawn_gradient(learner, episodes, learner.train_episodes, count), count
 
     def _step(self, engine: Engine) -> None:
         trained = self._trained()

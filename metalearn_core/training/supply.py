@@ -72,9 +72,15 @@ class Supply:
             x, y = self._held(x, y)
         return x, y
 
-    def episodes(self, first: int, count: int, *, held: bool) -> EpisodeBatch:
-        """Return the episodes first … first + count − 1 of the stream; `held` as for `examples`."""
-        batch = self._ahead_episodes(first, count).to(self._device)
+    def episodes(self, wanted: range, ahead: range, *, held: bool) -> EpisodeBatch:
+        """Return episodes of the stream.
+
+        Args:
+            wanted: their numbers.
+            ahead: those of the episodes that will be asked for next.
+            held: as for `examples`.
+        """
+        batch = self._ahead_episodes(wanted.start, len(wanted), (ahead.start, len(ahead))).to(self._device)
         if not held:
             return batch
         tensors = batch.tensors()

@@ -31,6 +31,16 @@ def test_the_next_batch_is_drawn_in_another_thread_while_this_one_is_used():
         assert batches(3, 3) == 3
 
 
+def test_what_comes_next_may_be_said():
+    drawn = []
+    with Prefetch(lambda first, count: drawn.append((first, count))) as batches:
+        batches(0, 3, (6, 2))
+        batches(6, 2, (12, 3))
+        batches(12, 3, (18, 2))
+    assert drawn[:3] == [(0, 3), (6, 2), (12, 3)]
+    assert len(drawn) <= 4
+
+
 def test_a_failure_ahead_is_told_when_that_batch_is_asked_for():
     def draw(first, count):
         if first == 2:

@@ -51,6 +51,31 @@ def test_a_failure_in_a_task_is_the_callers(dataset):
         engine.gradient(learner, lambda task: 1 / 0, 3)
 
 
+class One(World):
+    """One process of several, which gets its own vectors in the place of those of the others."""
+
+    def gather(self, own, tasks):
+        found = list(own)
+        for number in range(tasks):
+            yield found[number // self.size % len(found)]
+
+
+def test_each_process_draws_its_own_share_of_a_step(dataset):
+    learner, batch, _ = gradient(dataset, "maml", 1)
+    for rank, own in [(0, [(0, 2), (4, 5)]), (1, [(2, 4), (5, 6)])]:
+        drawn, expected = [], []
+
+        def draw(chunk, following, drawn=drawn, expected=expected):
+            drawn.append((chunk.start, chunk.stop))
+            expected.append((following.start, following.stop))
+            return batch[: chunk.stop - chunk.start]
+
+        with Engine(EngineChoices(threads=1, precision="fp32", chunks=4), One(rank, 2)) as engine:
+            engine.drawn_gradient(learner, draw, learner.train_episodes, 6)
+        assert drawn == own
+        assert expected == [own[1], (own[0][0] + 6, own[0][1] + 6)]
+
+
 def test_where_memory_does_not_hold_a_chunk_chunks_are_halved(dataset):
     learner, batch, wanted = gradient(dataset, "maml", 1, tasks=6, dtype=torch.float64)
 

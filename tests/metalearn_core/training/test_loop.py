@@ -15,6 +15,7 @@ from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.evaluation.scoring import Scorer, evaluate_episodes
 from metalearn_core.learners import LEARNERS
+from metalearn_core.learners.optimization.maml import MAML
 from metalearn_core.training import engine, loop
 from metalearn_core.training.engine import EngineChoices
 from metalearn_core.training.loop import VALIDATION_SEED, fit
@@ -57,6 +58,39 @@ def test_a_store_larger_than_memory_is_drawn_ahead_and_gives_the_same_weights(sm
     fit(spec("maml"), mapped, plan())
     assert ("train", False) in threads
     assert content(fit(spec("maml"), mapped, plan())) == content(fit(spec("maml"), small_dataset, plan()))
+
+
+def test_the_episodes_of_a_step_are_drawn_chunk_by_chunk(dataset, monkeypatch):
+    gather, train, happened = EpisodeSampler.gather, MAML.train_episodes, []
+
+    def drawn(sampler, index):
+        if sampler.split == "train":
+            happened.append(("drawn", len(index)))
+        return gather(sampler, index)
+
+    def trained(learner, episodes):
+        happened.append(("trained", len(episodes)))
+        return train(learner, episodes)
+
+    monkeypatch.setattr(EpisodeSampler, "gather", drawn)
+    monkeypatch.setattr(MAML, "train_episodes", trained)
+    fit(spec("maml", meta_batch=8), dataset, plan(episodes=16, chunk=2, threads=1))
+    assert happened == [("drawn", 2), ("trained", 2)] * 8
+
+
+def test_of_a_store_larger_than_memory_each_chunk_is_drawn_once(small_dataset, tmp_path, monkeypatch):
+    mapped = EpisodeDataset.open(small_dataset.folder, cache=tmp_path, max_memory_bytes=1)
+    gather, drawn = EpisodeSampler.gather, []
+
+    def noted(sampler, index):
+        if sampler.split == "train":
+            drawn.append(len(index))
+        return gather(sampler, index)
+
+    monkeypatch.setattr(EpisodeSampler, "gather", noted)
+    fit(spec("maml", meta_batch=8), mapped, plan(episodes=16, chunk=3, threads=1))
+    assert drawn[:6] == [3, 3, 2, 3, 3, 2]
+    assert len(drawn) <= 7, "one more is drawn ahead when training ends"
 
 
 def test_a_run_by_the_clock_ends_in_time_and_counts_what_it_spent(dataset, tmp_path):
