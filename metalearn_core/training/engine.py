@@ -38,7 +38,7 @@ class EngineChoices(Record):
         precision: of the convolutions; statistics, distances and losses are always fp32. Where it is bf16, the few
             convolutions that stay in fp32 may be TF32 on a GPU; elsewhere none is.
         chunks: that a step's tasks are cut into, as evenly as can be; a thread takes the tasks of one at once.
-        graph: a step is a CUDA graph, where all tasks of a process are one chunk.
+        graph: a chunk is computed by a CUDA graph of its size.
     """
 
     threads: int
@@ -81,7 +81,7 @@ class EngineChoices(Record):
         if device == "cpu":
             # One chunk is the work of one process, whose threads change its last bits: their number is always the same.
             threads = plan.threads or (1 if little else cores if chunks == 1 else max(1, cores // processes))
-        graph = device == "cuda" and chunks <= processes and not varied
+        graph = device == "cuda" and not varied
         return cls(device=device, threads=threads, precision=precision, chunks=chunks, graph=graph)
 
 
@@ -130,7 +130,7 @@ class Engine:
         self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
         self._inside = ExitStack()
-        self._graphs: dict[tuple[int, int], StepGraph[_Result]] = {}
+        self._graphs: dict[Hashable, StepGraph[_Result]] = {}
         self._stage: Hashable = None
 
     def __enter__(self) -> "Engine":
@@ -171,7 +171,7 @@ class Engine:
         Args:
             learner: whose parameters.
             draw: gives the tasks of a chunk, on the calling thread; it is told which chunk comes next, perhaps that of
-                another step. For a graph, in the same tensors each time.
+                another step. For graphs, in the same tensors each time for a number of tasks.
             outcome: gives the outcome of what was drawn.
             tasks: how many.
 
@@ -200,39 +200,46 @@ class Engine:
         chunks = _chunks(tasks, min(tasks, self.choices.chunks))
         share = [chunks[number] for number in self._world.share(len(chunks))]
         following = [*share[1:], *(slice(chunk.start + tasks, chunk.stop + tasks) for chunk in share[:1])]
-        drawn = (draw(chunk, after) for chunk, after in zip(share, following, strict=True))
+        drawn = ((chunk, draw(chunk, after)) for chunk, after in zip(share, following, strict=True))
 
-        def run(chunk: Drawn) -> _Result:
-            self._between()
+        def run(tasks_of_chunk: Drawn) -> _Result:
             with self.precision():
-                result = outcome(chunk)
+                result = outcome(tasks_of_chunk)
                 loss = result.losses.sum()
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
+        def computed(part: tuple[slice, Drawn]) -> _Result:
+            self._between()
+            chunk, tasks_of_chunk = part
+            if not self.choices.graph:
+                return run(tasks_of_chunk)
+            # What is drawn comes in the tensors of so many tasks, what is at hand in its own.
+            key = (chunk.start, chunk.stop) if tasks_of_chunk is chunk else chunk.stop - chunk.start
+            return self._replayed(lambda: run(tasks_of_chunk), key, learner.stage())
+
         alone = self.choices.chunks == 1  # in every step, not by chance in the last one: threads change its last bits
         if self.choices.threads:
             # Threads that help to sum what others compute take the processor from those, and wait while spinning.
             torch.set_num_threads(self.choices.threads if alone else 1)
-        if self.choices.graph and len(share) == 1:
-            chunk = next(drawn)
-            results = iter([self._replayed(lambda: run(chunk), share[0], learner.stage())])
-        else:
-            results = map(run, drawn) if alone else self._side_by_side.map(run, drawn)
+        one_by_one = alone or self.choices.graph
+        results = map(computed, drawn) if one_by_one else self._side_by_side.map(computed, drawn)
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
         return _mean(results, parameters)
 
-    def _replayed(self, run: Callable[[], _Result], chunk: slice, stage: Hashable) -> _Result:
-        """Return the result of a chunk from the graph of a step of its size, anew for each stage."""
+    def _replayed(self, run: Callable[[], _Result], key: Hashable, stage: Hashable) -> _Result:
+        """Return the result of a chunk from the graph of its key, recorded anew for each stage.
+
+        The gradients are overwritten by the next replay.
+        """
         if stage != self._stage:
             self._graphs.clear()
             self._stage = stage
-        key = chunk.start, chunk.stop
         if key not in self._graphs:
             try:
-                self._graphs[key] = StepGraph(run)
+                self._graphs[key] = StepGraph(run, next(iter(self._graphs.values()), None))
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
@@ -240,7 +247,9 @@ class Engine:
                 emit("warning", "train", text=f"a step cannot be a CUDA graph, and is slower for it: {reason}")
                 self.choices = self.choices.model_copy(update={"graph": False})
                 return run()
-        return self._graphs[key].replay()
+        gradients, outcome = self._graphs[key].replay()
+        statistics = {name: value.clone() for name, value in outcome.statistics.items()}
+        return gradients, Outcome(outcome.losses.clone(), outcome.accuracies.clone(), statistics)
 
     def _gathered(self, learner: Learner, results: Iterator[_Result], sizes: Sequence[int]) -> Iterator[_Result]:
         """Yield the results of all chunks, of these sizes, those of other processes among them."""

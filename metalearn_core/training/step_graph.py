@@ -1,4 +1,4 @@
-"""A training step of fixed shape as a CUDA graph: captured once, then replayed without launching kernels one by one."""
+"""A part of a training step as a CUDA graph: captured once, then replayed without launching kernels one by one."""
 
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -16,12 +16,13 @@ class StepGraph(Generic[Result]):
 
     Args:
         compute: reads the same tensors each time it is called, and neither waits for the GPU nor draws numbers.
+        beside: a graph whose memory this one uses too: a replay of either overwrites the other's result.
 
     Raises:
         RuntimeError: it does something that cannot be recorded.
     """
 
-    def __init__(self, compute: Callable[[], Result]) -> None:
+    def __init__(self, compute: Callable[[], Result], beside: "StepGraph[Result] | None" = None) -> None:
         aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # libraries choose their kernels and take their memory before the recording
@@ -29,7 +30,7 @@ class StepGraph(Generic[Result]):
                 compute()
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=beside._graph.pool() if beside else None):
             self._result = compute()
 
     def replay(self) -> Result:

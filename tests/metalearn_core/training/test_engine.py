@@ -154,6 +154,15 @@ def test_every_gpu_has_tasks_as_long_as_there_are_any_and_takes_its_own_at_once(
     assert choices.graph
 
 
+def test_a_gpu_records_its_chunks_however_many_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    plan = TrainingPlan(way=5, shot=1, query=5, episodes=1, device="cuda", chunk=2)
+    choices = EngineChoices.choose(plan, 8, 4)
+    assert (choices.chunks, choices.graph) == (4, True)
+    assert not EngineChoices.choose(plan, 8, 4, varied=True).graph
+
+
 def test_explicit_choices_are_taken():
     plan = TrainingPlan(way=4, shot=1, query=3, episodes=1, precision="fp32", threads=3, chunk=2)
     assert EngineChoices.choose(plan, tasks=7) == EngineChoices(threads=3, precision="fp32", chunks=4)
@@ -233,7 +242,7 @@ def test_a_recorded_step_is_recorded_anew_for_each_stage(dataset, monkeypatch):
     class Recorded:
         """What a GPU's graph does with the numbers of Python: they stay as they were."""
 
-        def __init__(self, compute):
+        def __init__(self, compute, _):
             result = compute()
             self.replay = lambda: result
 

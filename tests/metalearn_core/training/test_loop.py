@@ -250,8 +250,9 @@ class Recorded:
     What it gives is always in the same tensors.
     """
 
-    def __init__(self, compute):
+    def __init__(self, compute, beside):
         self.compute, self.result, self.replayed = compute, compute(), 0
+        assert beside is (recorded[0] if recorded else None), "they use the memory of the first one"
         recorded.append(self)
 
     def replay(self):
@@ -272,38 +273,49 @@ recorded = []
 choose = EngineChoices.choose
 
 
-def choose_one_chunk(monkeypatch, **values):
-    """Have the tasks of a step be one chunk, whatever cores there are."""
+def choose_chunks(monkeypatch, chunks, **values):
+    """Have the tasks of a step be so many chunks, whatever cores there are."""
 
-    def one_chunk(*args, **kwargs):
-        return choose(*args, **kwargs).model_copy(update={"chunks": 1, "threads": 1, **values})
+    def chosen(*args, **kwargs):
+        return choose(*args, **kwargs).model_copy(update={"chunks": chunks, "threads": 1, **values})
 
-    monkeypatch.setattr(EngineChoices, "choose", one_chunk)
+    monkeypatch.setattr(EngineChoices, "choose", chosen)
 
 
-@pytest.mark.parametrize("name", ["maml", "protonet", "transfer"])
-def test_a_step_that_is_replayed_reads_the_episodes_of_each_step(dataset, name, monkeypatch):
-    whole = {"maml": plan(episodes=35), "protonet": plan(), "transfer": plan()}[name]  # maml: a short step at the end
-    choose_one_chunk(monkeypatch)
-    wanted = content(fit(spec(name), dataset, whole))
-    choose_one_chunk(monkeypatch, graph=True)
+@pytest.mark.parametrize(
+    ("name", "options", "episodes", "chunks", "graphs", "replays"),
+    [
+        ("maml", {}, 35, 1, 2, 9),  # of 4 episodes, and a short step at the end
+        ("maml", {}, 35, 3, 2, 27),  # chunks of 2, 1 and 1 episodes
+        ("protonet", {}, 12, 1, 1, 12),
+        ("protonet", {"meta_batch": 4}, 12, 3, 2, 9),
+        ("transfer", {}, 12, 1, 1, 12),
+    ],
+)
+def test_a_step_that_is_replayed_reads_the_episodes_of_each_step(
+    dataset, name, options, episodes, chunks, graphs, replays, monkeypatch
+):
+    choose_chunks(monkeypatch, chunks)
+    wanted = content(fit(spec(name, **options), dataset, plan(episodes=episodes)))
+    choose_chunks(monkeypatch, chunks, graph=True)
     monkeypatch.setattr(engine, "StepGraph", Recorded)
     recorded.clear()
-    assert content(fit(spec(name), dataset, whole)) == wanted
-    assert len(recorded) == (2 if name == "maml" else 1)
-    assert sum(graph.replayed for graph in recorded) == (9 if name == "maml" else 12)
+    assert content(fit(spec(name, **options), dataset, plan(episodes=episodes))) == wanted
+    assert len(recorded) == graphs
+    assert sum(graph.replayed for graph in recorded) == replays
 
 
-def test_a_step_that_cannot_be_recorded_is_run_as_it_is(dataset, monkeypatch, tmp_path):
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_a_step_that_cannot_be_recorded_is_run_as_it_is(dataset, monkeypatch, tmp_path, chunks):
     refused = []
 
-    def refuse(compute):
+    def refuse(compute, _):
         refused.append(compute)
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    choose_one_chunk(monkeypatch)
+    choose_chunks(monkeypatch, chunks)
     wanted = content(fit(spec("maml"), dataset, plan()))
-    choose_one_chunk(monkeypatch, graph=True)
+    choose_chunks(monkeypatch, chunks, graph=True)
     monkeypatch.setattr(engine, "StepGraph", refuse)
     monkeypatch.setenv("METALEARN_EVENTS", str(tmp_path / "events.jsonl"))
     assert content(fit(spec("maml"), dataset, plan())) == wanted
