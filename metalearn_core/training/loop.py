@@ -15,7 +15,6 @@ from metalearn_core import events
 from metalearn_core.backbones.contract import move_averages
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.tasks import stream_of
-from metalearn_core.errors import MetalearnError, StorageError, one_line
 from metalearn_core.evaluation.metric import metric_of
 from metalearn_core.evaluation.scoring import NoNumbersError
 from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
@@ -30,6 +29,7 @@ from metalearn_core.training.optimiser import OPTIMISERS, Optimiser
 from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
 from metalearn_core.training.pretraining import Phases
 from metalearn_core.training.report import OnMetrics, Phase, Reporter
+from metalearn_core.training.saving import Saving
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, told_checkpoint, unpack
 from metalearn_core.training.supply import Supply
@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from metalearn_core.data.tasks import Tasks
 
 VALIDATION_SEED = 1_000_003
-STOP_SECONDS = 5.0  # that a bucket has to take the last checkpoint when the process is asked to end
-MOST_UNWRITTEN = 3  # checkpoints in a row, that a disk does not take
 FEW_STEPS = 50
 
 
@@ -107,14 +105,12 @@ def fit(
         return run.train(None)
     checkpoints = Checkpoints(Place.at(checkpoint_dir), spec.learner)
     with checkpoints.lock() if world.leads else contextlib.nullcontext():
-        if restart:
-            run.command += " without --restart"
-            if world.leads:
-                checkpoints.discard()
+        if restart and world.leads:
+            checkpoints.discard()
         world.wait()
         run.resume(checkpoints)
         world.wait()
-        return run.train(checkpoints)
+        return run.train(Saving(checkpoints, run.packed, restarted=restart) if world.leads else None)
 
 
 class _Run:
@@ -153,8 +149,6 @@ class _Run:
         self.best = self._weights()
         self.clock = Clock(0.0)
         self.now = 0.0
-        self.unwritten = 0
-        self.command = "the same command"
         self.reporter = Reporter(spec.learner, on_metrics, self.metric) if world.leads else None
 
     def resume(self, checkpoints: Checkpoints) -> None:
@@ -177,8 +171,8 @@ class _Run:
             elif kept.chunks > 1:  # threads change no bit then; there may be more processes now, or fewer
                 self._update(engine=kept.model_copy(update={"threads": now.threads}))
 
-    def train(self, checkpoints: Checkpoints | None) -> FitResult:
-        """Train until the budget is spent."""
+    def train(self, saving: Saving | None) -> FitResult:
+        """Train until the budget is spent; the first process saves, where there is a place for it."""
         if self.progress.finished:
             return self._result()
         self._say_if_alone()
@@ -189,12 +183,12 @@ class _Run:
             stop = stack.enter_context(sigterm_flag())
             stack.enter_context(self.supply.drawing_ahead())
             try:
-                self._train_phase(checkpoints, stop)
+                self._train_phase(saving, stop)
                 if self.progress.phase == "pretrain":
                     self._begin_meta_training()
-                    self._train_phase(checkpoints, stop)
+                    self._train_phase(saving, stop)
             except StopRequested:
-                raise self._stopped(checkpoints) from None
+                raise self._stopped(saving) from None
         if not self.plan.validations:
             self.best = self._weights()
         self._update(finished=True, seconds=self.clock.seconds())
@@ -202,11 +196,11 @@ class _Run:
         if self.plan.seconds is not None and few and self.world.leads:
             trained = f"only {self.progress.episodes} training episodes in {self.progress.seconds:.0f} s"
             events.emit("warning", self.spec.learner, text=f"{self.spec.learner}: {trained}: give it more time")
-        if checkpoints is not None:
-            self._save(checkpoints)
+        if saving:
+            saving.at_the_end()
         return self._result()
 
-    def _train_phase(self, checkpoints: Checkpoints | None, stop: threading.Event) -> None:
+    def _train_phase(self, saving: Saving | None, stop: threading.Event) -> None:
         """Train until the phase, or the budget, is over."""
 
         def heed() -> None:
@@ -219,8 +213,8 @@ class _Run:
         with Engine(self.progress.engine, self.world, heed) as engine:
             while self._advance(engine, stop):
                 self._update(engine=engine.choices)
-                if checkpoints is not None and time.monotonic() - saved >= self.plan.checkpoint_seconds:
-                    self._save_on_the_way(checkpoints)
+                if saving and time.monotonic() - saved >= self.plan.checkpoint_seconds:
+                    saving.on_the_way()
                     saved = time.monotonic()
 
     def _advance(self, engine: Engine, stop: threading.Event) -> bool:
@@ -384,58 +378,23 @@ class _Run:
     def _update(self, **values: object) -> None:
         self.progress = self.progress.model_copy(update=values)
 
-    def _save(self, checkpoints: Checkpoints, *, wait: float | None = None) -> bool:
-        """Save a checkpoint, and return whether it is where it belongs; `wait` as for `Checkpoints.save`.
+    def packed(self) -> tuple[Progress, dict[str, Tensor]]:
+        """Return what a checkpoint holds.
 
         Raises:
-            MetalearnError: a weight is no number; the checkpoint before is kept.
+            MetalearnError: a weight is no number.
         """
         if not all(bool(weight.isfinite().all()) for weight in self._trained().parameters()):
             raise diverged(self.spec, self.progress, self.progress.step, "weights that are no numbers")
         if not self.progress.finished:
             self._update(seconds=self.clock.seconds())
-        if not self.world.leads:
-            return True
-        return checkpoints.save(self.progress, pack(self._trained(), self.optimiser, self.best), wait=wait)
+        return self.progress, pack(self._trained(), self.optimiser, self.best)
 
-    def _save_on_the_way(self, checkpoints: Checkpoints) -> None:
-        """Save without waiting for a bucket.
-
-        A bucket that is away costs checkpoints, not the training, and so does for a while a disk that is full.
-        """
-        try:
-            self._save(checkpoints, wait=0)
-            self.unwritten = 0
-        except (OSError, StorageError) as error:
-            self.unwritten = self.unwritten + 1 if isinstance(error, OSError) else 0
-            if self.unwritten == MOST_UNWRITTEN:
-                raise
-            text = f"a checkpoint was not kept, training goes on: {one_line(error)}"
-            events.emit("warning", self.spec.learner, text=text)
-
-    def _stopped(self, checkpoints: Checkpoints | None) -> TrainingStoppedError:
+    def _stopped(self, saving: Saving | None) -> TrainingStoppedError:
         """Save the last checkpoint, and return what the first process, which alone knows, says of it."""
         done = f"{self.spec.learner}: stopped by SIGTERM after {self.progress.episodes} training episodes"
-        if checkpoints is None:
-            return TrainingStoppedError(f"{done}; without a checkpoint folder they are lost")
-        said = self._saved_last(checkpoints) if self.world.leads else ""
+        said = saving.when_asked_to_end() if saving else "; without a checkpoint folder they are lost"
         return TrainingStoppedError(done + self.world.tell(said.encode()).decode())
-
-    def _saved_last(self, checkpoints: Checkpoints) -> str:
-        """Save the last checkpoint, and return from what the run goes on."""
-        try:
-            sent = self._save(checkpoints, wait=STOP_SECONDS)
-        except StorageError:
-            sent = False
-        except (OSError, MetalearnError) as error:
-            why = one_line(error)
-            return f"; the last checkpoint could not be written ({why}): {self.command} goes on from the one before"
-        if sent:
-            return f": {self.command} goes on from {checkpoints.place}"
-        return (
-            f"; {checkpoints.place} did not take the last checkpoint: on this machine {self.command} goes on from it, "
-            "on another one from the one before"
-        )
 
     def _result(self) -> FitResult:
         self.learner.load_state_dict(self.best)
