@@ -23,16 +23,13 @@ class LayerChange(Record):
         layer: its name in the network.
         change: ‖θ′ − θ‖, the mean over episodes.
         norm: ‖θ‖, the mean over episodes.
+        relative: ‖θ′ − θ‖ / ‖θ‖, the mean over episodes; None where θ is zero in any, as a head that starts there.
     """
 
     layer: str
     change: float
     norm: float
-
-    @property
-    def relative(self) -> float | None:
-        """‖θ′ − θ‖ / ‖θ‖; None where θ is zero, as a head that starts there."""
-        return self.change / self.norm if self.norm else None
+    relative: float | None
 
 
 class StepLoss(Record):
@@ -90,15 +87,18 @@ def layer_changes(start: State, state: State) -> tuple[LayerChange, ...]:
             layer, unmoved = name.rpartition(".")[0] or name, value.double()
             changes[layer].append((state[name].double() - unmoved).flatten(1).square().sum(dim=1))
             norms[layer].append(unmoved.flatten(1).square().sum(dim=1))
-    return tuple(
-        LayerChange(layer=layer, change=_mean_norm(squares), norm=_mean_norm(norms[layer]))
-        for layer, squares in changes.items()
-    )
+    return tuple(_layer_change(layer, _norm(squares), _norm(norms[layer])) for layer, squares in changes.items())
 
 
-def _mean_norm(squares: list[Tensor]) -> float:
-    """Return the mean over episodes of the norm whose parts have these squares, each (b,) or (1,)."""
-    return float(torch.stack(squares).sum(dim=0).sqrt().mean())
+def _norm(squares: list[Tensor]) -> Tensor:
+    """Return the norm in each episode whose parts have these squares, each (b,) or (1,)."""
+    return torch.stack(squares).sum(dim=0).sqrt()
+
+
+def _layer_change(layer: str, change: Tensor, norm: Tensor) -> LayerChange:
+    """Return the means over episodes of ‖θ′ − θ‖ (b,), ‖θ‖ (b,) or (1,), and of their ratio."""
+    relative = float((change / norm).mean()) if norm.all() else None
+    return LayerChange(layer=layer, change=float(change.mean()), norm=float(norm.mean()), relative=relative)
 
 
 @torch.no_grad()
@@ -107,10 +107,11 @@ def support_losses(
 ) -> tuple[StepLoss, ...]:
     """Return the loss on the support sets after inner steps 0, 1, … of a learner that has the option `eval_steps`.
 
-    Each figure is that of adapting anew with so many steps; of many steps at most ten numbers are tried.
+    Each figure is that of adapting anew with so many steps; of many steps at most ten numbers are tried. Empty where
+    the learner takes none.
     """
     total = getattr(learner.config, "eval_steps", None)
-    if total is None:
+    if not total:
         return ()
     episodes = EpisodeBatch(way, support_x, support_y, support_x, support_y, support_mask, support_mask)
     losses = []

@@ -82,6 +82,26 @@ def test_of_many_steps_some_are_shown_with_the_first_and_the_last(make_double, s
     assert len(found) <= SHOWN_STEPS + 1
 
 
+def test_a_learner_that_is_asked_for_no_steps_can_say_that_nothing_moves(make_double, support):
+    learner = make_double("finetune", eval_steps=0)
+    found = explain_adaptation(learner, learner.adapt(*support, way=3), *support, way=3)
+    assert found.support_losses == ()
+    assert [one.layer for one in found.layers] == [*sorted({*CONVOLUTIONS, *NORMS}), "head"]
+    assert all(one.change == one.relative == 0 for one in found.layers)
+
+
+def test_the_relative_change_is_the_mean_of_each_episodes_own(make_double, support):
+    learner = make_double("protomaml", eval_steps=2, inner_lr=0.3)
+    head = layer_changes(learner.unmoved(*support, way=3), learner.adapt(*support, way=3))[-1]
+    alone = []
+    for x, y in zip(*support, strict=True):
+        own = x[None], y[None]
+        alone.append(layer_changes(learner.unmoved(*own, way=3), learner.adapt(*own, way=3))[-1])
+    assert head.layer == "head"
+    assert head.relative == pytest.approx(np.mean([one.change / one.norm for one in alone]))
+    assert head.relative != pytest.approx(head.change / head.norm, rel=1e-3)
+
+
 def test_a_head_that_starts_at_zero_has_no_relative_change(maml, support):
     with torch.no_grad():
         maml.head.weight.zero_()
