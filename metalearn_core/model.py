@@ -62,6 +62,7 @@ class Explanation:
         distances: (q, k) float64, to those.
         prototype_distances: (q, way) float64, to each class's prototype; None where the learner keeps none.
         adaptation: how far the support set moved the weights, and its loss over the inner steps.
+        decides_by_distance: the distances are what the learner decides by; else they show what is alike to it.
     """
 
     prediction: Prediction
@@ -69,6 +70,7 @@ class Explanation:
     distances: npt.NDArray[np.float64]
     prototype_distances: npt.NDArray[np.float64] | None
     adaptation: Adaptation
+    decides_by_distance: bool
 
 
 class Classifier:
@@ -176,6 +178,7 @@ class Classifier:
             distances=near.distances,
             prototype_distances=near.prototype_distances,
             adaptation=explain_adaptation(self.model.learner, self.state, support_x, support_y, way=len(self.classes)),
+            decides_by_distance=self.model.learner.decides_by_distance,
         )
 
     def _nearest(self, x: torch.Tensor, features: torch.Tensor | None, neighbours: int) -> Neighbours:

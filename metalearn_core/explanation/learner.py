@@ -25,11 +25,13 @@ class LearnerExplanation(Record):
         answers: to queries of test episodes, wrong ones first.
         adaptation: the mean over the first four episodes.
         map: of the split's classes; None where there are too few.
+        decides_by_distance: the distances of the answers are what the learner decides by: see `Learner`.
     """
 
     answers: tuple[Answer, ...]
     adaptation: Adaptation
     map: EmbeddingMap | None
+    decides_by_distance: bool
 
 
 def explain_learner(
@@ -57,6 +59,7 @@ def explain_learner(
             answers=explain_answers(learner, sampler),
             adaptation=explain_adaptation(learner, state, x, y, way=first.way, support_mask=mask),
             map=embedding_map(learner, left, protocol.split, adapted=state),
+            decides_by_distance=learner.decides_by_distance,
         )
     return explanation if left is dataset else _numbered_as(dataset, left, explanation)
 

@@ -15,7 +15,7 @@ PROTOTYPES = "prototypes"
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Euclidean distances of q queries, in the space where the learner compares (`Learner.compared_features`).
+    """Euclidean distances of q queries, in the space of `Learner.compared_features`.
 
     Attributes:
         nearest: (q, k) int64, positions in the support set, the nearest first; of equals the first in the support set.

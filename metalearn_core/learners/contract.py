@@ -125,6 +125,8 @@ class Learner(nn.Module, ABC):
         batch_norm: the mode that `adapt` and `predict` work in; may be set to evaluate in the other one.
         progress: the share (0 to 1) of the training budget that is spent, set before each outer step.
         moves_backbone: adapting takes gradient steps on the backbone, and holds what it remembers of all examples.
+        decides_by_distance: of support sets of one shot, the class of the example nearest to a query in the space of
+            `compared_features` has the largest logit. Elsewhere distances there show what is alike, and decide nothing.
 
     Raises:
         UsageError: the learner takes no examples of this modality or no such targets, has no such batch-norm mode, or
@@ -138,6 +140,7 @@ class Learner(nn.Module, ABC):
     std: Tensor
     progress: float = 0.0
     moves_backbone: ClassVar[bool] = True
+    decides_by_distance: bool = False
 
     def __init__(self, spec: DatasetSpec, backbone: Backbone, config: LearnerConfig, way: int | None = None) -> None:
         super().__init__()
@@ -200,7 +203,8 @@ class Learner(nn.Module, ABC):
             tensors alone, each with b as its first dimension: what the support sets taught. A fast weight has the name
             of its parameter (those of a linear head are `head.weight` and `head.bias`, even where they are made anew),
             the batch-norm statistics that belong to it `statistics.` and theirs, and the representatives of classes
-            (b, way, d) are `prototypes`: by these names a prediction is explained.
+            (b, way, d) are `prototypes`, in the space of `compared_features`, where that of one example is the example
+            itself: by these names a prediction is explained.
         """
 
     @abstractmethod
@@ -218,9 +222,10 @@ class Learner(nn.Module, ABC):
     def compared_features(self, state: State, x: Tensor) -> Tensor:
         """Return features (b, n, d) of x (b, n, *x) in the space where, after adapting, near examples are alike.
 
-        Here that of the backbone under the fast weights and statistics of the state; where it has none, under the
-        shared ones: an empty state is that of a learner which has seen no support set. A learner that does not compare
-        by Euclidean distance maps its features to where it is the same (for the cosine: to unit length).
+        Those of an example do not depend on the others. Here that of the backbone under the fast weights and statistics
+        of the state; where it has none, under the shared ones: an empty state is that of a learner which has seen no
+        support set. A learner that compares by another distance maps its features to where it is the Euclidean one (for
+        the cosine: to unit length).
         """
         weights = {name: state.get(BACKBONE + name, parameter) for name, parameter in self.backbone.named_parameters()}
         statistics = own_statistics(state) or self.backbone.running_statistics()

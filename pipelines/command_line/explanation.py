@@ -51,6 +51,8 @@ def print_reasons(predictions: Sequence[dict[str, Any]], explanation: "Explanati
             ["file ", "distances to the nearest prototypes "],
             [[entry["file"], _nearest(entry["prototype_distances"])] for entry in predictions],
         )
+    if not explanation.decides_by_distance:
+        answers.print("\nthis model does not decide by distances: they show what is alike to it", soft_wrap=True)
     adaptation = explanation.adaptation
     if adaptation.layers:
         answers.print()
@@ -68,9 +70,7 @@ def print_reasons(predictions: Sequence[dict[str, Any]], explanation: "Explanati
 
 def adaptation_of(explanation: "Explanation") -> dict[str, Any]:
     """Return what `predict --explain --json` says of adapting."""
-    adaptation = explanation.adaptation
-    layers = [{**layer.model_dump(), "relative": layer.relative} for layer in adaptation.layers]
-    return {"layers": layers, "support_losses": [step.model_dump() for step in adaptation.support_losses]}
+    return explanation.adaptation.model_dump(mode="json")
 
 
 def _nearest(distances: dict[str, float]) -> str:

@@ -77,7 +77,10 @@ def predict(
     if explanation:
         for entry, reasons in zip(predictions, reasons_of(explanation, sources, labels), strict=True):
             entry.update(reasons)
-        answer["adaptation"] = adaptation_of(explanation)
+        answer |= {
+            "adaptation": adaptation_of(explanation),
+            "decides_by_distance": explanation.decides_by_distance,
+        }
     if json:
         print_json(answer)
         return

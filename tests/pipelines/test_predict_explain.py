@@ -38,6 +38,7 @@ def test_json_names_the_nearest_support_files(metalearn: Callable, support: Path
     assert answer.status == 0, answer.errors
     [entry] = answer.json["predictions"]
     assert entry["nearest"][0] == {"file": str(query), "label": "class06", "distance": pytest.approx(0, abs=1e-3)}
+    assert answer.json["decides_by_distance"] == (learner == "protonet")
     files = [str(file) for file in sorted(support.rglob("*.png"))]
     labels = [Path(file).parent.name for file in files]
     explained = load_model(model).adapt(files, labels).explain([query])
@@ -64,6 +65,7 @@ def test_the_table_says_the_same_in_words(
     assert "nearest support files" in shown.output
     assert shown.output.count(str(query)) >= 3
     assert words in shown.output
+    assert ("does not decide by distances" in shown.output) == (learner == "maml")
 
 
 def test_without_the_option_nothing_is_explained(metalearn: Callable, support: Path, tmp_path: Path) -> None:

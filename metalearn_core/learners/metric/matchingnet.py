@@ -51,6 +51,7 @@ class MatchingNet(EmbeddingLearner):
     ) -> None:
         super().__init__(spec, backbone, config, way)
         self.context = FullContext(backbone.feature_size, config.processing_steps) if config.full_context else None
+        self.decides_by_distance = self.context is None
 
     def comparable(self, features: Tensor) -> Tensor:
         """Return features (b, n, d) of unit length, before they are read in context: they are compared by cosine."""

@@ -35,6 +35,7 @@ class ProtoNet(EmbeddingLearner):
     Config: ClassVar[type[LearnerConfig]] = ProtoNetConfig
     # small initial weights, as in torch's own layers: 0.8 points more on Omniglot after 45 seconds
     backbone_defaults: ClassVar = {"conv4": {"pooling": "max", "gain": 3**-0.5}}
+    decides_by_distance = True
     config: ProtoNetConfig
 
     def adapt_features(

@@ -46,6 +46,7 @@ class Centroid(PretrainedLearner, EmbeddingLearner):
         stream="examples",
     )
     Config: ClassVar[type[LearnerConfig]] = CentroidConfig
+    decides_by_distance = True
     config: CentroidConfig
     centre: Tensor
     centre_share: Tensor

@@ -195,6 +195,14 @@ def test_answers_are_shown_with_their_neighbours_and_distances(page, content):
     assert f"Prototype of its {distances}" in shown
 
 
+def test_where_distances_decide_nothing_that_is_said(page, content, tmp_path):
+    assert "does not decide by these distances" not in page.text
+    maml = content.model_copy(update={"learners": content.learners[2:]})
+    write_report(tmp_path / "r.html", maml)
+    shown = Page((tmp_path / "r.html").read_text()).text
+    assert "and their distances. maml does not decide by these distances: they show what is alike to it." in shown
+
+
 def test_what_moves_and_what_does_not_is_said(page):
     assert "protonet: no weight of the network moves" in page.text
     assert "head of maml starts at zero" in page.text
