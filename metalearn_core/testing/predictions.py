@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import BatchNormMode
+from metalearn_core.learners.contract import BatchNormMode, Outcome
 from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.testing.promises import Promise, promise, require, require_close, require_refused
 from metalearn_core.testing.subject import QUERY, SHOT, TARGET_SIZE, WAY, Subject, train
@@ -16,11 +16,21 @@ from metalearn_core.testing.subject import QUERY, SHOT, TARGET_SIZE, WAY, Subjec
 PROMISES: list[Promise] = []
 _JUNK, _JUNK_TARGET = float("nan"), 9.0  # what padding is filled with: examples, and real targets
 _SHOTS = (1, 5)
+_ASKED = 15  # queries per class, so many that one that decides otherwise does so for some of them
 _BF16_TOLERANCE = 0.1  # of the largest logit
 
 
 def _classes(subject: Subject) -> bool:
     return subject.target == "class"
+
+
+def _one_shot_and_five(subject: Subject) -> bool:
+    return subject.info.variable_shape or "shot" in subject.kind.Config.model_fields
+
+
+def _built_for(subject: Subject, shot: int) -> dict[str, Any]:
+    """Return the options of a learner for episodes of some shot: one that is built for a shot has it as an option."""
+    return {"shot": shot} if "shot" in subject.kind.Config.model_fields else {}
 
 
 def _modes(subject: Subject) -> list[BatchNormMode]:
@@ -65,17 +75,17 @@ def another_way_is_refused(subject: Subject) -> None:
         require(False, f"made for {WAY} classes, it took {WAY + 1}")
 
 
-@promise(PROMISES, lambda subject: subject.info.variable_shape or "shot" in subject.kind.Config.model_fields)
+@promise(PROMISES, _one_shot_and_five)
 def one_shot_and_five_are_taken(subject: Subject) -> None:
     """A learner takes support sets of one example a class, and of five.
 
     (One that is built for a shot has it as the option `shot`.)
     """
     for shot in _SHOTS:
-        options: dict[str, Any] = {"shot": shot} if "shot" in subject.kind.Config.model_fields else {}
         episodes = subject.episodes(2, shot=shot)
         for training in (False, True):
-            learner, what = subject.make(**options).train(training), f"{shot}-shot logits (training: {training})"
+            learner = subject.make(**_built_for(subject, shot)).train(training)
+            what = f"{shot}-shot logits (training: {training})"
             logits = learner(episodes)
             require(bool(logits.isfinite().all()), f"{what} that are not finite")
             alone = torch.cat([learner(episodes[number : number + 1]) for number in range(2)])
@@ -91,8 +101,8 @@ def episodes_in_a_batch_are_independent(subject: Subject) -> None:
         alone = torch.cat([learner(episodes[number : number + 1]) for number in range(3)])
         require_close(learner(episodes), alone, f"logits in a batch of 3 against alone (training: {training})")
         if subject.trains_on_episodes:
-            losses = torch.cat([learner.train_episodes(episodes[number : number + 1]).losses for number in range(3)])
-            require_close(learner.train_episodes(episodes).losses, losses, "outer losses in a batch of 3 against alone")
+            outcomes = [learner.train_episodes(episodes[number : number + 1]) for number in range(3)]
+            _require_alike(learner.train_episodes(episodes), outcomes, f"in a batch of 3 (training: {training})")
 
 
 @promise(PROMISES)
@@ -129,7 +139,8 @@ def renaming_the_classes_renames_the_columns(subject: Subject) -> None:
 def padding_is_as_if_it_were_not_there(subject: Subject) -> None:
     """Masked out is as if not there: episodes of several ways and shots, padded to one batch, get what they get alone.
 
-    In training and evaluation, in every batch-norm mode that the learner has, and if the padding is no number.
+    Logits, losses, accuracies and statistics do, in training and evaluation, in every batch-norm mode that the learner
+    has, and if the padding is no number.
     """
     short = [_kept(subject, number) for number in range(3)]
     padded = _padded(subject, short)
@@ -142,8 +153,17 @@ def padding_is_as_if_it_were_not_there(subject: Subject) -> None:
                 size = episode.query_x.shape[1]
                 require_close(logits[number, None, :size], learner(episode), f"logits of episode {number} ({what})")
             if subject.trains_on_episodes:
-                alone = torch.cat([learner.train_episodes(episode).losses for episode in short])
-                require_close(learner.train_episodes(padded).losses, alone, f"outer losses ({what})")
+                alone = [learner.train_episodes(episode) for episode in short]
+                _require_alike(learner.train_episodes(padded), alone, f"under masks ({what})")
+
+
+def _require_alike(found: Outcome, alone: list[Outcome], what: str) -> None:
+    """Raise where what episodes gave in a batch is not what each of them gives alone."""
+    require_close(found.losses, torch.cat([one.losses for one in alone]), f"outer losses {what} against alone")
+    require_close(found.accuracies, torch.cat([one.accuracies for one in alone]), f"accuracies {what} against alone")
+    for name in sorted({name for one in (found, *alone) for name in one.statistics}):
+        values = torch.cat([one.statistics[name] for one in alone])
+        require_close(found.statistics[name], values, f"statistics {name} {what} against alone")
 
 
 def _kept(subject: Subject, number: int) -> EpisodeBatch:
@@ -288,6 +308,48 @@ def features_computed_once_give_the_same_logits(subject: Subject) -> None:
     support, query = (torch.stack([learner.embed(x) for x in xs]) for xs in (episodes.support_x, episodes.query_x))
     state = learner.adapt_features(support, episodes.support_y, way=subject.way)
     require_close(learner.predict_features(state, query), learner(episodes), "logits from features")
+
+
+@promise(PROMISES)
+def compared_features_are_an_examples_own(subject: Subject) -> None:
+    """`compared_features` has a row an example, which in inductive mode does not depend on the others."""
+    learner, episodes = subject.make(), subject.episodes()
+    state = learner.adapt(episodes.support_x, episodes.support_y, way=subject.way)
+    features = learner.compared_features(state, episodes.support_x)
+    require(features.shape[:2] == episodes.support_x.shape[:2], f"features of shape {tuple(features.shape)}")
+    parts = [learner.compared_features(state, x) for x in torch.split(episodes.support_x, 1, dim=1)]
+    require_close(torch.cat(parts, dim=1), features, "compared features of examples alone against together")
+
+
+@promise(PROMISES, lambda subject: _classes(subject) and _one_shot_and_five(subject))
+def prototypes_lie_where_examples_are_compared(subject: Subject) -> None:
+    """`prototypes` in a state, if any, are in the space of `compared_features`: of one example, where that lies."""
+    learner, episodes = subject.make(**_built_for(subject, 1)), subject.episodes(shot=1)
+    state = learner.adapt(episodes.support_x, episodes.support_y, way=WAY)
+    if "prototypes" in state:
+        examples = learner.compared_features(state, _by_class(episodes))
+        require_close(state["prototypes"], examples, "prototypes against the features of their only examples")
+
+
+@promise(PROMISES, lambda subject: _classes(subject) and _one_shot_and_five(subject))
+def the_nearest_decides_where_that_is_said(subject: Subject) -> None:
+    """A learner that `decides_by_distance` answers with the class of the nearest example, by `compared_features`.
+
+    That is so where each class has one example.
+    """
+    learner, episodes = subject.make(**_built_for(subject, 1)), subject.episodes(shot=1, query=_ASKED)
+    if learner.decides_by_distance:
+        state = learner.adapt(episodes.support_x, episodes.support_y, way=WAY)
+        examples, queries = (learner.compared_features(state, x) for x in (_by_class(episodes), episodes.query_x))
+        nearest = torch.cdist(queries, examples).argmin(dim=-1)
+        other = int((learner.predict(state, episodes.query_x).argmax(dim=-1) != nearest).sum())
+        require(not other, f"{other} of {nearest.numel()} queries in another class than that of the nearest example")
+
+
+def _by_class(episodes: EpisodeBatch) -> Tensor:
+    """Return the support examples (b, way, *x) of one-shot episodes, in the order of their classes."""
+    order = episodes.support_y.argsort(dim=1)
+    return torch.stack([x[own] for x, own in zip(episodes.support_x, order, strict=True)])
 
 
 @promise(PROMISES, lambda subject: subject.info.transductive)

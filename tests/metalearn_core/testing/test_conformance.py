@@ -169,6 +169,33 @@ class CountsItsTrainingSteps(Honest):
         return replace(outcome, losses=outcome.losses * (1 + 0.1 * self.calls))
 
 
+class ScoresPaddingToo(Honest):
+    def train_episodes(self, episodes):
+        right = self(episodes).detach().argmax(dim=-1) == episodes.query_y
+        return replace(super().train_episodes(episodes), accuracies=right.double().mean(dim=1))
+
+
+class AveragesPaddingToo(Honest):
+    def train_episodes(self, episodes):
+        _, statistics = self.embed_by_episode(torch.cat([episodes.support_x, episodes.query_x], dim=1))
+        own = {name: value.detach() for name, value in statistics.items()}
+        return replace(super().train_episodes(episodes), statistics=own)
+
+
+class ComparesInContext(Honest):
+    def comparable(self, features):
+        return features - features.mean(dim=1, keepdim=True)
+
+
+class KeepsItsPrototypesElsewhere(Honest):
+    def adapt_features(self, support, support_y, **shape):
+        state = super().adapt_features(support, support_y, **shape)
+        return {**state, "means": state["prototypes"], "prototypes": 2 * state["prototypes"]}
+
+    def predict_features(self, state, query):
+        return super().predict_features({**state, "prototypes": state["means"]}, query)
+
+
 class NamesOtherStatistics(Honest):
     def train_episodes(self, episodes):
         outcome = super().train_episodes(episodes)
@@ -207,6 +234,7 @@ class Ridge(Honest):
     """Takes classes and real targets alike: ridge regression on the features."""
 
     info = named("ridge", targets=("class", "real"), family="optimization")
+    decides_by_distance = False
 
     def adapt_features(self, support, support_y, *, way, support_mask=None):
         real = support_y.is_floating_point()
@@ -223,6 +251,10 @@ class Ridge(Honest):
         with torch.autocast(query.device.type, enabled=False):
             answers = query @ state["weight"]
         return torch.where(state["present"].unsqueeze(1), answers, -torch.inf)
+
+
+class SaysThatItDecidesByDistance(Ridge):
+    decides_by_distance = True
 
 
 class CountsItsStepsInRegression(Ridge):
@@ -273,6 +305,7 @@ CHUNKS, REACHED = "chunks_and_threads_give_the_same_gradient", "gradients_reach_
 LOGITS, HEART = "logits_have_a_row_a_query_and_a_column_a_class", "one_episode_is_learned_by_heart"
 BF16, STEP = "bf16_gives_nearly_the_same_logits", "a_small_step_lowers_the_loss"
 SHOTS = "one_shot_and_five_are_taken"
+PROTOTYPES, NEAREST = "prototypes_lie_where_examples_are_compared", "the_nearest_decides_where_that_is_said"
 RESUMED, SAME = "a_training_that_was_cut_off_ends_with_the_same_bytes", "the_same_call_gives_the_same_bits"
 STATISTICS, SHAPE = (
     "training_has_a_loss_an_episode_and_known_statistics",
@@ -280,20 +313,20 @@ STATISTICS, SHAPE = (
 )
 
 MUTANTS: dict[type[Learner], set[str]] = {
-    LooksAtOtherQueries: {ALONE, PADDING},  # what pads the queries is looked at too
-    DependsOnTheOrder: {"the_order_of_the_support_set_does_not_matter"},
+    LooksAtOtherQueries: {ALONE, PADDING, NEAREST},  # what pads the queries is looked at too
+    DependsOnTheOrder: {"the_order_of_the_support_set_does_not_matter", PROTOTYPES, NEAREST},
     ForgetsTheMask: {ABSENT, PADDING},
     MultipliesPaddingByZero: {PADDING},
     HasADeadParameter: {REACHED},
     LosesTheGradient: {REACHED, HEART, STEP},
-    LeaksBetweenEpisodes: {INDEPENDENT, PADDING, CHUNKS, SHOTS},
-    KeepsSomethingOutsideItsState: {"a_copy_with_the_same_weights_gives_the_same_logits"},
+    LeaksBetweenEpisodes: {INDEPENDENT, PADDING, CHUNKS, SHOTS, PROTOTYPES, NEAREST},
+    KeepsSomethingOutsideItsState: {"a_copy_with_the_same_weights_gives_the_same_logits", NEAREST},
     ClimbsItsLoss: {HEART, STEP},
     GuessesAbsentClasses: {ABSENT},
     ComputesInSinglePrecision: {LOGITS},
     ComputesInBf16WhereItMay: {BF16},
     TakesTwoShotsAlone: {SHOTS},
-    PrefersTheLastColumn: {"renaming_the_classes_renames_the_columns"},
+    PrefersTheLastColumn: {"renaming_the_classes_renames_the_columns", NEAREST},
     TakesAnyWayThoughItsWayIsFixed: {
         "another_way_is_refused",
         "its_training_episodes_fit_those_of_evaluation",
@@ -303,6 +336,11 @@ MUTANTS: dict[type[Learner], set[str]] = {
     HidesAnOption: {"every_option_is_documented_and_has_a_default"},
     CountsItsTrainingSteps: {SAME, RESUMED, INDEPENDENT, PADDING, CHUNKS},
     CountsItsStepsInRegression: {SAME, RESUMED, INDEPENDENT, PADDING, CHUNKS},
+    ScoresPaddingToo: {PADDING},
+    AveragesPaddingToo: {PADDING},
+    ComparesInContext: {"compared_features_are_an_examples_own", PROTOTYPES, NEAREST},
+    KeepsItsPrototypesElsewhere: {PROTOTYPES},
+    SaysThatItDecidesByDistance: {NEAREST},
     NamesOtherStatistics: {STATISTICS, HEART, RESUMED},
     CentresOnWhatItNeverAverages: {STATISTICS, HEART, RESUMED},
     TakesVectorsThoughItSaysImages: {"another_modality_is_refused"},
