@@ -80,7 +80,7 @@ class Outcome:
 class LearnerConfig(BaseModel):
     """The options that every learner has; each learner's own `Config` adds to them and sets its recipe's defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     optimiser: Literal["adam", "sgd"] = Field("adam", description="the outer optimiser")
     learning_rate: float = Field(1e-3, gt=0, description="of the outer optimiser at the start")

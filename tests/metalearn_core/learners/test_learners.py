@@ -50,6 +50,8 @@ def test_every_option_is_documented_and_every_learner_names_its_paper(name):
         ({"inner_steps": "many"}, ["maml.inner_steps", "'many'", "integer"]),
         ({"inner_steps": "0"}, ["maml.inner_steps", "'0'", "greater than or equal to 1"]),
         ({"inner_lr": "-1"}, ["maml.inner_lr", "-1", "greater than 0"]),
+        ({"inner_lr": "inf"}, ["maml.inner_lr", "inf", "finite number"]),
+        ({"gradient_clip": "nan"}, ["maml.gradient_clip", "nan", "finite number"]),
         ({"batch_norm": "running"}, ["maml.batch_norm", "running", "inductive"]),
         ({"backbone": "resnet"}, ["backbone", "resnet", "conv4"]),
         ({"backbone.depth": "3"}, ["depth", "conv4"]),
@@ -61,6 +63,14 @@ def test_bad_settings_are_named_in_one_line(settings, words):
         parse_spec("maml", settings)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(LEARNERS))
+def test_no_number_may_be_infinite(name):
+    for option, value in LEARNERS[name].Config().model_dump().items():
+        if isinstance(value, float):
+            with pytest.raises(UsageError, match=rf"{name}\.{option}: got 'inf'"):
+                parse_spec(name, {option: "inf"})
 
 
 def test_an_unknown_learner_names_the_nearest():
