@@ -146,7 +146,7 @@ class Snail(EmbeddingLearner):
         if shape.shot != config.shot:
             raise UsageError(
                 f"snail.shot: snail is built for one shot, here {config.shot}, got episodes of {shape.shot}: "
-                f"set snail.shot={shape.shot}"
+                f"set snail.shot={shape.shot} when it is trained"
             )
         return super().train_shape(shape, config)
 

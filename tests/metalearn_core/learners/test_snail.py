@@ -90,8 +90,8 @@ def test_another_shape_is_refused_with_what_it_can_do(make_double, make_episodes
             learner(wrong)
 
 
-def test_another_shot_is_refused_before_training():
+def test_another_shot_is_refused_before_training_and_after_it():
     kind = learner_class("snail")
-    with pytest.raises(UsageError, match=r"got episodes of 5: set snail\.shot=5"):
+    with pytest.raises(UsageError, match=r"got episodes of 5: set snail\.shot=5 when it is trained"):
         kind.train_shape(EpisodeShape(5, 5, 15), kind.Config())
     assert kind.train_shape(EpisodeShape(5, 5, 15), kind.Config(shot=5, train_query=7)) == EpisodeShape(5, 5, 7)
