@@ -17,7 +17,7 @@ from metalearn_core.learners.pretrainable import PretrainableConfig
 class R2D2Config(PretrainableConfig):
     """The options of r2d2; the paper's learning rate is 5e-3, halved every 2,000 episodes, its train_way 60 (Omniglot).
 
-    The published code holds λ at 50; the paper learns it, and so does this.
+    The paper learns λ, and so does this. The published code holds it at 50, where it weighs s times as much: see R2D2.
     """
 
     learning_rate: float = Field(5e-3, gt=0, description="of the outer optimiser at the start")
@@ -37,6 +37,10 @@ class R2D2(EmbeddingLearner):
     by Woodbury's identity: the system has the size of the support set, not that of the features. The answers
     α X′ W + β to queries X′ are taken as logits. λ, α and β are meta-learned with the backbone; λ and α by their
     logarithms, which keeps them positive.
+
+    The published code divides X and Y by √s, so that the penalty is s λ: it grows with the support set. Here, by the
+    equation, it is λ whatever s is; what was learned with 60 examples stays for 5 or 25. And that code gives X a column
+    of ones, for an intercept, which the equation has not.
 
     A β for all classes alike changes no softmax and no cross-entropy: it is there for real targets Y (s, d) alone,
     where the answers are the means.

@@ -46,8 +46,8 @@ class Reptile(FastWeightLearner):
     θ ← θ + ε (φ − θ) (algorithm 1), which is a step of SGD with rate ε on ½‖θ − φ‖², φ being held. No queries are
     needed to learn. Adam's mean squares begin anew with each episode; the authors' code keeps them from task to task.
 
-    In evaluation a step takes the whole support set, so that the order of the examples says nothing; the paper's
-    5-way 1-shot is the same. With more shots it takes mini-batches there too.
+    In evaluation a step takes the whole support set, so that the order of the examples says nothing. So it does in the
+    published command for Omniglot 5-way 1-shot; with more examples it is mostly a mini-batch there too.
     """
 
     info = LearnerInfo(
