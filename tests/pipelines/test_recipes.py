@@ -166,19 +166,21 @@ def test_a_recipe_says_what_it_is_and_where_it_is_from(recipe: Recipe) -> None:
     assert re.search(r"\b(19|20)\d\d\b", recipe.summary), "its paper's year"
     text = recipe.file.read_text()
     assert "eside our defaults" in text, "what differs from our defaults"
+    assert ("batch_norm=transductive" in text) == ("evaluate --batch-norm transductive" in text), "it is tested so, too"
     assert max(map(len, text.splitlines())) <= 120
 
 
 @every_recipe
 @pytest.mark.parametrize("level", ["option", "owner", "learner's option", "backbone's option", "gate's rule"])
 def test_a_misspelled_key_in_a_recipe_is_named_with_the_nearest(recipe: Recipe, level: str, tmp_path: Path) -> None:
-    [learner] = read_config(recipe.file, {}, [], []).learners
-    text = recipe.file.read_text()
+    config = read_config(recipe.file, {}, [], [])
+    [learner] = config.learners
+    text, width = recipe.file.read_text(), "widths" if config.backbone == "resnet12" else "width"
     misspelled, nearest = {
         "option": (text.replace("image_size:", "image_sise:"), "image_size"),
         "owner": (text.replace(f"  {learner}:", f"  {learner}x:"), learner),
         "learner's option": (text.replace(f"  {learner}:", f"  {learner}:\n    learning_rat: 1"), "learning_rate"),
-        "backbone's option": (text.replace(f"  {learner}:", f"  {learner}:\n    backbone.widht: 1"), "width"),
+        "backbone's option": (text.replace(f"  {learner}:", f"  {learner}:\n    backbone.widht: 1"), width),
         "gate's rule": (f"{text}\ngate: {{min_acuracy: 1}}\n", "min_accuracy"),
     }[level]
     (tmp_path / "changed.yaml").write_text(misspelled)
