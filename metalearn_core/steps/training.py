@@ -349,7 +349,11 @@ def evaluate_learner(
             if evaluation.leakage and evaluation.leakage.class_names:
                 emit("warning", "evaluate", text=f"{record['learner']}: {evaluation.leakage.finding}")
         seen = evaluation.leakage.class_digests if evaluation.leakage else ()
-        results["explanation"] = explanation_of(load_bundle(training / BUNDLE)[0], opened, protocol, seen)
+        learner, _ = load_bundle(training / BUNDLE)
+        if (own := learner.batch_norm) != protocol.batch_norm:
+            text = f"trained {own}, tested {protocol.batch_norm}; `evaluate --batch-norm {own}` tests its own mode"
+            emit("warning", "evaluate", text=f"{record['learner']}: {text}")
+        results["explanation"] = explanation_of(learner, opened, protocol, seen)
         write_json(folder / EVALUATION, {"training": record, **results})
 
     from metalearn_core import tracking

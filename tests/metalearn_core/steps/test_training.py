@@ -197,6 +197,26 @@ def test_answers_are_explained_without_the_classes_that_the_accuracy_is_without(
     assert {answer.query.class_id for answer in explained.answers} <= unseen
 
 
+@pytest.mark.parametrize("mode", ["inductive", "transductive"])
+def test_a_learner_that_is_tested_in_another_batch_norm_mode_than_its_own_is_named(
+    small_dataset: EpisodeDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    tracking.prepare(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts", "few-shot")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("METALEARN_PIPELINE_RUN_ID", "this")
+    tracking.open_parent_run("few-shot", "this", "name")
+    item = {"learner": "protonet", "backbone": "mlp", "options": {"batch_norm": mode}, "backbone_options": {}}
+    request = TrainingRequest(way=3, shot=1, query=3, train_way=3, train_shot=1, train_query=3, episodes=2)
+    where, storage = (str(small_dataset.folder), small_dataset.digest), Place.at(tmp_path / "storage")
+    training = train_learner(*where, item, request, TrainingResources(), storage)
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "events"))
+    evaluate_learner(*where, training, EvaluationRequest(way=3, shot=1, query=3, episodes=20), storage)
+    events = map(json.loads, (tmp_path / "events").read_text().splitlines())
+    told = [event["text"] for event in events if event["kind"] == "warning"]
+    words = "protonet: trained transductive, tested inductive; `evaluate --batch-norm transductive` tests its own mode"
+    assert told == ([] if mode == "inductive" else [words])
+
+
 def test_a_learner_that_cannot_be_explained_is_evaluated_all_the_same(
     small_dataset: EpisodeDataset, workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
