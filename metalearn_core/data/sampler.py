@@ -1,7 +1,7 @@
 """Draws episodes: number i of a stream is always the same one, on every device and for every number of workers."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,7 @@ class EpisodeSampler:
 
     Attributes:
         left_out: domains that are left out.
+        room: the shape, where it varies with no more than there is: what the tensors have room for.
 
     Raises:
         UsageError: the split (or domain) has fewer classes than way, or a class fewer examples than shot + query; where
@@ -96,7 +97,7 @@ class EpisodeSampler:
         self.count = dataset.class_count[class_id].to(self.device)
         self.group_size = group_size.to(self.device)
         self.group_start = self.group_size.cumsum(0) - self.group_size
-        self.shot = shape.shot if shape.min_shot is None else min(shape.shot, int(self.count.max()) - 1)
+        self.room = _capped(shape, int(group_size.max()), int(self.count.max()))
         spans = [shape.way, shape.shot, shape.query]
         if shape.varied:
             spans += [shape.least_way, shape.shot if shape.min_shot is None else shape.min_shot]
@@ -106,7 +107,7 @@ class EpisodeSampler:
 
     def index(self, first: int, count: int) -> EpisodeIndex:
         """Return which examples the episodes number first … first + count − 1 consist of."""
-        way, shot, query = self.shape.way, self.shot, self.shape.query
+        way, shot, query = self.room.way, self.room.shot, self.room.query
         each = shot + query
         sizes = [way, way, way * each, way * each, way * shot, 3 + way]
         episode = words(self.key, torch.arange(first, first + count, device=self.device))
@@ -158,8 +159,8 @@ class EpisodeSampler:
     def _support_order(self, word: Tensor, support_count: Tensor | None) -> Tensor:
         if support_count is None:
             return order(word)
-        size = min(self.shape.support_size, word.shape[1])
-        return order(word, leading(support_count, self.shot).flatten(1))[:, :size].contiguous()
+        chosen = leading(support_count, self.room.shot).flatten(1)
+        return order(word, chosen)[:, : self.room.support_size].contiguous()
 
     def gather(self, index: EpisodeIndex) -> EpisodeBatch:
         """Return the pixels of episodes: support (b, s, *x) in its order, query (b, way·query, *x) by class."""
@@ -169,7 +170,7 @@ class EpisodeSampler:
             support_turns = index.rotation.gather(1, support_place // index.support_index.shape[2])
             query_turns = index.rotation.repeat_interleave(index.query_index.shape[2], dim=1)
         return EpisodeBatch(
-            way=self.shape.way,
+            way=self.room.way,
             support_x=self._pixels(index.support_index.flatten(1).gather(1, support_place), support_turns),
             support_y=index.support_y,
             query_x=self._pixels(index.query_index.flatten(1), query_turns),
@@ -287,6 +288,23 @@ def _check(dataset: EpisodeDataset, split: Split, shape: EpisodeShape, domain: s
         )
 
 
+def _capped(shape: EpisodeShape, classes: int, examples: int) -> EpisodeShape:
+    """Return a shape whose ranges end where the classes do, and the examples of the largest class."""
+    if shape.min_way is not None:
+        shape = replace(shape, way=min(shape.way, classes))
+    if shape.min_shot is not None:
+        shape = replace(shape, shot=min(shape.shot, examples - 1), query=min(shape.query, examples // 2))
+    return shape
+
+
+def no_domain_for(shape: EpisodeShape, split: Split, largest: int) -> UsageError:
+    """Return the error for episodes within a domain where the largest has too few classes."""
+    return UsageError(
+        f"way {shape.spans['way']}: no domain of the {split} split has so many classes, the largest has {largest} "
+        "(rotations counted): lower way, or draw episodes across domains"
+    )
+
+
 def _by_domain(
     dataset: EpisodeDataset, split: Split, shape: EpisodeShape, class_id: Tensor, rotation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
@@ -299,10 +317,7 @@ def _by_domain(
     size = Counter(domains)
     kept = sorted(name for name in size if size[name] >= shape.least_way)
     if not kept:
-        raise UsageError(
-            f"way {shape.spans['way']}: no domain of the {split} split has so many classes, the largest has "
-            f"{max(size.values(), default=0)} (rotations counted): lower way, or draw episodes across domains"
-        )
+        raise no_domain_for(shape, split, max(size.values(), default=0))
     rows = sorted((row for row, name in enumerate(domains) if name in set(kept)), key=lambda row: domains[row])
     return (
         class_id[rows],

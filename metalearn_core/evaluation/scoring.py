@@ -197,7 +197,7 @@ class Scorer:
         return max(least, min(EPISODES_AT_ONCE["cuda"], self._learner.episodes_at_once(shape)))
 
     def _by_feature(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
-        learner, shape = self._learner, sampler.shape
+        learner, shape = self._learner, sampler.room
         assert isinstance(learner, EmbeddingLearner)
         if self._table is None:
             self._table = FeatureTable(learner, sampler, self._side_by_side, lambda: self._progress(0))
@@ -230,7 +230,7 @@ class Scorer:
             yield from self._side_by_side.map(scored, range(0, len(index), at_once))
 
     def _by_episode(self, sampler: EpisodeSampler, episodes: int) -> Iterator[EpisodeScores]:
-        device, at_once = self._learner.mean.device, self._episodes_at_once(sampler.shape)
+        device, at_once = self._learner.mean.device, self._episodes_at_once(sampler.room)
 
         def scored(first: int) -> EpisodeScores:
             index = sampler.index(first, min(at_once, episodes - first))

@@ -218,6 +218,21 @@ def test_a_way_above_the_classes_is_capped_but_not_the_least(uneven: EpisodeData
         EpisodeSampler(uneven, "train", EpisodeShape(90, 2, 1, min_way=21, min_shot=1), seed=0)
 
 
+def test_episodes_have_room_for_the_classes_and_examples_that_there_are_however_many_are_asked_for(
+    uneven: EpisodeDataset,
+) -> None:
+    stream = EpisodeSampler(uneven, "train", EpisodeShape.of("5-1000000", "1-90000", 100_000), seed=0)
+    index, batch = stream.index(0, 3), stream.batch(0, 3)
+    assert index.class_id.shape == (3, len(COUNTS))
+    assert index.support_index.shape == (3, len(COUNTS), max(COUNTS) - 1)
+    assert index.query_index.shape == (3, len(COUNTS), max(COUNTS) // 2)
+    assert (batch.way, batch.support_x.shape[1]) == (len(COUNTS), 500)
+    domain = EpisodeSampler(uneven, "train", EpisodeShape.of("2-5000", 1, 1), seed=0, domain="c").batch(0, 3)
+    assert (domain.way, domain.support_x.shape[1], domain.query_x.shape[1]) == (3, 3, 3)
+    within = EpisodeSampler(uneven, "train", EpisodeShape.of("2-5000", 1, 1), seed=0, within_domain=True)
+    assert within.batch(0, 3).way == DOMAINS.count("b")
+
+
 @pytest.mark.parametrize("shape", [EpisodeShape(4, 1, 1), EpisodeShape(9, 3, 2, min_way=4, min_shot=1)])
 def test_within_a_domain_each_domain_comes_as_often_and_small_ones_never(
     uneven: EpisodeDataset, shape: EpisodeShape

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
-from metalearn_core.data.sampler import EpisodeSampler
+from metalearn_core.data.sampler import EpisodeSampler, class_table
 from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.evaluate import Protocol, evaluate
 from metalearn_core.evaluation.scoring import Scorer, evaluate_episodes
@@ -74,6 +74,15 @@ def test_embedding_once_gives_the_numbers_of_whole_episodes(dataset, protonet):
     for name in ("accuracy", "classes", "queries", "correct", "confused"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     np.testing.assert_allclose(one.loss, other.loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("embed_once", [True, False])
+def test_a_range_beyond_the_classes_is_scored_with_those_that_there_are(dataset, protonet, embed_once):
+    stream = EpisodeSampler(dataset, "test", EpisodeShape.of("3-1000000", "1-5", 100_000), seed=3)
+    with Scorer(protonet) as scorer:
+        scorer._embed_once = embed_once
+        scores = scorer.score(stream, EPISODES)
+    assert scores.classes.shape == (EPISODES, len(class_table(dataset, "test")[0]))
 
 
 def test_an_evaluation_counts_each_query_once(dataset, protonet):
