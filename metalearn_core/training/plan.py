@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from metalearn_core.backbones.options import parse_options
 from metalearn_core.data.episodes import EpisodeShape
-from metalearn_core.data.manifest import LARGEST_SEED, ClassEntry, Record
+from metalearn_core.data.manifest import LARGEST_SEED, ClassEntry, Manifest, Record
+from metalearn_core.data.sampler import no_domain_for
 from metalearn_core.data.shape import Span
 from metalearn_core.data.sinusoid import SinusoidTasks
 from metalearn_core.errors import UsageError
@@ -83,21 +84,55 @@ class TrainingPlan(Record):
 def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: "Tasks") -> EpisodeShape | None:
     """Return the shape of training episodes; None for a learner that trains on plain examples.
 
+    Raises:
+        UsageError: what `shape_in` raises.
+    """
+    if isinstance(dataset, SinusoidTasks):
+        kind = learner_class(spec.learner)
+        recipe = kind.train_shape(plan.shape, parse_options(kind.Config, spec.options, spec.learner))
+        return EpisodeShape.of(
+            plan.train_way or plan.shape.way, plan.train_shot or recipe.shot, plan.train_query or recipe.query
+        )
+    return shape_in(spec, plan, dataset.manifest)
+
+
+def shape_in(spec: LearnerSpec, plan: TrainingPlan, manifest: Manifest) -> EpisodeShape | None:
+    """Return the shape of training episodes from the classes of a dataset; None for a learner of plain examples.
+
     What the recipe wants shrinks to the classes and examples of the training split (a fixed way does not, nor the shot
-    below that of evaluation); what was asked for does not, and the sampler refuses it where it does not fit. A way or
-    shot that the recipe takes over from evaluation varies in training as it does there.
+    below that of evaluation); what was asked for does not, and the sampler refuses it where it does not fit.
+
+    Raises:
+        UsageError: what `wanted_shape` raises; or episodes are drawn within a domain, and none has as many classes.
+    """
+    asked = wanted_shape(spec, plan)
+    if asked is None:
+        return None
+    kind, shape, room = learner_class(spec.learner), plan.shape, _room(manifest.of_split("train"), plan)
+    if plan.train_way is None and not kind.info.fixed_way:
+        # where way varies, each episode is capped by the domain that it is drawn from
+        most = max(2, min(asked.way, room.smallest if asked.min_way is None else room.largest))
+        asked = replace(asked, way=most, min_way=asked.min_way and min(asked.min_way, most))
+    if plan.train_shot is None and shape.shot < asked.shot:  # a recipe that wants more than is evaluated
+        asked = replace(asked, shot=max(shape.shot, min(asked.shot, room.examples - 1)))
+    if plan.train_query is None and asked.min_shot is None:
+        asked = replace(asked, query=max(1, min(asked.query, room.examples - asked.shot)))
+    if plan.train_within_domain and room.largest < asked.least_way:
+        raise no_domain_for(asked, "train", room.largest)
+    return asked
+
+
+def wanted_shape(spec: LearnerSpec, plan: TrainingPlan) -> EpisodeShape | None:
+    """Return the shape of training episodes of classes that is asked for, whatever classes there are.
+
+    A way or shot that the recipe takes over from evaluation varies in training as it does there. None: the learner
+    trains on plain examples.
 
     Raises:
         UsageError: the learner cannot take episodes whose way or shot varies so, its way is fixed, and `train_way` is
             another; or its shot; or it is built for another one.
     """
     kind, shape = learner_class(spec.learner), plan.shape
-    config = parse_options(kind.Config, spec.options, spec.learner)
-    if isinstance(dataset, SinusoidTasks):
-        recipe = kind.train_shape(shape, config)
-        return EpisodeShape.of(
-            plan.train_way or shape.way, plan.train_shot or recipe.shot, plan.train_query or recipe.query
-        )
     shape.require_classes()
     require_shape(kind.info, shape)
     if kind.info.stream == "examples":
@@ -112,35 +147,41 @@ def training_shape(spec: LearnerSpec, plan: TrainingPlan, dataset: "Tasks") -> E
             f"{spec.learner} is trained for the shot that it is evaluated at: got train shot {plan.train_shot}, "
             f"shot {plan.shot}: leave out the train shot, or make them equal"
         )
-    recipe = kind.train_shape(shape, config)
+    recipe = kind.train_shape(shape, parse_options(kind.Config, spec.options, spec.learner)).spans
     asked = EpisodeShape.of(
-        plan.train_way or recipe.spans["way"], plan.train_shot or recipe.spans["shot"], plan.train_query or recipe.query
+        plan.train_way or recipe["way"], plan.train_shot or recipe["shot"], plan.train_query or int(recipe["query"])
     )
-    classes, examples = _room(dataset.manifest.of_split("train"), plan)
-    if plan.train_way is None and not kind.info.fixed_way:
-        most = max(2, min(asked.way, classes))
-        asked = replace(asked, way=most, min_way=asked.min_way and min(asked.min_way, most))
-    if plan.train_shot is None and shape.shot < asked.shot:  # a recipe that wants more than is evaluated
-        asked = replace(asked, shot=max(shape.shot, min(asked.shot, examples - 1)))
-    if plan.train_query is None and asked.min_shot is None:
-        asked = replace(asked, query=max(1, min(asked.query, examples - asked.shot)))
     asked.require_classes()
     require_shape(kind.info, asked)
     return asked
 
 
-def _room(entries: Sequence[ClassEntry], plan: TrainingPlan) -> tuple[int, int]:
-    """Return the classes that a training episode may have, rotations counted, and the examples of the smallest class.
+@dataclass(frozen=True)
+class _Room:
+    """What the classes of a training split have room for.
 
-    Within a domain it may have those of the smallest domain that has enough for the (least) way of evaluation.
+    Attributes:
+        smallest: classes, rotations counted; within a domain, those of the smallest domain that has enough for the
+            (least) way of evaluation.
+        largest: likewise, those of the largest domain.
+        examples: of the smallest class.
     """
-    examples = min((entry.count for entry in entries), default=0)
-    if not plan.train_within_domain:
-        return sum(len(entry.rotations) for entry in entries), examples
+
+    smallest: int
+    largest: int
+    examples: int
+
+
+def _room(entries: Sequence[ClassEntry], plan: TrainingPlan) -> _Room:
     sizes: Counter[str] = Counter()
     for entry in entries:
-        sizes[entry.domain] += len(entry.rotations)
-    return min((size for size in sizes.values() if size >= plan.shape.least_way), default=0), examples
+        sizes[entry.domain if plan.train_within_domain else ""] += len(entry.rotations)
+    largest = max(sizes.values(), default=0)
+    return _Room(
+        smallest=min((size for size in sizes.values() if size >= plan.shape.least_way), default=largest),
+        largest=largest,
+        examples=min((entry.count for entry in entries), default=0),
+    )
 
 
 def fingerprint(spec: LearnerSpec, plan: TrainingPlan, dataset_digest: str) -> str:

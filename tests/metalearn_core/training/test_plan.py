@@ -1,11 +1,12 @@
 import pytest
 
 from metalearn_core.data.episodes import EpisodeShape
+from metalearn_core.data.manifest import ClassEntry, Manifest
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LEARNERS, LearnerSpec, resolve_spec
-from metalearn_core.training.plan import TrainingPlan, fingerprint, training_shape
+from metalearn_core.training.plan import TrainingPlan, fingerprint, shape_in, training_shape
 
-PROTONET, MAML = (resolve_spec(LearnerSpec(learner=name)) for name in ("protonet", "maml"))
+PROTONET, MAML, PROTOMAML = (resolve_spec(LearnerSpec(learner=name)) for name in ("protonet", "maml", "protomaml"))
 
 
 def plan(**values):
@@ -57,6 +58,34 @@ def test_within_a_domain_a_recipe_shrinks_to_the_smallest_one_that_serves(datase
         sizes[entry.domain] = sizes.get(entry.domain, 0) + len(entry.rotations)
     fitting = min(size for size in sizes.values() if size >= 4)
     assert training_shape(PROTONET, plan(train_within_domain=True), dataset).way == min(60, fitting)
+
+
+def manifest_of(**sizes: int) -> Manifest:
+    """A manifest of training classes of 30 examples: so many in each domain."""
+    domains = [domain for domain, size in sizes.items() for _ in range(size)]
+    classes = tuple(
+        ClassEntry(
+            id=number, name=str(number), domain=domain, split="train", count=30, shard=0, row_group=number,
+            rotations=(0,), digest=str(number),
+        )
+        for number, domain in enumerate(domains)
+    )  # fmt: skip
+    return Manifest.model_construct(digest="domains", classes=classes)
+
+
+def test_within_a_domain_a_range_of_ways_goes_up_to_the_largest_one():
+    manifest = manifest_of(few=5, many=40, fewer=3)
+    varied = shape_in(PROTOMAML, plan(way="5-50", train_within_domain=True), manifest)
+    assert (varied.min_way, varied.way) == (5, 40)
+    assert shape_in(PROTONET, plan(way="5-50", train_within_domain=True), manifest).way == 5, "one for all domains"
+
+
+def test_within_a_domain_a_way_that_none_has_is_refused():
+    manifest = manifest_of(few=5, fewer=3)
+    asked = plan(way=6, train_within_domain=True)
+    with pytest.raises(UsageError, match="way 6: no domain of the train split has so many classes, the largest has 5"):
+        shape_in(MAML, asked, manifest)
+    assert shape_in(PROTONET, asked, manifest).way == 5, "a recipe's way shrinks"
 
 
 def test_plain_examples_have_no_shape(dataset):
