@@ -37,12 +37,15 @@ class LearnerMatrix(Record):
     Attributes:
         name: with the options that were set.
         cells: row by row: by the domain that was trained on, then the one that was tested on.
+        compared: the domains tested on that have both kinds of cell. The means are over these alone, each weighing the
+            same, so that they differ by the training alone; where there are none, each is over the domains it has.
         within: mean accuracy on held-out classes of the domain that was trained on; None where there are none.
-        across: mean accuracy on other domains.
+        across: mean accuracy on other domains; likewise.
     """
 
     name: str
     cells: tuple[Cell, ...]
+    compared: tuple[str, ...]
     within: float | None
     across: float | None
 
@@ -77,13 +80,18 @@ class Matrix(Record):
 def learner_matrix(name: str, cells: tuple[Cell, ...]) -> LearnerMatrix:
     """Return the matrix of one learner with its means over what was measured."""
 
-    def mean(same: bool) -> float | None:
-        found = [
-            one.accuracy for one in cells if one.accuracy is not None and (one.trained_on == one.tested_on) == same
-        ]
-        return float(np.mean(found)) if found else None
+    same: dict[str, list[float]] = {}
+    other: dict[str, list[float]] = {}
+    for one in cells:
+        if one.accuracy is not None:
+            (same if one.trained_on == one.tested_on else other).setdefault(one.tested_on, []).append(one.accuracy)
+    compared = tuple(column for column in same if column in other)
 
-    return LearnerMatrix(name=name, cells=cells, within=mean(True), across=mean(False))
+    def mean(found: dict[str, list[float]]) -> float | None:
+        columns = [float(np.mean(found[column])) for column in compared or found]
+        return float(np.mean(columns)) if columns else None
+
+    return LearnerMatrix(name=name, cells=cells, compared=compared, within=mean(same), across=mean(other))
 
 
 def write_matrix_page(path: Path, matrix: Matrix) -> None:

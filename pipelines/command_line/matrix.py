@@ -179,7 +179,8 @@ def _print_learner(made: "Matrix", one: "LearnerMatrix") -> None:
         answers.print(f"tested on alone: {', '.join(legend)}", style="dim", markup=False, soft_wrap=True)
     means = {"same domain": one.within, "other domains": one.across}
     shown = [f"{name} {percent(value)}" for name, value in means.items() if value is not None]
-    answers.print(f"mean: {', '.join(shown)}", markup=False)
+    over = f" over the {len(one.compared)} columns that have both" if one.compared else ""
+    answers.print(f"mean{over}: {', '.join(shown)}", markup=False)
 
 
 def _shown(cell: "Cell", whole: bool) -> str:

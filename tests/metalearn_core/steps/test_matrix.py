@@ -15,7 +15,7 @@ from metalearn_core.data.manifest import BuildOptions, Split
 from metalearn_core.data.subset import only_domain, split_hashes
 from metalearn_core.errors import UsageError
 from metalearn_core.evaluation.evaluate import Protocol, evaluate
-from metalearn_core.evaluation.matrix import Matrix, write_matrix_page
+from metalearn_core.evaluation.matrix import Cell, Matrix, learner_matrix, write_matrix_page
 from metalearn_core.steps.matrix import cross_domain_matrix
 from metalearn_core.steps.requests import EvaluationRequest, TrainingRequest, TrainingResources
 from metalearn_core.storage.place import Place
@@ -55,9 +55,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return Place.at(str(tmp_path_factory.mktemp("storage")))
 
 
-def run(dataset: EpisodeDataset, storage: Place, *domains: str) -> Matrix:
+def run(
+    dataset: EpisodeDataset, storage: Place, *domains: str, others: tuple = (), request: TrainingRequest = REQUEST
+) -> Matrix:
     resources = TrainingResources(device="cpu")
-    return cross_domain_matrix(str(dataset.folder), [ITEM], REQUEST, EVALUATION, resources, storage, domains)
+    return cross_domain_matrix(str(dataset.folder), [ITEM, *others], request, EVALUATION, resources, storage, domains)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +93,30 @@ def test_a_cell_is_the_evaluation_of_the_rows_model_on_the_columns_classes(
             expected = evaluate(model, only_domain(dataset, column), protocol)
             cell = learner.cell(row, column)
             assert (cell.accuracy, cell.ci95, cell.ece) == (expected.accuracy, expected.ci95, expected.ece)
-    same = [learner.cell(name, name).accuracy for name in ("blue", "red")]
-    assert learner.within == pytest.approx(np.mean(same))
-    assert learner.across == pytest.approx((sum(c.accuracy for c in learner.cells) - sum(same)) / 7)
+    assert learner.compared == ("blue", "red"), "poor is not trained on: it has no cell of its own"
+    assert learner.within == pytest.approx(np.mean([learner.cell(name, name).accuracy for name in learner.compared]))
+    others = [("red", "blue"), ("tiny", "blue"), ("blue", "red"), ("tiny", "red")]
+    assert learner.across == pytest.approx(np.mean([learner.cell(*other).accuracy for other in others]))
+
+
+def cells(accuracies: dict[str, float | None]) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(trained_on=row, tested_on=column, accuracy=accuracy, ci95=0.01, ece=0.1)
+        for (row, column), accuracy in accuracies.items()
+    )
+
+
+def test_means_within_and_across_are_over_the_same_columns_each_weighing_the_same() -> None:
+    """The letters are domains: trained on, tested on. Column c is hard, and no row is trained on it."""
+    easy = {"aa": 0.9, "ba": 0.7, "da": 0.5, "bb": 0.8, "ab": 0.4, "db": None}
+    made = learner_matrix("protonet", cells({**easy, "ac": 0.1, "bc": 0.1, "dc": 0.1}))
+    assert made.compared == ("a", "b")
+    assert (made.within, made.across) == pytest.approx(((0.9 + 0.8) / 2, ((0.7 + 0.5) / 2 + 0.4) / 2))
+
+
+def test_a_mean_without_the_other_is_over_all_that_there_is() -> None:
+    made = learner_matrix("protonet", cells({"ab": 0.5, "ac": 0.7, "aa": None}))
+    assert (made.compared, made.within, made.across) == ((), None, pytest.approx(0.6))
 
 
 def test_no_model_has_seen_a_test_class_or_another_domain(
