@@ -223,6 +223,19 @@ def learner_items(config: RunConfig) -> list[str]:
     return list(dict.fromkeys(json.dumps(item) for item in items))
 
 
+def checked_items(config: RunConfig) -> list[str]:
+    """Return what `learner_items` does; refuse a learner that cannot take the run's episodes.
+
+    Raises:
+        UsageError: likewise, or there is such a learner.
+    """
+    from metalearn_core.steps import requests
+
+    items = learner_items(config)
+    requests.check_learners(requests.learner_items(items), train_request(config))
+    return items
+
+
 def _check_owners(config: RunConfig) -> None:
     """Refuse options for what the run does not use: most likely a misspelled name."""
     from metalearn_core.learners import learner_class, learner_names

@@ -290,7 +290,9 @@ def _define(
                 before = placed(decode_part(**build, shard=shard, storage=storage), "build").after(opened)
         built = placed(build_episodes(**build, shards=shards, storage=storage), "build").after(before)
         dataset = built.outputs["dataset"]
-        validated = placed(validate_episodes(dataset=dataset, **shape, **train_shape), "build")
+        validated = placed(
+            validate_episodes(dataset=dataset, learners=learners, **shape, **train_shape, **within), "build"
+        )
         trained_at_once = parallelism or placement.parallelism
         machines = ("train_cpu", "train_memory", "train_gpu_type") if placement.nodes > 1 else ()
         with dsl.ParallelFor(items=learners, name="each-learner", parallelism=trained_at_once) as learner:

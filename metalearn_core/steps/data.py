@@ -1,7 +1,7 @@
 """The first steps: a source becomes an episode dataset, and the dataset is judged before anything is trained on it."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from metalearn_core.data.manifest import MANIFEST_NAME, BuildOptions, Manifest, 
 from metalearn_core.errors import MetalearnError, StorageError, UsageError, invalid
 from metalearn_core.events import emit
 from metalearn_core.reuse import discard, is_kept, kept, result_place
-from metalearn_core.steps.requests import TrainingRequest
+from metalearn_core.steps.requests import TrainingRequest, check_learners
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.storage.place import Place
 
@@ -292,8 +292,10 @@ def wanted_shapes(request: TrainingRequest) -> "dict[Split, EpisodeShape]":
     return {"train": train, "validation": evaluation, "test": evaluation}
 
 
-def validate_dataset(dataset: str, dataset_digest: str, request: TrainingRequest) -> Path:
-    """Judge an episode dataset for the episodes that are asked of it; return the folder of the verdict.
+def validate_dataset(
+    dataset: str, dataset_digest: str, request: TrainingRequest, items: Sequence[Mapping[str, Any]] = ()
+) -> Path:
+    """Judge an episode dataset for what is asked of it; return the folder of the verdict.
 
     The verdict is kept with the dataset: `quality.json`, `suite.json` and `quality.html` in a folder of its own below.
 
@@ -301,9 +303,11 @@ def validate_dataset(dataset: str, dataset_digest: str, request: TrainingRequest
         dataset: the dataset's location.
         dataset_digest: its digest.
         request: the episodes, by their shapes.
+        items: JSON of the learners that are to be trained on it.
 
     Raises:
         MetalearnError: a check that must pass did not; the line names the first, and where the page is kept.
+        UsageError: a learner cannot be trained on it.
     """
     manifest = read_dataset(dataset, dataset_digest)
     shapes = wanted_shapes(request)
@@ -327,4 +331,5 @@ def validate_dataset(dataset: str, dataset_digest: str, request: TrainingRequest
             f"dataset {manifest.digest} is not fit for these episodes: {first['name']}: found {first['observed']}, "
             f"wanted {first['expected']}{more}; see {page.location}"
         )
+    check_learners(items, request, manifest)
     return folder

@@ -14,8 +14,15 @@ from metalearn_core.evaluation.evaluate import Protocol, evaluate_bundle
 from metalearn_core.evaluation.matrix import Cell, Matrix, learner_matrix, write_matrix_page
 from metalearn_core.events import emit
 from metalearn_core.reuse import kept, result_digest
+from metalearn_core.steps.data import wanted_shapes
 from metalearn_core.steps.naming import learner_name
-from metalearn_core.steps.requests import EvaluationRequest, TrainingOrder, TrainingRequest, TrainingResources
+from metalearn_core.steps.requests import (
+    EvaluationRequest,
+    TrainingOrder,
+    TrainingRequest,
+    TrainingResources,
+    check_learners,
+)
 from metalearn_core.steps.training import BUNDLE, TRAINING, carry_out
 from metalearn_core.storage import read_json, write_json
 from metalearn_core.storage.place import Place
@@ -50,13 +57,14 @@ def cross_domain_matrix(
         domains: to be looked at, by name; none: all.
 
     Raises:
-        UsageError: there is no such domain, or none that can be trained on, or tested on.
+        UsageError: there is no such domain, or none that can be trained on, or tested on; or a learner cannot be.
     """
     opened = EpisodeDataset.open(dataset)
     request = request.model_copy(update={"validations": 0})
     protocol = Protocol(split="test", domain_episodes=0, **evaluation.model_dump())
     names = _domains(opened, domains)
-    rows, no_rows = _usable(opened, names, "train", EpisodeShape.of(request.way, request.shot, 1))
+    check_learners(items, request, opened.manifest)
+    rows, no_rows = _usable(opened, names, "train", wanted_shapes(request)["train"])
     columns, no_columns = _usable(opened, names, "test", protocol.shape)
     if not rows or not columns:
         what = "trained" if not rows else "tested"

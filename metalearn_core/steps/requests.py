@@ -12,7 +12,9 @@ from metalearn_core.data.shape import ClassSpan, EpisodeShape, OptionalSpan, Tas
 from metalearn_core.errors import UsageError, invalid
 
 if TYPE_CHECKING:
+    from metalearn_core.data.manifest import Manifest
     from metalearn_core.gate import GateRules
+    from metalearn_core.training.plan import TrainingPlan
 
 Request = TypeVar("Request", bound=Record)
 SEED = "seed"  # of a learner's training, in an item of the pipeline's loop; without one the run's counts
@@ -134,6 +136,30 @@ def training_request(**values: Any) -> TrainingRequest:
     return request
 
 
+def training_plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPlan":
+    """Return what a request means where a learner is trained."""
+    from metalearn_core.training.plan import TrainingPlan
+
+    return TrainingPlan(
+        way=request.way,
+        shot=request.shot,
+        query=request.query,
+        train_way=request.train_way or None,
+        train_shot=request.train_shot or None,
+        train_query=request.train_query or None,
+        train_within_domain=request.train_within_domain,
+        episodes=request.episodes or None,
+        seconds=request.seconds or None,
+        seed=request.seed,
+        validations=request.validations,
+        patience=request.patience or None,
+        precision=request.precision,
+        device=resources.device,
+        chunk=resources.chunk or None,
+        checkpoint_seconds=resources.checkpoint_seconds,
+    )
+
+
 def training_resources(gpus: int | str = 0, **values: Any) -> TrainingResources:
     """Return resources from a pipeline's inputs.
 
@@ -191,6 +217,37 @@ def learner_items(texts: Sequence[str]) -> list[dict[str, Any]]:
     if not items:
         raise UsageError("learners: there is none")
     return items
+
+
+def check_learners(
+    items: Sequence[Mapping[str, Any]], request: TrainingRequest, manifest: "Manifest | None" = None
+) -> None:
+    """Refuse a learner that cannot be trained as it is asked for, before any is.
+
+    Args:
+        items: as `learner_items` returns them.
+        request: the episodes, by their shapes; its budget does not matter.
+        manifest: of the dataset; None: it is not built yet, and nothing is said of what depends on it.
+
+    Raises:
+        UsageError: a learner, backbone or option is unknown, or the learner cannot take the episodes, or with its
+            backbone the examples; the learner is named.
+    """
+    from metalearn_core.learners import LearnerSpec, make_learner, resolve_spec
+    from metalearn_core.training.plan import shape_in, wanted_shape
+
+    plan = training_plan(request.model_copy(update={"episodes": 1, "seconds": 0}), TrainingResources())
+    for text in dict.fromkeys(json.dumps(of_item(item, request)[0], sort_keys=True) for item in items):
+        spec = _checked(LearnerSpec, "learner's", json.loads(text))
+        try:
+            if manifest is None:
+                wanted_shape(resolve_spec(spec), plan)
+            else:
+                shape_in(spec, plan, manifest)
+                make_learner(spec, manifest.spec, way=plan.shape.way)
+        except UsageError as error:
+            said = str(error)
+            raise UsageError(said if spec.learner in said else f"{spec.learner}: {said}") from None
 
 
 def _checked(model: type[Request], what: str, values: Mapping[str, Any]) -> Request:

@@ -18,6 +18,7 @@ from metalearn_core.steps.naming import learner_name
 from metalearn_core.steps.placement import MOST_GPUS, training_pod
 from metalearn_core.steps.requests import (
     TrainingRequest,
+    check_learners,
     evaluation_request,
     gate_rules,
     learner_items,
@@ -71,7 +72,9 @@ def open_run(
     train_shape = {name: value for name, value in settings.items() if name in TRAIN_SHAPE}
     budget = {"episodes": settings["train_episodes"], "seconds": settings["train_seconds"]}
     training = {name: settings[name] for name in ("seed", "patience", "precision")}
-    _check_items(items, training_request(**shape, **train_shape, **budget, **training))
+    request = training_request(**shape, **train_shape, **budget, **training)
+    _check_items(items, request)
+    check_learners(items, request)
     evaluation_request(**shape, episodes=settings["eval_episodes"], seed=settings["eval_seed"])
     gate_rules(settings["gate"])
     check_name(settings["model_name"])

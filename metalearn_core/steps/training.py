@@ -20,6 +20,7 @@ from metalearn_core.steps.requests import (
     TrainingRequest,
     TrainingResources,
     of_item,
+    training_plan,
 )
 from metalearn_core.steps.train_nodes import ResultTakenError
 from metalearn_core.storage import read_json, write_json
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from metalearn_core.evaluation.evaluate import Protocol
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.learners.contract import Learner
-    from metalearn_core.training.plan import TrainingPlan
     from metalearn_core.training.report import OnMetrics
     from metalearn_core.training.world import World
 
@@ -197,7 +197,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         result = fit(
             spec,
             dataset,
-            _plan(request, order.resources),
+            training_plan(request, order.resources),
             checkpoint_dir=order.checkpoints,
             restart=order.restart,
             on_metrics=on_metrics,
@@ -285,29 +285,6 @@ def _metrics_of(run_id: str | None) -> "Iterator[OnMetrics | None]":
 
     with MetricBuffer(run_id) as buffer:
         yield buffer.log
-
-
-def _plan(request: TrainingRequest, resources: TrainingResources) -> "TrainingPlan":
-    from metalearn_core.training.plan import TrainingPlan
-
-    return TrainingPlan(
-        way=request.way,
-        shot=request.shot,
-        query=request.query,
-        train_way=request.train_way or None,
-        train_shot=request.train_shot or None,
-        train_query=request.train_query or None,
-        train_within_domain=request.train_within_domain,
-        episodes=request.episodes or None,
-        seconds=request.seconds or None,
-        seed=request.seed,
-        validations=request.validations,
-        patience=request.patience or None,
-        precision=request.precision,
-        device=resources.device,
-        chunk=resources.chunk or None,
-        checkpoint_seconds=resources.checkpoint_seconds,
-    )
 
 
 def evaluate_learner(

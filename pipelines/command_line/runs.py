@@ -72,7 +72,7 @@ def run(
         configuration.check_source(settings)
         gate_rules(settings.gate)
         check_name(settings.model_name)
-        items = configuration.learner_items(settings)
+        items = configuration.checked_items(settings)
         arguments = configuration.pipeline_arguments(settings, items, place, command())
         containers = containers_for(engine, image, gpus or 0, arguments, directory)
         outcome = run_pipeline(process, arguments, directory, Watcher(notices), settings.build_shards, containers)

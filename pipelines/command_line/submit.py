@@ -224,14 +224,13 @@ def _checked(settings: "RunConfig", storage: str) -> list[str]:
     from metalearn_core.model_versions import check_name
     from metalearn_core.steps.requests import gate_rules
     from pipelines.cluster.checks import check_build, check_places
-    from pipelines.config import learner_items, train_request
+    from pipelines.config import checked_items
 
     check_places(settings, storage)
     check_build(settings)
     gate_rules(settings.gate)
     check_name(settings.model_name)
-    train_request(settings)
-    return learner_items(settings)
+    return checked_items(settings)
 
 
 def _check_device(settings: "RunConfig", placement: "Placement") -> None:

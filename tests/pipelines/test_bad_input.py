@@ -55,6 +55,8 @@ def refused(answer: Any, status: int, *words: str) -> None:
         (["--precision", "fp8"], ["precision", "fp8"]),
         (["--set", "backbone.width=2026-99-99"], ["width", "2026-99-99"]),
         (["--patience", -1], ["patience", "-1"]),
+        (["--learner", "protonet", "--learner", "snail", "--shot", 5], ["snail is built for one shot", "snail.shot=5"]),
+        (["--learner", "protonet", "--learner", "maml", "--way", "5-20"], ["maml is built for one number of classes"]),
     ],
 )
 def test_wrong_use_is_told_before_any_work(
@@ -104,6 +106,16 @@ def test_data_that_cannot_give_the_episodes_asked_for_is_told_before_training(
     answer = metalearn("run", source, *options, "--workdir", tmp_path / "work", "--train-episodes", 1)
     refused(answer, 1, *words)
     assert not list((tmp_path / "work").glob("results/training/*"))
+
+
+def test_a_learner_that_cannot_take_the_images_is_told_before_another_is_trained(
+    metalearn: Run, images: Path, tmp_path: Path
+) -> None:
+    learners = ("--learner", "protonet", "--learner", "matchingnet", "--set", "matchingnet.backbone.blocks=6")
+    small = ("--way", 3, "--query", 3, "--split-by", "class", "--ratios", "0.5,0.25,0.25", "--image-size", 16)
+    answer = metalearn("run", images, *learners, *small, "--workdir", tmp_path / "work", "--train-episodes", 1)
+    refused(answer, 1, "validate_episodes: matchingnet: conv4.blocks", "16×16")
+    assert not list((tmp_path / "work").glob("**/results/training/*"))
 
 
 def test_an_empty_folder(metalearn: Run, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from metalearn_core.data.dataset import EpisodeDataset
-from metalearn_core.errors import MetalearnError
+from metalearn_core.errors import MetalearnError, UsageError
 from metalearn_core.steps.data import build_episodes, build_options, decode_part, validate_dataset
-from metalearn_core.steps.requests import TrainingRequest
+from metalearn_core.steps.requests import TrainingRequest, learner_items
 from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
 
@@ -61,3 +61,14 @@ def test_the_verdict_on_a_dataset_in_a_bucket_is_found_there_by_others_than_the_
     address = Prefix.parse(page)
     assert str(prefix) in page
     assert address.parent.read(address.name).lstrip().startswith(b"<!")
+
+
+def test_learners_are_looked_at_with_the_data_before_any_is_trained(small_dataset: EpisodeDataset) -> None:
+    where, request = (str(small_dataset.folder), small_dataset.digest), TrainingRequest(way=3, shot=1, query=3)
+    fit, unfit = (
+        '{"learner": "protonet", "backbone": "mlp"}',
+        '{"learner": "matchingnet", "backbone_options": {"blocks": 6}}',
+    )
+    assert (validate_dataset(*where, request, learner_items([fit])) / "quality.json").is_file()
+    with pytest.raises(UsageError, match=r"^matchingnet: conv4\.blocks"):
+        validate_dataset(*where, request, learner_items([fit, unfit]))

@@ -119,6 +119,29 @@ def test_a_mean_without_the_other_is_over_all_that_there_is() -> None:
     assert (made.compared, made.within, made.across) == ((), None, pytest.approx(0.6))
 
 
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"learner": "snail", "options": {"shot": 2}}, r"set snail\.shot=1"),
+        ({"learner": "matchingnet", "backbone_options": {"blocks": 6}}, r"^matchingnet: conv4\.blocks"),
+    ],
+)
+def test_a_learner_that_cannot_be_trained_is_refused_before_any_is(
+    dataset: EpisodeDataset, tmp_path: Path, other: dict, complaint: str
+) -> None:
+    item = {"options": {}, "backbone": "conv4", "backbone_options": {}, **other}
+    with pytest.raises(UsageError, match=complaint):
+        run(dataset, Place.at(str(tmp_path)), others=(item,))
+    assert not list(tmp_path.iterdir())
+
+
+def test_domains_with_too_few_classes_for_the_training_way_are_refused_before_training(
+    dataset: EpisodeDataset, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no domain can be trained on: blue is not trained on: way 5"):
+        run(dataset, Place.at(str(tmp_path)), request=REQUEST.model_copy(update={"train_way": 5}))
+
+
 def test_no_model_has_seen_a_test_class_or_another_domain(
     dataset: EpisodeDataset, storage: Place, matrix: Matrix
 ) -> None:

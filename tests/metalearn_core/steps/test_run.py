@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from metalearn_core.errors import UsageError
 from metalearn_core.steps.run import open_run
 
 SETTINGS = {
@@ -50,3 +51,9 @@ def test_the_inputs_are_the_runs_parameters(
     assert (logged["cfg/storage"], logged["cfg/device"], logged["cfg/processes"]) == (str(tmp_path), "cpu", "2")
     assert parameters(client, run_id) >= {*SETTINGS} - {"gate"}
     assert not parameters(client, run_id) & {*POD}, "a run on this machine has no pod"
+
+
+def test_a_learner_that_cannot_take_the_episodes_is_refused_before_there_is_any_data(tmp_path: Path) -> None:
+    items = [json.dumps({"learner": "protonet"}), json.dumps({"learner": "snail"})]
+    with pytest.raises(UsageError, match=r"snail is built for one shot, .* set snail\.shot=5"):
+        open_run("few-shot", items, storage=str(tmp_path), **{**SETTINGS, "shot": "5"})
