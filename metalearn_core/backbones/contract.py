@@ -27,7 +27,7 @@ def move_averages(averages: Mapping[str, Tensor], statistics: Statistics) -> Non
 class BackboneConfig(BaseModel):
     """The options of a backbone; each one's own `Config` declares them, with defaults and descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Tape(Protocol):

@@ -73,6 +73,12 @@ def test_no_number_may_be_infinite(name):
                 parse_spec(name, {option: "inf"})
 
 
+@pytest.mark.parametrize("backbone", ["conv4", "resnet12"])
+def test_no_number_of_a_backbone_may_be_infinite(backbone):
+    with pytest.raises(UsageError, match=r"gain: got 'inf'"):
+        parse_spec("protonet", {"backbone": backbone, "backbone.gain": "inf"})
+
+
 def test_an_unknown_learner_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean 'protonet'"):
         parse_spec("protonets")
