@@ -19,6 +19,7 @@ from pathlib import Path
 _EXECUTOR = "kfp.dsl.executor_main"
 _IN_A_STEP = {"_KFP_RUNTIME": "true"}  # kfp then imports what a step needs, and no more
 SUPPORTED = sys.platform == "linux"  # elsewhere a fork after such imports may crash, or cannot be
+_SOCKET, _LONGEST_PATH = "pymp-xxxxxxxx/listener-xxxxxxxx", 107  # multiprocessing's, and what Linux allows for it
 
 
 def start_importing() -> None:
@@ -28,10 +29,23 @@ def start_importing() -> None:
     forkserver.set_forkserver_preload(["pipelines.step_libraries"])
     os.environ.update(_IN_A_STEP)
     try:
-        forkserver.ensure_running()
+        with _short_folder():
+            forkserver.ensure_running()
     finally:
         for name in _IN_A_STEP:
             del os.environ[name]
+
+
+@contextmanager
+def _short_folder() -> Iterator[None]:
+    """Have temporary folders inside the block below /tmp, where the path of the usual one is too long for a socket."""
+    usual, before = tempfile.gettempdir(), tempfile.tempdir
+    if len(os.fsencode(Path(usual) / _SOCKET)) > _LONGEST_PATH:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

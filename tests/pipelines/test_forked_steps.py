@@ -28,6 +28,7 @@ if __name__ == "__main__":
         print("status", handler.run_local_subprocess([*command, *arguments], {"GIVEN": "by KFP"}))
         print("other", handler.run_local_subprocess([sys.executable, "-c", "raise SystemExit(7)"]))
 """
+TOO_LONG_FOR_A_SOCKET = "temporary" * 10
 EXECUTOR_INPUT = '{"inputs": {}, "outputs": {"outputFile": "%s"}}'
 
 
@@ -43,9 +44,9 @@ def probe(tmp_path: Path):
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]),
             "EXECUTOR_INPUT": EXECUTOR_INPUT % (tmp_path / "out.json"),
-            "TMPDIR": str(tmp_path / "tmp"),
+            "TMPDIR": str(tmp_path / TOO_LONG_FOR_A_SOCKET),
         }
-        (tmp_path / "tmp").mkdir()
+        (tmp_path / TOO_LONG_FOR_A_SOCKET).mkdir()
         done = subprocess.run(
             [sys.executable, tmp_path / "run.py"],
             capture_output=True,
@@ -56,7 +57,7 @@ def probe(tmp_path: Path):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "other 7", "what is no step is left to KFP"
-        left = [path.name for path in (tmp_path / "tmp").iterdir() if not path.name.startswith("pymp-")]
+        left = [path.name for path in (tmp_path / TOO_LONG_FOR_A_SOCKET).iterdir()]
         assert left == [], "KFP leaves each step's source behind"
         [status] = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("status ")]
         return status, done.stdout
