@@ -18,7 +18,8 @@ from metalearn_core.learners.pretrainable import PretrainableConfig
 class MatchingNetConfig(PretrainableConfig):
     """The options of matchingnet.
 
-    After 300 training episodes of glyphs (5-way 1-shot), scales 1, 10 and 30 give 75, 84 and 88 % on its test classes.
+    After 300 training episodes of glyphs (5-way 1-shot), scales 1, 10 and 30 give 78, 89 and 90 % on its validation
+    classes, in the mean of three seeds.
     """
 
     learning_rate: float = Field(3e-3, gt=0, description="of the outer optimiser at the start")
