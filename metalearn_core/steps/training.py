@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from metalearn_core.data.dataset import EpisodeDataset
     from metalearn_core.data.tasks import Tasks
     from metalearn_core.evaluation.evaluate import Protocol
-    from metalearn_core.learners import LearnerSpec
     from metalearn_core.learners.contract import Learner
     from metalearn_core.training.report import OnMetrics
     from metalearn_core.training.world import World
@@ -42,7 +41,6 @@ TRAINING = "training.json"
 EVALUATION = "evaluation.json"
 EPISODES = "test_episodes"
 DEFAULT_RESOURCES = TrainingResources()
-_CPU_MEMORY = "DefaultCPUAllocator"  # in the text of torch's error, which has no class of its own
 
 
 def train_learner(
@@ -184,6 +182,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     from metalearn_core.evaluation.metric import metric_of
     from metalearn_core.learners import LearnerSpec
     from metalearn_core.memory import PeakMemory
+    from metalearn_core.training.advice import memory_explained
     from metalearn_core.training.loop import fit
     from metalearn_core.training.world import ALONE
 
@@ -193,7 +192,7 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
     if order.domain is not None and isinstance(dataset, EpisodeDataset):
         dataset = only_domain(dataset, order.domain)
     metrics = _metrics_of(order.run_id if world.leads else None)
-    with PeakMemory() as peak, _memory_explained(spec, world.size), metrics as on_metrics:
+    with PeakMemory() as peak, memory_explained(spec, world.size), metrics as on_metrics:
         result = fit(
             spec,
             dataset,
@@ -239,30 +238,6 @@ def train_here(order: TrainingOrder, world: "World | None" = None) -> dict[str, 
         "peak_gpu_memory_bytes": peak.gpu_bytes,
         "history": result.history,
     }
-
-
-@contextmanager
-def _memory_explained(spec: "LearnerSpec", processes: int) -> Iterator[None]:
-    """Say what to make smaller where the machine's memory does not hold a training.
-
-    Raises:
-        MetalearnError: it does not.
-    """
-    from metalearn_core.learners import resolve_spec
-
-    try:
-        yield
-    except RuntimeError as error:
-        if _CPU_MEMORY not in str(error):
-            raise
-        found = resolve_spec(spec)
-        batches = [f"{spec.learner}.{name}" for name in ("batch_size", "pretrain_batch_size") if name in found.options]
-        episodes = [] if "batch_size" in found.options else ["--train-way", "--train-query"]
-        widths = [f"backbone.{name}" for name in ("width", "widths", "hidden") if name in found.backbone_options]
-        smaller = ", ".join([*episodes, *batches, *widths, *(["--processes"] if processes > 1 else [])])
-        raise MetalearnError(
-            f"{spec.learner}: the memory of this machine does not hold its training: lower one of {smaller}"
-        ) from None
 
 
 def _seen(dataset: "Tasks") -> tuple[list[str], list[bytes] | None]:
