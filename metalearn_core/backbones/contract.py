@@ -1,7 +1,7 @@
 """What every backbone is: a pure function from weights and examples to features."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 import torch
@@ -31,7 +31,7 @@ class BackboneConfig(BaseModel):
 
 
 class Tape(Protocol):
-    """A forward pass that is remembered, of g groups of n examples; see `Backbone.tape`.
+    """A forward pass that is remembered, of g groups of n examples; see `Backbone.tapes`.
 
     Attributes:
         features: (g, n, d).
@@ -49,6 +49,11 @@ class Tape(Protocol):
         """Return the derivative of `backward`'s gradient along `direction`, the features' gradient moving as given."""
 
 
+TapeOf = Callable[[Weights, torch.dtype], Tape]
+"""Gives the forward pass by weights, each with a leading dimension g, and by the type in which products of the tangents
+may be computed; everything else is in the type of the examples."""
+
+
 class Backbone(nn.Module, ABC):
     """A network whose forward pass takes its weights as an argument, so that tasks can have weights of their own.
 
@@ -62,7 +67,7 @@ class Backbone(nn.Module, ABC):
     Attributes:
         feature_size: d, the size of a feature vector.
         map_shape: (c, h, w) of the map that a feature vector is, flattened; None: it is a vector, and no map.
-        taped: it has a `tape`, which is quicker than autograd for the gradient of a gradient.
+        taped: it has `tapes`, which are quicker than autograd for the gradient of a gradient.
         groups_together: groups are quicker at once than one after the other, on a CPU too: its operations are small.
         remembered: how many numbers a tape, or a pass where groups are together, remembers of each example.
     """
@@ -115,18 +120,18 @@ class Backbone(nn.Module, ABC):
             return self.embed_groups(weights, x, statistics)
         return _joined([self._embed_one(weights, x[group, None], statistics, group) for group in range(groups)])
 
-    def tape(self, weights: Weights, x: Tensor, tangent_precision: torch.dtype) -> Tape:
-        """Return the forward pass of g groups, each batch-normalised by itself, with its derivatives by hand.
+    def tapes(self, x: Tensor) -> TapeOf:
+        """Return what gives forward passes of g groups, each normalised by itself, with their derivatives by hand.
+
+        What the examples alone decide is found once, however many passes there are.
 
         Args:
-            weights: by the names of `named_parameters()`, each with a leading dimension g.
             x: (g, n, *x) standardised examples.
-            tangent_precision: of the convolutions of the tangents; everything else is in the type of x.
 
         Raises:
             NotImplementedError: the backbone is not `taped`: autograd differentiates `embed`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no tape")
+        raise NotImplementedError(f"{type(self).__name__} has no tapes")
 
     def running_statistics(self) -> Statistics:
         """Return the running statistics, each (1, channels)."""

@@ -2,13 +2,12 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, Weights
-from metalearn_core.backbones.conv4_tape import Conv4Tape
+from metalearn_core.backbones.contract import Backbone, BackboneConfig, Statistics, TapeOf, Weights
+from metalearn_core.backbones.conv4_tape import Conv4Examples, Conv4Tape
 from metalearn_core.backbones.functional import convolve_and_normalise, fold_groups, unfold_groups
 from metalearn_core.backbones.layers import NormalisedConvolution
 from metalearn_core.data.manifest import DatasetSpec
@@ -78,6 +77,7 @@ class Conv4(Backbone):
             hidden = F.relu(F.max_pool2d(hidden, 2) if pooled else hidden, inplace=True)
         return unfold_groups(hidden, groups), used
 
-    def tape(self, weights: Weights, x: Tensor, tangent_precision: torch.dtype) -> Conv4Tape:
-        """Return the forward pass of groups x (g, n, c, h, w), with its derivatives by hand."""
-        return Conv4Tape(weights, x, len(self.blocks), self.config.pooling == "max", tangent_precision)
+    def tapes(self, x: Tensor) -> TapeOf:
+        """Return what gives forward passes of groups x (g, n, c, h, w), with their derivatives by hand."""
+        examples = Conv4Examples(x, self.config.pooling == "max")
+        return lambda weights, tangent_precision: Conv4Tape(weights, examples, len(self.blocks), tangent_precision)

@@ -10,8 +10,9 @@ For each block, with U the 3×3 patches of its input h, and N the number of valu
     e = ∂u − (Σ∂u + x̂ Σ∂u x̂) / N    ∂z = γ r e    ∂W = ∂zᵀ U    ∂U = ∂z W
     R{x̂} = r (R{z} − mean R{z} − x̂ mean(x̂ R{z}))    R{γ r} = R{γ} r − γ r² mean(x̂ R{z})
 
-where ∂ is the gradient of the loss with respect to what follows. A group is a support set, of so few examples that
-calling a kernel costs more than its arithmetic: every operation is for all groups at once, each with its own weights.
+where ∂ is the gradient of the loss with respect to what follows. The first block, whose U is fixed, needs none of that
+(`examples_block`). A group is a support set, of so few examples that calling a kernel costs more than its arithmetic:
+every operation is for all groups at once, each with its own weights.
 """
 
 import itertools
@@ -22,9 +23,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metalearn_core.backbones.examples_block import BlockValues, ExamplePatches, ExamplesBlock, weight_gradient
 from metalearn_core.backbones.functional import EPSILON
 
 _TAPS = 3
+
+
+@dataclass(frozen=True)
+class _Halving:
+    """How a block halves its map: by a max-pool after the convolution, or by the convolution's stride alone."""
+
+    size: tuple[int, int]  # height and width of the block's input
+    indices: Tensor | None  # of the max-pool
 
 
 @dataclass(frozen=True)
@@ -34,21 +44,12 @@ class _Block:
     Neither its input nor its output is kept: the output follows from x̂ at the cost of one operation.
     """
 
-    size: tuple[int, int]  # height and width of the input
+    halving: _Halving
     weight: Tensor  # W, (g, o, 9·c)
     scale: Tensor  # γ
     shift: Tensor  # β
     normal: Tensor  # x̂, (g, n·h·w, o)
     inverse: Tensor  # r
-    indices: Tensor | None  # of the max-pool
-
-
-@dataclass(frozen=True)
-class _Patches:
-    """What a convolution sees, between two passes that both need it: U is much larger than what it is made of."""
-
-    still: Tensor  # U
-    moving: Tensor | None = None  # R{U}
 
 
 @dataclass(frozen=True)
@@ -68,47 +69,72 @@ class _Tangent:
     factor: Tensor  # R{γ r}
 
 
+class Conv4Examples:
+    """Groups of examples as conv4 sees them, whatever its weights are.
+
+    Args:
+        x: (g, n, c, h, w) standardised examples.
+        pooled: a block halves by max-pool, not by stride.
+
+    Attributes:
+        groups, count: g and n.
+        pooled: see there.
+        size: h and w.
+        patches: of the first convolution.
+    """
+
+    def __init__(self, x: Tensor, pooled: bool) -> None:
+        self.groups, self.count, self.pooled = x.shape[0], x.shape[1], pooled
+        self.size = (x.shape[3], x.shape[4])
+        rows = x.permute(0, 1, 3, 4, 2).reshape(self.groups, -1, x.shape[2])
+        self.patches = ExamplePatches.of(_unfold(rows, self.size, self.stride))
+
+    @property
+    def stride(self) -> int:
+        """Of the convolutions."""
+        return 1 if self.pooled else 2
+
+
 class Conv4Tape:
     """Groups of examples through conv4, remembered. The methods are called in their order, without grad.
 
     Args:
         weights: by the names of `named_parameters()`, each with a leading dimension g.
-        x: (g, n, c, h, w) standardised examples.
+        examples: to pass through.
         blocks: how many.
-        pooled: a block halves by max-pool, not by stride.
-        tangent_precision: of the matrix products of the tangents; what they give is summed up in the type of x.
+        tangent_precision: of the tangents' matrix products after the first block; what they give is summed up in the
+            type of the examples.
 
     Attributes:
         features: (g, n, d).
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], x: Tensor, blocks: int, pooled: bool, tangent_precision: torch.dtype
+        self, weights: Mapping[str, Tensor], examples: Conv4Examples, blocks: int, tangent_precision: torch.dtype
     ) -> None:
-        self._tangent_precision = tangent_precision
-        self._groups, self._examples = x.shape[0], x.shape[1]
-        self._stride = 1 if pooled else 2
+        self._tangent_precision, self._dtype = tangent_precision, examples.patches.rows.dtype
+        self._groups, self._count, self._stride = examples.groups, examples.count, examples.stride
+        size, pooled = examples.size, examples.pooled
+        self._first = ExamplesBlock(examples.patches, _of_block(weights, 0))
+        self._first_halving, hidden = self._halve(self._first.forward(), size, pooled)
+        self._first_out = hidden.relu_()
         self._blocks: list[_Block] = []
-        self._patches: list[_Patches] = []
+        # What convolutions see, U and R{U}, between two passes that both need it: it is larger than what it is made of.
+        self._patches: list[Tensor] = []
+        self._moving_patches: list[tuple[Tensor, Tensor]] = []
         self._gradients: list[_Gradient] = []
         self._tangents: list[_Tangent] = []
-        size = (x.shape[3], x.shape[4])
-        self._x = hidden = x.permute(0, 1, 3, 4, 2).reshape(self._groups, -1, x.shape[2])
-        for number in range(blocks):
-            weight, scale, shift = _of_block(weights, number)
-            patches = self._unfold(hidden, size)
-            self._patches.append(_Patches(patches))
-            normal = patches @ weight.mT
+        for number in range(1, blocks):
+            size, own = self._halved(size), _of_block(weights, number)
+            patches = _unfold(hidden, size, self._stride)
+            self._patches.append(patches)
+            normal = patches @ own.weight.mT
             normal.sub_(normal.mean(1, keepdim=True))
             inverse = torch.rsqrt(normal.square().mean(1, keepdim=True) + EPSILON)
             normal.mul_(inverse)
-            indices = None
-            if pooled:
-                images = self._images(torch.addcmul(shift, normal, scale), size)
-                indices = F.max_pool2d_with_indices(images, [2, 2])[1].flatten(2)
-            block = _Block(size, weight, scale, shift, normal, inverse, indices)
-            self._blocks.append(block)
-            hidden, size = self._out(block), self._halved(size)
+            halving, hidden = self._halve(torch.addcmul(own.shift, normal, own.scale), size, pooled)
+            self._blocks.append(_Block(halving, own.weight, own.scale, own.shift, normal, inverse))
+            hidden = hidden.relu_()
         self.features = self._features(hidden)
 
     def backward(self, gradient: Tensor) -> dict[str, Tensor]:
@@ -116,36 +142,37 @@ class Conv4Tape:
         found: dict[str, Tensor] = {}
         hidden = self._from_features(gradient)
         self._gradients = []
-        for number, block in reversed(list(enumerate(self._blocks))):
-            out = self._through_relu(block, hidden)
+        for number, block in reversed(list(enumerate(self._blocks, start=1))):
+            out = self._before_pool(block.halving, _where_positive(self._activation(block), hidden))
             shift, scale = out.sum(1, keepdim=True), (out * block.normal).sum(1, keepdim=True)
             self._gradients.insert(0, _Gradient(out, shift, scale))
             z = _direction(block, self._gradients[0]).mul_(block.scale * block.inverse)
-            found |= _named(number, _weight_gradient(z, self._patches.pop().still), scale, shift)
-            if number:
-                hidden = self._fold(z @ block.weight, block.size)
-        return found
+            found |= _named(number, BlockValues(weight_gradient(z, self._patches.pop()), scale, shift))
+            hidden = self._fold(z @ block.weight, block.halving.size)
+        hidden = self._before_pool(self._first_halving, _where_positive(self._first_out, hidden))
+        return found | _named(0, self._first.backward(hidden))
 
     def forward_tangent(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return R{features} (g, n, d), the derivative of the features as the weights move along `direction`."""
-        before, hidden = self._x, None
-        self._tangents, self._patches = [], []
-        for number, block in enumerate(self._blocks):
-            weight, scale, shift = _of_block(direction, number)
-            still = self._unfold(self._rounded(before), block.size)
-            moving = None if hidden is None else self._unfold(self._rounded(hidden), block.size)
-            self._patches.append(_Patches(still, moving))
-            normal = self._tangent_product(still, weight.mT)
-            if moving is not None:
-                normal += self._tangent_product(moving, block.weight.mT)
+        before = self._first_out
+        hidden = self._pooled(self._first_halving, self._first.forward_tangent(_of_block(direction, 0)))
+        hidden = _where_positive(before, hidden)
+        self._tangents, self._moving_patches = [], []
+        for number, block in enumerate(self._blocks, start=1):
+            along = _of_block(direction, number)
+            still, moving = (
+                _unfold(self._rounded(rows), block.halving.size, self._stride) for rows in (before, hidden)
+            )
+            self._moving_patches.append((still, moving))
+            normal = self._tangent_product(still, along.weight.mT)
+            normal += self._tangent_product(moving, block.weight.mT)
             correlation = (normal * block.normal).mean(1, keepdim=True)
             normal.sub_(torch.addcmul(normal.mean(1, keepdim=True), block.normal, correlation)).mul_(block.inverse)
-            factor = scale * block.inverse - block.scale * block.inverse.square() * correlation
+            factor = along.scale * block.inverse - block.scale * block.inverse.square() * correlation
             self._tangents.append(_Tangent(normal, factor))
-            hidden = self._pooled(block, torch.addcmul(shift, block.normal, scale).addcmul_(normal, block.scale))
-            before = self._out(block)
-            hidden = _where_positive(before, hidden)
-        assert hidden is not None
+            moved = torch.addcmul(along.shift, block.normal, along.scale).addcmul_(normal, block.scale)
+            before = self._activation(block).relu_()
+            hidden = _where_positive(before, self._pooled(block.halving, moved))
         return self._features(hidden)
 
     def backward_tangent(self, gradient_tangent: Tensor, direction: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,47 +180,35 @@ class Conv4Tape:
         found: dict[str, Tensor] = {}
         hidden = self._from_features(gradient_tangent)
         passes = zip(self._blocks, self._gradients, self._tangents, strict=True)
-        for number, (block, gradient, tangent) in reversed(list(enumerate(passes))):
-            patches = self._patches.pop()
-            out = self._through_relu(block, hidden)
+        for number, (block, gradient, tangent) in reversed(list(enumerate(passes, start=1))):
+            unmoved, moving = self._moving_patches.pop()
+            out = self._before_pool(block.halving, _where_positive(self._activation(block), hidden))
             shift = out.sum(1, keepdim=True)
             scale = (out * block.normal).addcmul_(gradient.out, tangent.normal).sum(1, keepdim=True)
             mean = torch.addcmul(shift, block.normal, scale).addcmul_(tangent.normal, gradient.scale)
             factor = block.scale * block.inverse
             still = _direction(block, gradient)
             moved = mean.mul_(-1 / mean.shape[1]).add_(out).mul_(factor).addcmul_(still, tangent.factor)
-            rounded = self._rounded(moved)
-            weight = _weight_gradient(rounded, patches.still).to(moved.dtype)
-            if patches.moving is not None:
-                z = self._rounded(still.mul_(factor))
-                along, _, _ = _of_block(direction, number)
-                weight += _weight_gradient(z, patches.moving)
-                both = torch.cat([rounded, z], dim=2), torch.cat([block.weight, along], dim=1)  # their products' sum
-                hidden = self._fold(self._tangent_product(*both), block.size)
-            found |= _named(number, weight, scale, shift)
+            rounded, z = self._rounded(moved), self._rounded(still.mul_(factor))
+            weight = weight_gradient(rounded, unmoved).to(moved.dtype)
+            weight += weight_gradient(z, moving)
+            found |= _named(number, BlockValues(weight, scale, shift))
+            along = _of_block(direction, number).weight
+            both = torch.cat([rounded, z], dim=2), torch.cat([block.weight, along], dim=1)  # the sum of their products
+            hidden = self._fold(self._tangent_product(*both), block.halving.size)
         self._tangents = []
-        return found
+        hidden = self._before_pool(self._first_halving, _where_positive(self._first_out, hidden))
+        return found | _named(0, self._first.backward_tangent(hidden))
 
     def _halved(self, size: tuple[int, int]) -> tuple[int, int]:
         height, width = size
         return (height // 2, width // 2) if self._stride == 1 else ((height + 1) // 2, (width + 1) // 2)
 
-    def _unfold(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return the patches (g, n·h'·w', 9·c) that a convolution sees of maps (g, n·h·w, c)."""
-        channels, stride = rows.shape[-1], self._stride
-        padded = F.pad(rows.view(-1, *size, channels), (0, 0, 1, 1, 1, 1))
-        examples, down, right, each = padded.stride()
-        outer = [-(-length // stride) for length in size]
-        windows = padded.as_strided(
-            (len(padded), *outer, _TAPS, _TAPS, channels), (examples, stride * down, stride * right, down, right, each)
-        )
-        return windows.reshape(self._groups, -1, _TAPS * _TAPS * channels)
-
     def _fold(self, patches: Tensor, size: tuple[int, int]) -> Tensor:
         """Return the sums (g, n·h·w, c) over the patches that each value is in: the transpose of `_unfold`."""
         stride = self._stride
         down, right = (-(-length // stride) for length in size)
-        windows = patches.view(self._groups * self._examples, down, right, _TAPS, _TAPS, -1)
+        windows = patches.view(self._groups * self._count, down, right, _TAPS, _TAPS, -1)
         maps = patches.new_empty(len(windows), *size, windows.shape[-1])
         rows, columns = ([_reach(tap, length, stride) for tap in range(_TAPS)] for length in size)
         for i, j in itertools.product((1, 2, 0), repeat=2):  # from the middle: the first to reach a value reach all
@@ -208,7 +223,7 @@ class Conv4Tape:
         return values.to(self._tangent_precision)
 
     def _tangent_product(self, left: Tensor, right: Tensor) -> Tensor:
-        return (left @ self._rounded(right)).to(self._x.dtype)
+        return (left @ self._rounded(right)).to(self._dtype)
 
     def _images(self, rows: Tensor, size: tuple[int, int]) -> Tensor:
         """Return maps (g, n·h·w, o) as (g·n, o, h, w)."""
@@ -220,49 +235,57 @@ class Conv4Tape:
 
     def _features(self, rows: Tensor) -> Tensor:
         """Return the last maps as features, channel by channel as `unfold_groups` gives them."""
-        return rows.view(self._groups, self._examples, -1, rows.shape[-1]).mT.flatten(2)
+        return rows.view(self._groups, self._count, -1, rows.shape[-1]).mT.flatten(2)
 
     def _from_features(self, features: Tensor) -> Tensor:
         """Return features as maps: the inverse of `_features`."""
-        channels = self._blocks[-1].normal.shape[-1]
-        return features.view(self._groups, self._examples, channels, -1).mT.reshape(self._groups, -1, channels)
+        channels = self._first_out.shape[-1]
+        return features.view(self._groups, self._count, channels, -1).mT.reshape(self._groups, -1, channels)
 
-    def _out(self, block: _Block) -> Tensor:
-        """Return the block's output, the next h (g, n·h·w, o)."""
-        return self._activation(block).relu_()
+    def _halve(self, rows: Tensor, size: tuple[int, int], pooled: bool) -> tuple[_Halving, Tensor]:
+        """Return how the map u (g, n·h·w, o) of a block whose input has a size is halved, and that half."""
+        if not pooled:
+            return _Halving(size, None), rows
+        most, indices = F.max_pool2d_with_indices(self._images(rows, size), [2, 2])
+        return _Halving(size, indices.flatten(2)), self._rows(most)
+
+    def _pooled(self, halving: _Halving, rows: Tensor) -> Tensor:
+        """Return, where there is a max-pool, what that chose when it saw u."""
+        if halving.indices is None:
+            return rows
+        return self._rows(self._images(rows, halving.size).flatten(2).gather(2, halving.indices))
+
+    def _before_pool(self, halving: _Halving, gradient: Tensor) -> Tensor:
+        """Return the gradient before the max-pool, where there is one, from that after it."""
+        if halving.indices is None:
+            return gradient
+        height, width = halving.size
+        before = gradient.new_zeros(self._groups, self._count * height * width, gradient.shape[-1])
+        images = self._images(gradient, self._halved(halving.size)).flatten(2)
+        self._images(before, halving.size).flatten(2).scatter_add_(2, halving.indices, images)
+        return before
 
     def _activation(self, block: _Block) -> Tensor:
         """Return u (g, n·h·w, o), max-pooled where the block has a max-pool."""
-        return self._pooled(block, torch.addcmul(block.shift, block.normal, block.scale))
+        return self._pooled(block.halving, torch.addcmul(block.shift, block.normal, block.scale))
 
-    def _pooled(self, block: _Block, rows: Tensor) -> Tensor:
-        """Return, where the block has a max-pool, what that chose when it saw u."""
-        if block.indices is None:
-            return rows
-        return self._rows(self._images(rows, block.size).flatten(2).gather(2, block.indices))
 
-    def _through_relu(self, block: _Block, gradient: Tensor) -> Tensor:
-        """Return the gradient before ReLU (and max-pool) from that after it."""
-        gradient = _where_positive(self._activation(block), gradient)
-        if block.indices is None:
-            return gradient
-        before = torch.zeros_like(block.normal)
-        images = self._images(gradient, self._halved(block.size)).flatten(2)
-        self._images(before, block.size).flatten(2).scatter_add_(2, block.indices, images)
-        return before
+def _unfold(rows: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Return the patches (g, n·h'·w', 9·c) that a convolution sees of maps (g, n·h·w, c)."""
+    groups, _, channels = rows.shape
+    padded = F.pad(rows.view(-1, *size, channels), (0, 0, 1, 1, 1, 1))
+    examples, down, right, each = padded.stride()
+    outer = [-(-length // stride) for length in size]
+    windows = padded.as_strided(
+        (len(padded), *outer, _TAPS, _TAPS, channels), (examples, stride * down, stride * right, down, right, each)
+    )
+    return windows.reshape(groups, -1, _TAPS * _TAPS * channels)
 
 
 def _reach(tap: int, length: int, stride: int) -> tuple[slice, slice]:
     """Return which windows see an image by this tap, along an axis of that length, and which values they see."""
     first, last = (1 if tap == 0 else 0), (length - max(tap, 1)) // stride
     return slice(first, last + 1), slice(stride * first + tap - 1, stride * last + tap, stride)
-
-
-def _weight_gradient(z: Tensor, patches: Tensor) -> Tensor:
-    """Return zᵀ U (g, o, 9·c)."""
-    if patches.shape[-1] > z.shape[-1]:
-        return z.mT @ patches
-    return (patches.mT @ z).mT.contiguous()  # several times faster where U is the narrow one
 
 
 def _where_positive(out: Tensor, values: Tensor) -> Tensor:
@@ -277,19 +300,19 @@ def _direction(block: _Block, gradient: _Gradient) -> Tensor:
     return mean.mul_(-1 / mean.shape[1]).add_(gradient.out)
 
 
-def _of_block(values: Mapping[str, Tensor], number: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what belongs to a block's weight (g, o, 9·c), scale and shift (g, 1, o), as its operations take it."""
+def _of_block(values: Mapping[str, Tensor], number: int) -> BlockValues:
+    """Return what belongs to a block's weights, as its operations take it."""
     name = f"blocks.{number}"
     weight = values[f"{name}.conv.weight"].permute(0, 1, 3, 4, 2).flatten(2)
-    return weight, values[f"{name}.norm.weight"].unsqueeze(1), values[f"{name}.norm.bias"].unsqueeze(1)
+    return BlockValues(weight, values[f"{name}.norm.weight"].unsqueeze(1), values[f"{name}.norm.bias"].unsqueeze(1))
 
 
-def _named(number: int, weight: Tensor, scale: Tensor, shift: Tensor) -> dict[str, Tensor]:
+def _named(number: int, found: BlockValues) -> dict[str, Tensor]:
     """Return what was found by the names of the parameters, and of their shapes; the weight in channels-last."""
     name = f"blocks.{number}"
-    taps = weight.view(*weight.shape[:2], _TAPS, _TAPS, -1)
+    taps = found.weight.view(*found.weight.shape[:2], _TAPS, _TAPS, -1)
     return {
         f"{name}.conv.weight": taps.permute(0, 1, 4, 2, 3),
-        f"{name}.norm.weight": scale.squeeze(1),
-        f"{name}.norm.bias": shift.squeeze(1),
+        f"{name}.norm.weight": found.scale.squeeze(1),
+        f"{name}.norm.bias": found.shift.squeeze(1),
     }

@@ -1,7 +1,7 @@
 """What learners by gradient share: the state, the queries, masks and ways of weights that an episode has of its own."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -147,15 +147,21 @@ class FastWeightLearner(Learner):
 
         return episode_by_episode(outcome_of, state)
 
-    def inner_gradient(self, weights: Weights, x: Tensor, loss: SupportLoss, second_order: bool) -> Weights:
-        """Return ∇θ L(θ; support set) of each episode, always in full precision: support sets are small."""
+    def inner_gradient(self, x: Tensor, loss: SupportLoss, second_order: bool) -> Callable[[Weights], Weights]:
+        """Return ∇θ L(θ; support set) of each episode, a function of θ; in full precision: support sets are small."""
         if self.backbone.taped:
-            return taped_gradient(self.backbone, x, loss, weights, second_order)
-        with torch.autocast(x.device.type, enabled=False):
-            outputs, _ = self._outputs(weights, x, None)
-            slope = loss.gradient(outputs)
-            found = torch.autograd.grad(outputs, list(weights.values()), slope, create_graph=second_order)
-        return dict(zip(weights, found, strict=True))
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                tape_of = self.backbone.tapes(x)
+            return lambda weights: taped_gradient(tape_of, loss, weights, second_order)
+
+        def gradient(weights: Weights) -> Weights:
+            with torch.autocast(x.device.type, enabled=False):
+                outputs, _ = self._outputs(weights, x, None)
+                slope = loss.gradient(outputs)
+                found = torch.autograd.grad(outputs, list(weights.values()), slope, create_graph=second_order)
+            return dict(zip(weights, found, strict=True))
+
+        return gradient
 
     def _state(self, weights: Weights, x: Tensor, present: Tensor, statistics: Statistics | None = None) -> State:
         """Return the state of fast weights; the support's statistics under them are found, where they are not given."""

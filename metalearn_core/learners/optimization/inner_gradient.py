@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn_core.backbones.contract import Backbone, Tape
+from metalearn_core.backbones.contract import Tape, TapeOf
 from metalearn_core.backbones.functional import linear
 from metalearn_core.learners.contract import BACKBONE, HEAD
 from metalearn_core.learners.optimization.support_loss import SupportLoss
@@ -15,13 +15,12 @@ HEAD_WEIGHT, HEAD_BIAS = f"{HEAD}weight", f"{HEAD}bias"
 
 
 def taped_gradient(
-    backbone: Backbone, x: Tensor, loss: SupportLoss, weights: Mapping[str, Tensor], second_order: bool
+    tape_of: TapeOf, loss: SupportLoss, weights: Mapping[str, Tensor], second_order: bool
 ) -> dict[str, Tensor]:
     """Return the gradient of the loss of each of b support sets with respect to its weights, by the backbone's tape.
 
     Args:
-        backbone: that is `taped`.
-        x: (b, s, *x) standardised examples.
+        tape_of: gives the backbone's forward pass of the support sets.
         loss: of the support sets.
         weights: those of the backbone (below `backbone.`) and of the linear head, each with a leading dimension b.
         second_order: the gradient can be differentiated with respect to `weights`; under autocast, that derivative has
@@ -29,10 +28,10 @@ def taped_gradient(
     """
     names, values = tuple(weights), list(weights.values())
     if second_order:
-        gradients = _TapedGradient.apply(backbone, names, x, loss, *values)  # type: ignore[no-untyped-call]
+        gradients = _TapedGradient.apply(tape_of, names, loss, *values)  # type: ignore[no-untyped-call]
     else:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            gradients = _TapedLoss(backbone.tape(_below(weights), x, x.dtype), names, loss, values).gradients()
+        with torch.no_grad(), torch.autocast(values[0].device.type, enabled=False):
+            gradients = _TapedLoss(tape_of(_below(weights), values[0].dtype), names, loss, values).gradients()
     return dict(zip(names, gradients, strict=True))
 
 
@@ -73,12 +72,12 @@ class _TapedGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backbone: Backbone, names: tuple[str, ...], x: Tensor, loss: SupportLoss, *values: Tensor
+        ctx: Any, tape_of: TapeOf, names: tuple[str, ...], loss: SupportLoss, *values: Tensor
     ) -> tuple[Tensor, ...]:
-        kind = x.device.type
-        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        kind = values[0].device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else values[0].dtype
         with torch.autocast(kind, enabled=False):
-            tape = backbone.tape(_below(dict(zip(names, values, strict=True))), x, precision)
+            tape = tape_of(_below(dict(zip(names, values, strict=True))), precision)
             ctx.loss = _TapedLoss(tape, names, loss, values)
             return ctx.loss.gradients()  # type: ignore[no-any-return]
 
@@ -86,7 +85,7 @@ class _TapedGradient(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *directions: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast(directions[0].device.type, enabled=False):
-            return (None, None, None, None, *ctx.loss.along(directions))
+            return (None, None, None, *ctx.loss.along(directions))
 
 
 def _below(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,10 +50,10 @@ class InnerLoopLearner(FastWeightLearner):
             start = self.start(x, y, present)
         # A head that is made of features without parameters has no graph, and still is what the steps move.
         weights: Weights = {name: keep(value) if value.requires_grad else cut(value) for name, value in start.items()}
-        loss, second_order = support_loss(y, present), differentiable and not self.first_order
+        gradient = self.inner_gradient(x, support_loss(y, present), differentiable and not self.first_order)
         for number in range(self.steps):
-            gradients = self.inner_gradient(weights, x, loss, second_order)
-            weights = {name: keep(value) for name, value in self.step(weights, gradients, number).items()}
+            moved = self.step(weights, gradient(weights), number)
+            weights = {name: keep(value) for name, value in moved.items()}
             yield weights
 
 

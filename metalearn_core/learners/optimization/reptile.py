@@ -80,10 +80,11 @@ class Reptile(FastWeightLearner):
         squares = {name: torch.zeros_like(value) for name, value in weights.items()}
         loss, examples = support_loss(y, present), x.shape[1]
         size = min(self.config.inner_batch, examples) if self.training else examples
+        of_all = self.inner_gradient(x, loss, second_order=False) if size == examples else None
         for number in range(self.steps):
             rows = torch.arange(number * size, (number + 1) * size, device=x.device) % examples
-            gradients = self.inner_gradient(weights, x[:, rows], loss.of(rows), second_order=False)
-            for name, gradient in gradients.items():
+            gradient_of = of_all or self.inner_gradient(x[:, rows], loss.of(rows), second_order=False)
+            for name, gradient in gradient_of(weights).items():
                 step = gradient
                 if self.config.inner_optimiser == "adam":  # v ← β₂ v + (1 − β₂) g², and g / (√(v / (1 − β₂ᵗ)) + ε)
                     squares[name] = torch.lerp(squares[name], gradient.square(), 1 - BETA_2)

@@ -71,14 +71,14 @@ def gradients_both_ways(monkeypatch):
     """Return a function that gives a learner's outer gradients by its backbone's tape, and by autograd alone."""
 
     def both(learner, episodes):
-        found, tapes, tape = [], [], learner.backbone.tape
-        monkeypatch.setattr(learner.backbone, "tape", lambda *given: tapes.append(given) or tape(*given))
+        found, taped_examples, tapes = [], [], learner.backbone.tapes
+        monkeypatch.setattr(learner.backbone, "tapes", lambda x: taped_examples.append(x) or tapes(x))
         for taped in (True, False):
             monkeypatch.setattr(learner.backbone, "taped", taped)
             losses = learner.train_episodes(episodes).losses
             found.append(torch.autograd.grad(losses.sum(), list(learner.parameters())))
-            assert bool(tapes) == taped
-            tapes.clear()
+            assert bool(taped_examples) == taped
+            taped_examples.clear()
         return found
 
     return both
