@@ -43,9 +43,10 @@ class SideBySide:
             )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+            # Whoever ends the process has something to save first, and does not wait for what the others compute.
+            self._pool.shutdown(wait=kind is None or issubclass(kind, Exception), cancel_futures=True)
             self._pool = None
             sys.setswitchinterval(self._interval_before)
         if self._threads:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -21,6 +21,7 @@ from metalearn_core.resources import available_cores
 from metalearn_core.side_by_side import SideBySide
 from metalearn_core.training.plan import TrainingPlan
 from metalearn_core.training.step_graph import StepGraph
+from metalearn_core.training.termination import SigtermFlag, StopRequested
 from metalearn_core.training.world import ALONE, World
 
 LITTLE = 8  # a step is little work where a thread could take so many times its tasks at once
@@ -120,13 +121,12 @@ class Engine:
     Args:
         choices: of threads and precision.
         world: the processes that share the tasks out.
-        between: called before each chunk; may raise, to leave the step.
+        stop: set when the process is asked to end. Alone it leaves a step then, on a CPU in the middle of a chunk; of
+            several processes on CPUs, all do between chunks, when one that has a chunk is asked to.
     """
 
-    def __init__(
-        self, choices: EngineChoices, world: World = ALONE, between: Callable[[], None] = lambda: None
-    ) -> None:
-        self.choices, self._world, self._between = choices, world, between
+    def __init__(self, choices: EngineChoices, world: World = ALONE, stop: SigtermFlag | None = None) -> None:
+        self.choices, self._world, self._stop = choices, world, stop or SigtermFlag()
         self._side_by_side = SideBySide(choices.threads)
         self._threads_before = torch.get_num_threads()
         self._inside = ExitStack()
@@ -176,6 +176,7 @@ class Engine:
             tasks: how many.
 
         Raises:
+            StopRequested: a process was asked to end.
             torch.OutOfMemoryError: a GPU's memory does not hold a chunk; alone, chunks are halved until they are one
                 task each.
         """
@@ -200,9 +201,19 @@ class Engine:
         chunks = _chunks(tasks, min(tasks, self.choices.chunks))
         share = [chunks[number] for number in self._world.share(len(chunks))]
         following = [*share[1:], *(slice(chunk.start + tasks, chunk.stop + tasks) for chunk in share[:1])]
-        drawn = ((chunk, draw(chunk, after)) for chunk, after in zip(share, following, strict=True))
+        alone_on_cpu = self._world.size == 1 and self.choices.device == "cpu"
+
+        def drawn_chunks() -> Iterator[tuple[slice, Drawn]]:
+            for chunk, after in zip(share, following, strict=True):
+                if self._world.size == 1 and self._stop.is_set():
+                    raise StopRequested
+                yield chunk, draw(chunk, after)
 
         def run(tasks_of_chunk: Drawn) -> _Result:
+            with self._stop.leaving_at_once() if alone_on_cpu else nullcontext():
+                return run_through(tasks_of_chunk)
+
+        def run_through(tasks_of_chunk: Drawn) -> _Result:
             with self.precision():
                 result = outcome(tasks_of_chunk)
                 loss = result.losses.sum()
@@ -211,7 +222,6 @@ class Engine:
             return gradients, detached
 
         def computed(part: tuple[slice, Drawn]) -> _Result:
-            self._between()
             chunk, tasks_of_chunk = part
             if not self.choices.graph:
                 return run(tasks_of_chunk)
@@ -224,6 +234,7 @@ class Engine:
             # Threads that help to sum what others compute take the processor from those, and wait while spinning.
             torch.set_num_threads(self.choices.threads if alone else 1)
         one_by_one = alone or self.choices.graph
+        drawn = drawn_chunks()
         results = map(computed, drawn) if one_by_one else self._side_by_side.map(computed, drawn)
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
@@ -252,13 +263,20 @@ class Engine:
         return gradients, Outcome(outcome.losses.clone(), outcome.accuracies.clone(), statistics)
 
     def _gathered(self, learner: Learner, results: Iterator[_Result], sizes: Sequence[int]) -> Iterator[_Result]:
-        """Yield the results of all chunks, of these sizes, those of other processes among them."""
+        """Yield the results of all chunks, of these sizes, those of other processes among them.
+
+        Raises:
+            StopRequested: a process was asked to end. All are told with the same chunk, and leave the step there.
+        """
         shapes = [parameter.shape for parameter in learner.parameters()]
         lengths = [shape.numel() for shape in shapes]
         buffers = sorted((name, buffer.numel()) for name, buffer in learner.running_averages().items())
-        own = (_flat(gradients, outcome, sizes[0]) for gradients, outcome in results)
-        for size, vector in zip(sizes, self._world.gather(own, len(sizes)), strict=True):
-            *gradients, rest = torch.split(vector, [*lengths, len(vector) - sum(lengths)])
+        own = (_flat(gradients, outcome, sizes[0], self._stop.is_set()) for gradients, outcome in results)
+        last_round = len(sizes) - (len(sizes) - 1) % self._world.size - 1  # its first chunk: from there all is computed
+        for number, (size, vector) in enumerate(zip(sizes, self._world.gather(own, len(sizes)), strict=True)):
+            *gradients, rest, asked = torch.split(vector, [*lengths, len(vector) - sum(lengths) - 1, 1])
+            if number < last_round and self.choices.device == "cpu" and bool(asked):
+                raise StopRequested
             rows = rest.view(sizes[0], -1)[:size]
             named = buffers if rows.shape[1] > 2 else []
             losses, accuracies, *found = torch.split(rows, [1, 1, *(channels for _, channels in named)], dim=1)
@@ -274,12 +292,12 @@ def _chunks(tasks: int, count: int) -> list[slice]:
     return [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
-def _flat(gradients: tuple[Tensor, ...], outcome: Outcome, rows: int) -> Tensor:
-    """Return everything that one chunk found as one vector: the gradients, and so many rows, a task each."""
+def _flat(gradients: tuple[Tensor, ...], outcome: Outcome, rows: int, stop: bool) -> Tensor:
+    """Return everything that one chunk found as one vector: the gradients, so many rows, a task each, and `stop`."""
     columns = [outcome.losses, outcome.accuracies, *(outcome.statistics[name] for name in sorted(outcome.statistics))]
     each = torch.cat([column.view(len(outcome.losses), -1).to(outcome.losses.dtype) for column in columns], dim=1)
     padded = F.pad(each, (0, 0, 0, rows - len(each)))
-    return torch.cat([*(gradient.reshape(-1) for gradient in gradients), padded.flatten()])
+    return torch.cat([*(gradient.reshape(-1) for gradient in gradients), padded.flatten(), padded.new_full((1,), stop)])
 
 
 def _mean(results: Iterator[_Result], parameters: Sequence[Tensor]) -> Gradient:

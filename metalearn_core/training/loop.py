@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from metalearn_core.training.saving import Saving
 from metalearn_core.training.schedule import learning_rate
 from metalearn_core.training.state import pack, told_checkpoint, unpack
 from metalearn_core.training.supply import Supply
-from metalearn_core.training.termination import StopRequested, TrainingStoppedError, sigterm_flag
+from metalearn_core.training.termination import SigtermFlag, StopRequested, TrainingStoppedError, sigterm_flag
 from metalearn_core.training.validation import validate
 from metalearn_core.training.world import ALONE, World
 
@@ -182,13 +181,8 @@ class _Run:
             stack.enter_context(kept_memory())
             stop = stack.enter_context(sigterm_flag())
             stack.enter_context(self.supply.drawing_ahead())
-            try:
-                self._train_phase(saving, stop)
-                if self.progress.phase == "pretrain":
-                    self._begin_meta_training()
-                    self._train_phase(saving, stop)
-            except StopRequested:
-                raise self._stopped(saving) from None
+            if not self._ran_to_its_end(saving, stop):
+                raise self._stopped(saving)
         if not self.plan.validations:
             self.best = self._weights()
         self._update(finished=True, seconds=self.clock.seconds())
@@ -200,24 +194,30 @@ class _Run:
             saving.at_the_end()
         return self._result()
 
-    def _train_phase(self, saving: Saving | None, stop: threading.Event) -> None:
+    def _ran_to_its_end(self, saving: Saving | None, stop: SigtermFlag) -> bool:
+        """Train phase by phase; False where SIGTERM came, and nothing of a step that it cut off is held any more."""
+        try:
+            self._train_phase(saving, stop)
+            if self.progress.phase == "pretrain":
+                self._begin_meta_training()
+                self._train_phase(saving, stop)
+        except StopRequested:
+            return False
+        return True
+
+    def _train_phase(self, saving: Saving | None, stop: SigtermFlag) -> None:
         """Train until the phase, or the budget, is over."""
-
-        def heed() -> None:
-            if self.world.size == 1 and stop.is_set():  # several leave a step together, or not at all
-                raise StopRequested
-
         saved = time.monotonic()
         if self.reporter:
             self.reporter.begin(self.progress.phase)
-        with Engine(self.progress.engine, self.world, heed) as engine:
+        with Engine(self.progress.engine, self.world, stop) as engine:
             while self._advance(engine, stop):
                 self._update(engine=engine.choices)
                 if saving and time.monotonic() - saved >= self.plan.checkpoint_seconds:
                     saving.on_the_way()
                     saved = time.monotonic()
 
-    def _advance(self, engine: Engine, stop: threading.Event) -> bool:
+    def _advance(self, engine: Engine, stop: SigtermFlag) -> bool:
         """Take one outer step, or run the validation episodes where it is time to; False when the phase is over."""
         if self.world.any(stop.is_set()):
             raise StopRequested
@@ -318,7 +318,7 @@ class _Run:
 
     # Validation.
 
-    def _validate(self, stop: threading.Event, *, last: bool) -> None:
+    def _validate(self, stop: SigtermFlag, *, last: bool) -> None:
         """Run the validation episodes; but for the last time, they are put off where they take too much of the time."""
         assert self.validation is not None
         before = self.progress

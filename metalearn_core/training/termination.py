@@ -1,14 +1,16 @@
-"""SIGTERM as a flag, which training looks at between pieces of work: a preempted node writes a checkpoint first."""
+"""SIGTERM as a flag that training looks at, and as an end to a computation that can be done again."""
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
 from metalearn_core.errors import MetalearnError
 
 STOPPED_BY_SIGTERM = 143
+_POLL_S = 0.05
 
 
 class TrainingStoppedError(MetalearnError):
@@ -17,20 +19,63 @@ class TrainingStoppedError(MetalearnError):
     exit_status = STOPPED_BY_SIGTERM
 
 
-class StopRequested(Exception):  # noqa: N818
-    """Leaves validation, a step or the loop when SIGTERM has come."""
+class StopRequested(BaseException):
+    """Leaves validation, a step or the loop when SIGTERM has come; like Ctrl-C, nothing takes it for an error."""
+
+
+class SigtermFlag:
+    """Whether SIGTERM has come. No lock is taken: a signal may come while it is held, and wait for it for ever."""
+
+    def __init__(self) -> None:
+        self._set = self._raises = False
+
+    def is_set(self) -> bool:
+        """Return whether it has come."""
+        return self._set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait so long, or until it comes; return whether it has come."""
+        end = time.monotonic() + seconds
+        while not self._set and (left := end - time.monotonic()) > 0:
+            time.sleep(min(_POLL_S, left))
+        return self._set
+
+    @contextlib.contextmanager
+    def leaving_at_once(self) -> Iterator[None]:
+        """Leave the block with StopRequested when SIGTERM comes, or has come.
+
+        It is for arithmetic on the main thread, which is left between two operations: locks would stay held. On another
+        thread nothing is left, and nothing raised.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._raises = True
+        try:
+            if self._set:
+                raise StopRequested
+            yield
+        finally:
+            self._raises = False
+
+    def heed(self) -> None:
+        """Do what SIGTERM's arrival asks for, on the main thread."""
+        self._set = True
+        if self._raises:
+            self._raises = False  # a second one does not disturb the way out
+            raise StopRequested
 
 
 @contextlib.contextmanager
-def sigterm_flag() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets instead of ending the process; in another thread than the main one, never."""
-    flag = threading.Event()
+def sigterm_flag() -> Iterator[SigtermFlag]:
+    """Yield a flag that SIGTERM sets instead of ending the process; in another thread than the main one, never."""
+    flag = SigtermFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
 
     def set_flag(_number: int, _frame: FrameType | None) -> None:
-        flag.set()
+        flag.heed()
 
     before = signal.signal(signal.SIGTERM, set_flag)
     try:

@@ -1,7 +1,6 @@
 """The validation episodes of a training: the same ones each time, scored by the learner as it is."""
 
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from metalearn_core.learners.contract import Learner
 from metalearn_core.training.budget import Pace
 from metalearn_core.training.checkpoint import Progress
 from metalearn_core.training.plan import TrainingPlan
-from metalearn_core.training.termination import StopRequested
+from metalearn_core.training.termination import SigtermFlag, StopRequested
 from metalearn_core.training.world import World
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def validate(
     plan: TrainingPlan,
     progress: Progress,
     world: World,
-    stop: threading.Event,
+    stop: SigtermFlag,
     *,
     last: bool,
 ) -> Validation:

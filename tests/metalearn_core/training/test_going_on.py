@@ -22,7 +22,8 @@ from metalearn_core.storage.objects import Prefix
 from metalearn_core.storage.place import Place
 from metalearn_core.training import loop
 from metalearn_core.training.checkpoint import KEPT, Checkpoints
-from metalearn_core.training.loop import TrainingStoppedError, fit
+from metalearn_core.training.loop import fit
+from metalearn_core.training.termination import StopRequested, TrainingStoppedError, sigterm_flag
 from metalearn_core.training.world import World
 from tests.fault_proxy import FaultProxy
 from tests.metalearn_core.training.runs import content, plan, spec, start
@@ -227,6 +228,47 @@ def test_sigterm_inside_a_step_is_heeded_and_the_step_taken_again(dataset, tmp_p
     assert len(begun) < 16
     resumed = fit(spec("maml", meta_batch=8), dataset, plan(**chunked), checkpoint_dir=tmp_path)
     assert content(resumed) == content(fit(spec("maml", meta_batch=8), dataset, plan(**chunked)))
+
+
+def test_sigterm_inside_a_long_chunk_does_not_wait_for_its_end(dataset, tmp_path, monkeypatch):
+    train, begun = MAML.train_episodes, []
+
+    def terminate(learner, episodes):
+        begun.append(time.monotonic())
+        if len(begun) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while time.monotonic() < begun[-1] + 30:
+                episodes.support_x.sum()
+        return train(learner, episodes)
+
+    whole = {"chunk": 8, "episodes": 32}
+    with monkeypatch.context() as patch:
+        patch.setattr(MAML, "train_episodes", terminate)
+        with pytest.raises(TrainingStoppedError, match="after 16 training episodes: the same command goes on"):
+            fit(spec("maml", meta_batch=8), dataset, plan(**whole), checkpoint_dir=tmp_path)
+    assert time.monotonic() < begun[-1] + 10
+    resumed = fit(spec("maml", meta_batch=8), dataset, plan(**whole), checkpoint_dir=tmp_path)
+    assert content(resumed) == content(fit(spec("maml", meta_batch=8), dataset, plan(**whole)))
+
+
+def test_sigterm_inside_what_cannot_be_done_again_is_a_flag_alone():
+    with sigterm_flag() as stop:
+        assert not stop.wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.wait(10)
+        with pytest.raises(StopRequested), stop.leaving_at_once():
+            pytest.fail("it has come before")
+
+
+def test_sigterm_inside_what_can_be_done_again_leaves_it_once():
+    with sigterm_flag() as stop, pytest.raises(StopRequested), stop.leaving_at_once():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # does not disturb the way out
+            left = True
+    assert left
+    assert stop.is_set()
 
 
 def test_a_restart_that_is_stopped_goes_on_without_another_restart(dataset, tmp_path):

@@ -17,6 +17,7 @@ from metalearn_core.training.world import World
 
 HERE = Path(__file__).parent
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
@@ -26,12 +27,14 @@ from metalearn_core.learners import LearnerSpec
 from metalearn_core.training.loop import fit
 from metalearn_core.training.plan import TrainingPlan
 from metalearn_core.training.world import joined
-
+{prelude}
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which comes after an end, would cut off what is said of it
 name, episodes, out, checkpoints = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
 options = {{
     "protonet": {{"meta_batch": 1}}, "maml": {{"meta_batch": 4}}, "relationnet": {{"meta_batch": 4, "pretrain": 0.3}},
-    "metasgd": {{"meta_batch": 4}},
+    "metasgd": {{"meta_batch": 4}}, "maml in long steps": {{"meta_batch": 400}},
 }}[name]
+name = name.split()[0]
 little = {{"backbone": "mlp", "backbone_options": {{"hidden": (16,)}}}}
 backbone = little if name == "metasgd" else {{"backbone_options": {{"width": 8, "blocks": 3}}}}
 spec = LearnerSpec(learner=name, options=options, **backbone)
@@ -46,8 +49,8 @@ with joined() as world:
 """
 
 
-def start(folder: Path, processes: int, name: str, episodes: int, out: str) -> subprocess.Popen:
-    (folder / "script.py").write_text(SCRIPT.format(here=str(HERE)))
+def start(folder: Path, processes: int, name: str, episodes: int, out: str, prelude: str = "") -> subprocess.Popen:
+    (folder / "script.py").write_text(SCRIPT.format(here=str(HERE), prelude=prelude))
     arguments = [str(folder / "script.py"), name, str(episodes), str(folder / out), str(folder / f"{out} checkpoints")]
     if processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -91,17 +94,45 @@ def test_when_a_process_dies_all_end_and_another_number_of_them_goes_on(tmp_path
     finished(start(tmp_path, 1, "maml", 400, "whole"))
     job = start(tmp_path, 2, "maml", 400, "cut")
     wait_for(lambda: list((tmp_path / "cut checkpoints").glob("*.json")))
-    victim = next(
-        child
-        for child in psutil.Process(job.pid).children(recursive=True)
-        if child.environ().get("RANK") == "1" and "script.py" in " ".join(child.cmdline())
-    )
-    os.kill(victim.pid, signal.SIGKILL)
+    os.kill(process_of(job, rank=1).pid, signal.SIGKILL)
     _, errors = job.communicate(timeout=30)
     assert job.returncode != 0
     assert "PeerLostError: another training process has ended, or does not answer" in errors
     finished(start(tmp_path, 3, "maml", 400, "cut"))
     assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+SLOW = """
+import os
+import time
+from metalearn_core.learners.optimization.maml import MAML
+
+train = MAML.train_episodes
+
+def slowly(learner, episodes):
+    Path(f"{sys.argv[3]}.{os.environ['RANK']}").touch()
+    time.sleep(0.5)
+    return train(learner, episodes)
+
+MAML.train_episodes = slowly
+sys.argv[1] = "maml in long steps"
+"""
+
+
+def test_processes_leave_a_long_step_together_when_one_is_asked_to_end(tmp_path):
+    job = start(tmp_path, 2, "maml", 800, "cut", SLOW)
+    wait_for((tmp_path / "cut.1").exists)
+    os.kill(process_of(job, rank=1).pid, signal.SIGTERM)
+    _, errors = job.communicate(timeout=60)
+    assert "TrainingStoppedError: maml: stopped by SIGTERM after 0 training episodes" in errors
+    assert list((tmp_path / "cut checkpoints").glob("*.json"))
+
+
+def process_of(job, rank):
+    """Return the process of a rank."""
+    children = psutil.Process(job.pid).children(recursive=True)
+    scripts = [child for child in children if "script.py" in " ".join(child.cmdline())]
+    return next(child for child in scripts if child.environ().get("RANK") == str(rank))
 
 
 def test_alone_every_task_is_ones_own():
