@@ -58,7 +58,7 @@ def build_dataset(
 
     The digest depends on content and options only. Of the examples, no more than a few copies of the largest class are
     in memory at a time; their names and hashes all are, some hundred bytes for each. Where images may be turned, the
-    time for finding the rotations grows with the square of the number of classes.
+    time for finding the rotations grows with the square of the number of classes (`distinct_rotations`).
 
     Args:
         source: see `open_source`.

@@ -60,6 +60,42 @@ def test_many_classes_are_compared_across_chunks() -> None:
     assert rotations[1:599] == [(0, 1, 2, 3)] * 598
 
 
+def compared_by_hand(means: ClassMeans, rotating: list[bool]) -> list[tuple[int, ...]]:
+    kept: list[list[int]] = [[0] for _ in rotating]
+    for i in np.flatnonzero(rotating):
+        for turn in (1, 2, 3):
+            turned = np.rot90(means.mean[i], turn, axes=(-2, -1))
+            others = [np.rot90(means.mean[j], other, axes=(-2, -1)) for j in range(len(kept)) for other in kept[j]]
+            noise = [means.noise[i] + means.noise[j] for j in range(len(kept)) for _ in kept[j]]
+            distances = [((turned - one) ** 2).sum() for one in others]
+            if not any(distance <= TOLERANCE * own for distance, own in zip(distances, noise, strict=True)):
+                kept[i].append(turn)
+    return [tuple(turns) for turns in kept]
+
+
+@pytest.mark.parametrize(("side", "channels"), [(1, 1), (2, 3), (5, 1), (6, 1), (9, 3), (33, 1), (40, 3)])
+@pytest.mark.parametrize("offset", [0.0, 200.0])
+def test_pairs_are_found_whatever_the_size_the_noise_and_what_all_have_in_common(
+    side: int, channels: int, offset: float
+) -> None:
+    random = np.random.default_rng(side)
+    mean = random.normal(size=(40, channels, side, side))
+    for number in range(0, 40, 2):  # each second class is near a turn of another one, or near none
+        twin = mean[random.integers(40)]
+        mean[number] = np.rot90(twin, number % 8 // 2, axes=(-2, -1)) + 0.3 * random.normal(size=twin.shape)
+    noise = channels * side**2 * random.choice([0.01, 0.04, 0.1], 40)
+    rotating = list(random.random(40) < 0.8)
+    means = ClassMeans((mean + offset).astype(np.float32), noise)
+    found = distinct_rotations(means, rotating)
+    assert found == compared_by_hand(ClassMeans(means.mean.astype(np.float64), noise), rotating)
+    assert len(set(found)) > 1 or side == 1
+
+
+def test_noise_that_hides_everything_leaves_no_turn() -> None:
+    mean = np.random.default_rng(0).normal(size=(700, 1, 8, 8))
+    assert distinct_rotations(ClassMeans(mean, np.full(700, 1e3)), [True] * 700) == [(0,)] * 700
+
+
 @pytest.mark.parametrize("bytes_a_chunk", [1, 700, 10_000])
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, bytes_a_chunk: int) -> None:
     samples = [sampled(pattern, i) for i, pattern in enumerate([LETTER_F, BAR, SQUARE, np.rot90(LETTER_F)])]
