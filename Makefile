@@ -40,7 +40,8 @@ ui: $(READY) ## MLflow's page on what was run
 docs: $(READY) ## the documentation as pages, in build/docs/index.html
 	$(BIN)/python -m sphinx -q -W --keep-going docs build/docs
 
-bench: $(READY) ## the benchmarks, as tables (see docs/benchmarks.md)
+bench: $(READY) ## the benchmarks, as tables (see docs/benchmarks.md); installs the peers: higher and torchopt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps higher torchopt optree graphviz
 	$(BIN)/python -m benchmarks $(ARGS)
 
 compile: $(READY) ## the pipeline as YAML, in build/few_shot.yaml

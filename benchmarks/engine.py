@@ -13,7 +13,6 @@ to higher; memory is the largest resident size of the process, data and librarie
 
 import argparse
 import contextlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.learners import LearnerSpec, make_learner
 from metalearn_core.learners.contract import Learner
-from metalearn_core.memory import kept_memory
+from metalearn_core.memory import PeakMemory, kept_memory
 from metalearn_core.training.engine import Engine, EngineChoices
 from metalearn_core.training.plan import TrainingPlan
 
@@ -80,7 +79,7 @@ def main() -> None:
         if arguments.dataset is None:
             build_dataset("glyphs", folder)
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
-        print("| inner steps | what | tasks a second, median | to higher, median (range) | memory | difference |")
+        print(f"| inner steps | what | tasks a second, median | to {base()}, median (range) | memory | difference |")
         print("| --- | --- | --- | --- | --- | --- |")
         for inner_steps in (1, 5):
             table(folder, inner_steps, arguments.rounds, arguments.steps, Path(scratch))
@@ -137,10 +136,10 @@ def table(dataset: Path, inner_steps: int, rounds: int, steps: int, scratch: Pat
         for name, contestant in contestants.items():
             seconds[name].append(contestant.steps(steps))
     memory = {name: contestant.end() for name, contestant in contestants.items()}
-    base = seconds.get("higher") or seconds[PLAIN]
+    others = seconds[base()]
     expected = contestants[PLAIN].gradient
     for name, spent in seconds.items():
-        ratios = sorted(one / other for one, other in zip(base, spent, strict=True))
+        ratios = sorted(one / other for one, other in zip(others, spent, strict=True))
         found = contestants[name].gradient
         differences = (
             (value - expected[key]).norm() / expected[key].norm().clamp_min(1e-12) for key, value in found.items()
@@ -152,6 +151,11 @@ def table(dataset: Path, inner_steps: int, rounds: int, steps: int, scratch: Pat
             f"| {memory[name]:.0f} MB | {difference} |",
             flush=True,
         )
+
+
+def base() -> str:
+    """Return the name of what all are compared with: higher, where it is installed."""
+    return "higher" if _installed("higher") else PLAIN
 
 
 def _installed(name: str) -> bool:
@@ -172,18 +176,18 @@ def serve(name: str, dataset: Path, inner_steps: int, out: Path) -> None:
         learner.head.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(0))
     network = Network()
     copy_weights(learner, network)
-    with contextlib.ExitStack() as stack:
+    with PeakMemory() as memory, contextlib.ExitStack() as stack:
         step = _step(name, stack, network, learner, batch, inner_steps)
         save_file({f"{number}": value.contiguous() for number, value in enumerate(step() or [])}, out)
         print("ready", flush=True)
         for line in sys.stdin:
             if line.strip() == "end":
-                print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
-                return
+                break
             started = time.perf_counter()
             for _ in range(int(line)):
                 step()
             print(time.perf_counter() - started, flush=True)
+    print(memory.resident_bytes / 2**20, flush=True)
 
 
 def _step(

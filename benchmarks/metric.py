@@ -65,6 +65,7 @@ def main() -> None:
         for _ in range(arguments.rounds):
             for name in RUNS:
                 found[name].append(_run(name, arguments.images, dataset, arguments.steps))
+                print(f"{name}: {found[name][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     print("| what | ours, s | plain, s | plain / ours, median (range) | accuracy, % | plain, % |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind, title in (("step", f"{arguments.steps} training steps"), ("files", "the same, from image files")):
