@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.backends import cuda, cudnn
 
+from metalearn_core.backbones.conv4 import Conv4
 from metalearn_core.data.episodes import EpisodeBatch, EpisodeShape
 from metalearn_core.data.sampler import EpisodeSampler
 from metalearn_core.data.sinusoid import SinusoidSampler, SinusoidTasks
@@ -215,6 +216,30 @@ def test_all_ways_to_cut_the_tasks_give_the_same_loss_and_gradients(dataset, nam
         assert found.loss == pytest.approx(torch.stack(losses).mean().item(), rel=tolerance)
         for one, other in zip(found.gradients, wanted, strict=True):
             assert (one - other).norm() <= tolerance * other.norm() + 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("taped", [True, False])
+@pytest.mark.parametrize("name", [name for name in BY_GRADIENT if name != "reptile"])
+def test_a_gpus_way_to_take_all_tasks_at_once_gives_the_same_too(dataset, monkeypatch, name, taped, dtype, tolerance):
+    """Convolutions in groups, and all queries' losses in one graph: here on a CPU, which has quicker ways."""
+    learner, batch, wanted = gradient(dataset, name, 1, tasks=7, dtype=dtype, chunks=7)
+    monkeypatch.setattr(learner.backbone, "taped", taped)
+    alone, together = Conv4.embed_groups, []
+
+    def counted(backbone, weights, x, statistics):
+        together.append(len(x))
+        return alone(backbone, weights, x, statistics)
+
+    monkeypatch.setattr(Conv4, "embed_groups", counted)
+    monkeypatch.setattr(Conv4, "groups_together", True)
+    for chunks in (1, 3):
+        with Engine(EngineChoices(threads=1, precision="fp32", chunks=chunks)) as engine:
+            found = engine.gradient(learner, lambda chunk: learner.train_episodes(batch[chunk]), 7)
+        assert found.loss == pytest.approx(wanted.loss, rel=tolerance)
+        for one, other in zip(found.gradients, wanted.gradients, strict=True):
+            assert (one - other).norm() <= tolerance * other.norm() + 1e-12
+    assert max(together) == 7
 
 
 @pytest.mark.parametrize("name", ["maml", "metasgd", "reptile", "cnp"])
