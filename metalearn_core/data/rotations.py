@@ -70,7 +70,6 @@ def _coincidences(means: ClassMeans, rotating: Sequence[bool]) -> list[dict[int,
         if not turns[rows].any():
             continue
         block = means.mean[rows].astype(np.float64)
-        turned = [np.rot90(block, turn, axes=(-2, -1)).reshape(len(block), -1) for turn in range(QUARTER_TURNS)]
         for columns in parts:
             near = features[rows] @ features[columns].T >= least[rows, None] + least[None, columns]
             one, other = np.nonzero(near & turns[rows, None])
@@ -79,7 +78,8 @@ def _coincidences(means: ClassMeans, rotating: Sequence[bool]) -> list[dict[int,
             others = _flat(means, columns)
             limit = allowed[rows][one] + allowed[columns][other] - norms[rows][one] - norms[columns][other]
             for turn in range(QUARTER_TURNS):
-                for place in np.flatnonzero(-2 * _products(turned[turn], others, one, other) <= limit):
+                turned = np.rot90(block, turn, axes=(-2, -1)).reshape(len(block), -1)
+                for place in np.flatnonzero(-2 * _products(turned, others, one, other) <= limit):
                     row, column = rows.start + int(one[place]), columns.start + int(other[place])
                     found[row].setdefault(column, set()).add(turn)
     return found
@@ -128,10 +128,10 @@ def _unturned(means: ClassMeans, parts: Sequence[slice]) -> npt.NDArray[np.float
 def _folded(images: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the coordinates (n, d) of square images (n, c, s, s)."""
     count, channels, side, _ = images.shape
-    halves = images + np.rot90(images, 2, axes=(-2, -1))
-    turned = (halves + np.rot90(halves, axes=(-2, -1))) / 2  # of a pixel's four turns, the sum by the root of four
     long, short = -(-side // 2), side // 2  # a corner of the image: each pixel's turns are outside of it
-    corner = turned[:, :, :long, :short]
+    twice = images + np.rot90(images, 2, axes=(-2, -1))
+    corner = twice[:, :, :long, :short] + np.rot90(twice, axes=(-2, -1))[:, :, :long, :short]
+    corner /= 2  # of a pixel's four turns, the sum by the root of four
     cell = 1
     while channels * -(-long // cell) * -(-short // cell) > _FEATURES and cell < side:
         cell += 1
