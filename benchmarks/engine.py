@@ -136,10 +136,10 @@ def table(dataset: Path, inner_steps: int, rounds: int, steps: int, scratch: Pat
         for name, contestant in contestants.items():
             seconds[name].append(contestant.steps(steps))
     memory = {name: contestant.end() for name, contestant in contestants.items()}
-    others = seconds[base()]
+    seconds_of_base = seconds[base()]
     expected = contestants[PLAIN].gradient
     for name, spent in seconds.items():
-        ratios = sorted(one / other for one, other in zip(others, spent, strict=True))
+        ratios = sorted(one / other for one, other in zip(seconds_of_base, spent, strict=True))
         found = contestants[name].gradient
         differences = (
             (value - expected[key]).norm() / expected[key].norm().clamp_min(1e-12) for key, value in found.items()

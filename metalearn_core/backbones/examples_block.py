@@ -12,6 +12,7 @@ the gradient of the loss with respect to what follows,
 
 and R{·} of all that, as the weights move, follows by the rules of calculus; U, m and C are fixed. The first map is the
 largest of a network; two products and a ReLU pass over it here, where batch norm and its derivative do so ten times.
+Queries pass once, and with autograd: for them `functional.convolve_normalised` folds in the same way.
 """
 
 from dataclasses import dataclass

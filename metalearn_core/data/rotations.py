@@ -65,14 +65,14 @@ def _coincidences(means: ClassMeans, rotating: Sequence[bool]) -> list[dict[int,
     allowed = TOLERANCE * means.noise + _ROUNDING * norms  # of a pair: the sum of both
     features = _unturned(means, parts)
     least = _least_halves(features, allowed)
-    turns = np.asarray(rotating, dtype=bool)
+    may_turn = np.asarray(rotating, dtype=bool)
     for rows in parts:
-        if not turns[rows].any():
+        if not may_turn[rows].any():
             continue
         block = means.mean[rows].astype(np.float64)
         for columns in parts:
             near = features[rows] @ features[columns].T >= least[rows, None] + least[None, columns]
-            one, other = np.nonzero(near & turns[rows, None])
+            one, other = np.nonzero(near & may_turn[rows, None])
             if not len(one):
                 continue
             others = _flat(means, columns)

@@ -203,7 +203,7 @@ class Engine:
         following = [*share[1:], *(slice(chunk.start + tasks, chunk.stop + tasks) for chunk in share[:1])]
         alone_on_cpu = self._world.size == 1 and self.choices.device == "cpu"
 
-        def drawn_chunks() -> Iterator[tuple[slice, Drawn]]:
+        def drawn() -> Iterator[tuple[slice, Drawn]]:
             for chunk, after in zip(share, following, strict=True):
                 if self._world.size == 1 and self._stop.is_set():
                     raise StopRequested
@@ -211,13 +211,10 @@ class Engine:
 
         def run(tasks_of_chunk: Drawn) -> _Result:
             with self._stop.leaving_at_once() if alone_on_cpu else nullcontext():
-                return run_through(tasks_of_chunk)
-
-        def run_through(tasks_of_chunk: Drawn) -> _Result:
-            with self.precision():
-                result = outcome(tasks_of_chunk)
-                loss = result.losses.sum()
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+                with self.precision():
+                    result = outcome(tasks_of_chunk)
+                    loss = result.losses.sum()
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             detached = Outcome(result.losses.detach(), result.accuracies.detach(), result.statistics)
             return gradients, detached
 
@@ -234,8 +231,7 @@ class Engine:
             # Threads that help to sum what others compute take the processor from those, and wait while spinning.
             torch.set_num_threads(self.choices.threads if alone else 1)
         one_by_one = alone or self.choices.graph
-        drawn = drawn_chunks()
-        results = map(computed, drawn) if one_by_one else self._side_by_side.map(computed, drawn)
+        results = map(computed, drawn()) if one_by_one else self._side_by_side.map(computed, drawn())
         if self._world.size > 1:
             results = self._gathered(learner, results, [chunk.stop - chunk.start for chunk in chunks])
         return _mean(results, parameters)
@@ -272,7 +268,7 @@ class Engine:
         lengths = [shape.numel() for shape in shapes]
         buffers = sorted((name, buffer.numel()) for name, buffer in learner.running_averages().items())
         own = (_flat(gradients, outcome, sizes[0], self._stop.is_set()) for gradients, outcome in results)
-        last_round = len(sizes) - (len(sizes) - 1) % self._world.size - 1  # its first chunk: from there all is computed
+        last_round = (len(sizes) - 1) // self._world.size * self._world.size  # its first chunk: then all is computed
         for number, (size, vector) in enumerate(zip(sizes, self._world.gather(own, len(sizes)), strict=True)):
             *gradients, rest, asked = torch.split(vector, [*lengths, len(vector) - sum(lengths) - 1, 1])
             if number < last_round and self.choices.device == "cpu" and bool(asked):

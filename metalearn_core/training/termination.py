@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from types import FrameType
 
 from metalearn_core.errors import MetalearnError
 
@@ -74,10 +73,7 @@ def sigterm_flag() -> Iterator[SigtermFlag]:
         yield flag
         return
 
-    def set_flag(_number: int, _frame: FrameType | None) -> None:
-        flag.heed()
-
-    before = signal.signal(signal.SIGTERM, set_flag)
+    before = signal.signal(signal.SIGTERM, lambda *_: flag.heed())
     try:
         yield flag
     finally:
