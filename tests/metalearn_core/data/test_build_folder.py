@@ -43,7 +43,7 @@ def start(source: str, out: Path, file_size: int = 0) -> subprocess.Popen[str]:
 def test_a_killed_build_leaves_nothing_that_is_taken_for_whole_and_is_swept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     build = start("glyphs", out)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob(".out.*.tmp/scratch/examples")):
         assert time.monotonic() < deadline
         assert build.poll() is None

@@ -237,7 +237,7 @@ def test_sigterm_inside_a_long_chunk_does_not_wait_for_its_end(dataset, tmp_path
         begun.append(time.monotonic())
         if len(begun) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-            while time.monotonic() < begun[-1] + 30:
+            while time.monotonic() < begun[-1] + 120:
                 episodes.support_x.sum()
         return train(learner, episodes)
 
@@ -246,7 +246,7 @@ def test_sigterm_inside_a_long_chunk_does_not_wait_for_its_end(dataset, tmp_path
         patch.setattr(MAML, "train_episodes", terminate)
         with pytest.raises(TrainingStoppedError, match="after 16 training episodes: the same command goes on"):
             fit(spec("maml", meta_batch=8), dataset, plan(**whole), checkpoint_dir=tmp_path)
-    assert time.monotonic() < begun[-1] + 10
+    assert time.monotonic() < begun[-1] + 60
     resumed = fit(spec("maml", meta_batch=8), dataset, plan(**whole), checkpoint_dir=tmp_path)
     assert content(resumed) == content(fit(spec("maml", meta_batch=8), dataset, plan(**whole)))
 

@@ -33,10 +33,13 @@ Refused = Callable[..., str]
 RUN = "7"
 
 
+TIMEOUT_S = 3  # well above what an answer of this machine takes when it is busy
+
+
 @pytest.fixture
 def client(server: KfpServer, cluster: Cluster) -> ClusterClient:
     cluster.runs[RUN] = {"run_id": RUN, "display_name": "a run"}
-    return ClusterClient(Connection(server.host, server.host, timeout_s=0.5))
+    return ClusterClient(Connection(server.host, server.host, timeout_s=TIMEOUT_S))
 
 
 def watched(client: ClusterClient, **options: float) -> tuple[Progress, list[Progress], list[str]]:
@@ -115,7 +118,7 @@ def test_an_error_in_the_history_is_found(client: ClusterClient, cluster: Cluste
     assert verdict(progress(client.get_run(RUN)), client) == "the run failed: evicted"
 
 
-@pytest.mark.parametrize("trouble", [drop, stall(1), refuse(503), refuse(500), refuse(429)])
+@pytest.mark.parametrize("trouble", [drop, stall(2 * TIMEOUT_S), refuse(503), refuse(500), refuse(429)])
 def test_a_lost_connection_is_told_once_and_tried_again(
     client: ClusterClient, cluster: Cluster, trouble: Callable
 ) -> None:
@@ -134,7 +137,7 @@ def test_waiting_gives_up_when_nothing_answers_for_long(client: ClusterClient, c
     begin = time.monotonic()
     with pytest.raises(ClusterError, match=r"dropped the connection.*no better for 1 seconds"):
         watched(client, patience_s=1)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 60
 
 
 @pytest.mark.parametrize(
