@@ -5,6 +5,8 @@
         --seeds 0,1,2 --shapes 5x1,5x5,20x1,20x5
     python -m benchmarks.learners images_background -o results --seconds 180 --seeds 1,2 --as-seed 0
     python -m benchmarks.learners images_background -o results --learners maml,reptile --batch-norm transductive
+    python -m benchmarks.learners images_background -o results/ablations --learners protonet --train-way 5 \
+        --set protonet.backbone.pooling=stride
     python -m benchmarks.learners -o results              the tables alone, of what is there
 
 Each cell (learner, shape, seed, seconds) is a file in the output folder, written when it is finished; started again,
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "--as-seed", type=int, help="train for as many episodes as this seed's model, whatever the time"
     )
     parser.add_argument("--shapes", default="5x1", help="way x shot, as 5x1,20x5")
+    parser.add_argument("--train-way", type=int, default=0, help="classes of a training episode; 0: the learner's own")
     parser.add_argument("--episodes", type=int, default=1000, help="test episodes")
     parser.add_argument("--image-size", type=int, default=28)
     parser.add_argument("--batch-norm", choices=("inductive", "transductive"), default="inductive")
@@ -124,7 +127,9 @@ def make_cells(asked: argparse.Namespace) -> None:
         own = [text.removeprefix(f"{name}.").split("=", 1) for text in asked.set if text.startswith(f"{name}.")]
         options = dict(own) if asked.batch_norm == "inductive" else {**dict(own), "batch_norm": asked.batch_norm}
         item = parse_spec(name, options).model_dump(mode="json")
-        request = TrainingRequest(way=way, shot=shot, query=QUERY, seconds=asked.seconds, seed=seed)
+        request = TrainingRequest(
+            way=way, shot=shot, query=QUERY, train_way=asked.train_way, seconds=asked.seconds, seed=seed
+        )
         if asked.as_seed is not None:
             there = [cell for cell in read_cells(asked.output) if cell.key["dataset"] == dataset.digest]
             known = _episodes(there, item, request.model_copy(update={"seed": asked.as_seed}))
@@ -190,7 +195,8 @@ def _made(
     """Train and test one model, or say why that could not be."""
     where = {"machine": f"{available_cores()} cores, {platform.machine()}", "commit": git_commit()}
     scratch = place.parent / "training" / text_digest(key)[:16]
-    cell = Cell(key=key, name=learner_name(item), batch_norm=protocol.batch_norm, **where)
+    name = f"{learner_name(item)} train_way={request.train_way}" if request.train_way else learner_name(item)
+    cell = Cell(key=key, name=name, batch_norm=protocol.batch_norm, **where)
     try:
         ended = train_bundle(str(place), item, request, str(scratch / "bundle"), checkpoints=str(scratch / "kept"))
         evaluation, scores = evaluate_bundle(scratch / "bundle", dataset, protocol)
