@@ -4,6 +4,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ _AHEAD = 2
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Waiting = Callable[[], AbstractContextManager[None]]
 
 
 class SideBySide:
@@ -27,10 +29,11 @@ class SideBySide:
 
     Args:
         threads: how many; 0: none, as on a GPU, which needs none.
+        waiting: gives what surrounds the calling thread's waiting for another one; it may raise, to wait no more.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
+    def __init__(self, threads: int, waiting: Waiting = nullcontext) -> None:
+        self._threads, self._waiting = threads, waiting
         self._pool: ThreadPoolExecutor | None = None
         self._before, self._interval_before = torch.get_num_threads(), sys.getswitchinterval()
 
@@ -58,11 +61,11 @@ class SideBySide:
             torch.set_num_threads(1)
         if self._pool is None:
             return map(task, items)
-        return _shared(self._pool, task, items, _AHEAD * self._threads)
+        return _shared(self._pool, task, items, _AHEAD * self._threads, self._waiting)
 
 
 def _shared(
-    pool: ThreadPoolExecutor, task: Callable[[Task], Result], items: Iterable[Task], ahead: int
+    pool: ThreadPoolExecutor, task: Callable[[Task], Result], items: Iterable[Task], ahead: int, waiting: Waiting
 ) -> Iterator[Result]:
     """Yield the results in order; while the next one is being computed, compute one that nobody has begun.
 
@@ -70,6 +73,7 @@ def _shared(
         pool: what other threads compute.
         task, items: see `SideBySide.map`.
         ahead: of so many tasks, the next one among them, results are computed before that one's is taken.
+        waiting: see `SideBySide`.
     """
     left = iter(items)
     queue: deque[tuple[Task, Future[Result]]] = deque()
@@ -83,7 +87,9 @@ def _shared(
                 if begun is None:
                     break
                 queue[begun] = queue[begun][0], _done(task, queue[begun][0])
-            yield queue.popleft()[1].result()
+            with waiting():
+                result = queue.popleft()[1].result()
+            yield result
     finally:
         for _, future in queue:
             future.cancel()

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -136,8 +136,8 @@ class Scorer:
         self._side_by_side = self._inside.enter_context(SideBySide(available_cores() if on_cpu else 0))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._inside.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._inside.__exit__(*raised)  # it makes a difference why it is left
         training, self._learner.batch_norm = self._before
         self._learner.train(training)
         self._table = None

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from metalearn_core.errors import MetalearnError, one_line
 from metalearn_core.events import emit
 from metalearn_core.lifetime import end_with_owner
-from metalearn_core.training.termination import TrainingStoppedError
+from metalearn_core.training.termination import TrainingStoppedError, end_process
 
 PIPELINE_RUN_VARIABLE = "METALEARN_PIPELINE_RUN_ID"
 _EXECUTOR = "kfp.dsl.executor_main"
@@ -33,8 +33,9 @@ def step(name: str, subject: str = "") -> Iterator[None]:
     """Run the body as the step `name`, about `subject` (a learner) where there are several of it.
 
     An expected failure (a `MetalearnError`, or the operating system's refusal) becomes one line on standard error, an
-    `error` event, the outcome of the MLflow run and a message to the webhook, and ends the process with status 1. A
-    programming error keeps its traceback in the step's log, and is reported in the same way.
+    `error` event, the outcome of the MLflow run and a message to the webhook, and ends the process with status 1; a
+    training that SIGTERM stopped ends a process of its own with 143. A programming error keeps its traceback in the
+    step's log, and is reported in the same way.
     """
     end_with_owner()
     done: list[str] = []
@@ -50,6 +51,8 @@ def step(name: str, subject: str = "") -> Iterator[None]:
         sys.stderr.write(f"{name}: {reason}\n")
         with patience_after(error):
             _tell_failure(name, subject, reason)
+        if isinstance(error, TrainingStoppedError) and _is_own_process():
+            end_process(error.exit_status)
         raise SystemExit(1) from None
     emit("done", name, subject=subject)
     done.append(name)
@@ -70,13 +73,18 @@ def patience_after(error: BaseException) -> Iterator[None]:
 def _leave(done: list[str]) -> None:
     """End the process of a step that is done at once: to take its modules down one by one takes up to two seconds.
 
-    Only where KFP started the process for this step alone, and nothing went wrong after it.
+    Only where nothing went wrong after it.
     """
-    specification = getattr(sys.modules["__main__"], "__spec__", None)
-    if done and specification and specification.name == _EXECUTOR and not hasattr(sys, "last_value"):
+    if done and _is_own_process() and not hasattr(sys, "last_value"):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _is_own_process() -> bool:
+    """Return whether KFP started the process for this step alone."""
+    specification = getattr(sys.modules["__main__"], "__spec__", None)
+    return specification is not None and specification.name == _EXECUTOR
 
 
 def _tell_failure(name: str, subject: str, reason: str) -> None:

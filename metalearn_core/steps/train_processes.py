@@ -17,7 +17,7 @@ from metalearn_core.lifetime import OWNER_VARIABLE, end_with_owner, owner_value
 from metalearn_core.resources import available_cores
 from metalearn_core.steps.requests import TrainingOrder
 from metalearn_core.storage import read_json, write_json
-from metalearn_core.training.termination import TrainingStoppedError, sigterm_flag
+from metalearn_core.training.termination import TrainingStoppedError, end_process, sigterm_flag
 
 if TYPE_CHECKING:
     from metalearn_core.training.world import World
@@ -188,4 +188,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -127,7 +127,8 @@ class Engine:
 
     def __init__(self, choices: EngineChoices, world: World = ALONE, stop: SigtermFlag | None = None) -> None:
         self.choices, self._world, self._stop = choices, world, stop or SigtermFlag()
-        self._side_by_side = SideBySide(choices.threads)
+        waiting = self._stop.leaving_at_once if world.size == 1 else nullcontext
+        self._side_by_side = SideBySide(choices.threads, waiting)
         self._threads_before = torch.get_num_threads()
         self._inside = ExitStack()
         self._graphs: dict[Hashable, StepGraph[_Result]] = {}
@@ -141,8 +142,8 @@ class Engine:
         torch.set_num_threads(self.choices.threads or self._threads_before)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._inside.close()
+    def __exit__(self, *raised: Any) -> None:
+        self._inside.__exit__(*raised)  # it makes a difference why it is left
         torch.set_num_threads(self._threads_before)
 
     @contextmanager

@@ -1,10 +1,13 @@
 """SIGTERM as a flag that training looks at, and as an end to a computation that can be done again."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 from metalearn_core.errors import MetalearnError
 
@@ -43,8 +46,8 @@ class SigtermFlag:
     def leaving_at_once(self) -> Iterator[None]:
         """Leave the block with StopRequested when SIGTERM comes, or has come.
 
-        It is for arithmetic on the main thread, which is left between two operations: locks would stay held. On another
-        thread nothing is left, and nothing raised.
+        It is for arithmetic on the main thread, which is left between two operations, and for waiting for another
+        thread's: locks would stay held. On another thread nothing is left, and nothing raised.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -63,6 +66,15 @@ class SigtermFlag:
         if self._raises:
             self._raises = False  # a second one does not disturb the way out
             raise StopRequested
+
+
+def end_process(status: int) -> NoReturn:
+    """End the process, and do not wait for threads that compute what nobody wants any more: they may take minutes."""
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 @contextlib.contextmanager

@@ -77,7 +77,8 @@ def validate(
     mean, half_width, put_off = math.nan, math.nan, False
     if world.leads:
         try:
-            mean, half_width = _scored(learner, stream, plan.validation_episodes, stop_or_put_off)
+            with stop.leaving_at_once():
+                mean, half_width = _scored(learner, stream, plan.validation_episodes, stop_or_put_off)
         except (StopRequested, _PutOff) as ended:
             put_off = isinstance(ended, _PutOff)
     mean, half_width, put_off_there = world.agree(mean, half_width, put_off)

@@ -53,7 +53,10 @@ def main() -> None:
         if os.environ.get(DEBUG_VARIABLE):
             traceback.print_exc()
         hint = "" if expected else f" (this is a bug; {DEBUG_VARIABLE}=1 shows where)"
-        sys.exit(_report(one_line(error) + hint, getattr(error, "exit_status", 1)))
+        status = _report(one_line(error) + hint, getattr(error, "exit_status", 1))
+        if status == _TERMINATED:
+            _end_training(error, status)
+        sys.exit(status)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -84,6 +87,14 @@ class _TerminatedError(BaseException):
 
 def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _TerminatedError
+
+
+def _end_training(error: Exception, status: int) -> None:
+    """End the process at once, where a training that had to stop is what it did."""
+    from metalearn_core.training.termination import TrainingStoppedError, end_process
+
+    if isinstance(error, TrainingStoppedError):
+        end_process(status)
 
 
 def _report(text: str, status: int) -> int:

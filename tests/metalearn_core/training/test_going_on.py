@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -156,11 +158,14 @@ def test_sigterm_writes_a_checkpoint_and_ends(tmp_path):
 
 def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, tmp_path, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    batch, ended = EpisodeSampler.gather, []
+    batch, ended, begun = EpisodeSampler.gather, [], []
 
     def terminate(sampler, index):
         if sampler.split == "validation":
+            begun.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGTERM)
+            while time.monotonic() < begun[0] + 120:
+                index.class_id.sum()
         return batch(sampler, index)
 
     with monkeypatch.context() as patch:
@@ -168,6 +173,7 @@ def test_sigterm_inside_validation_is_heeded_and_the_handler_put_back(dataset, t
         with pytest.raises(TrainingStoppedError) as stopped:
             fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path, on_metrics=lambda m, _: ended.append(m))
     assert stopped.value.exit_status == 143
+    assert time.monotonic() < begun[0] + 60
     assert not any("validation/accuracy" in metrics for metrics in ended), "the validation was not finished"
     assert signal.getsignal(signal.SIGTERM) == before
     assert content(fit(spec("maml"), dataset, plan(), checkpoint_dir=tmp_path)) == content(
@@ -249,6 +255,38 @@ def test_sigterm_inside_a_long_chunk_does_not_wait_for_its_end(dataset, tmp_path
     assert time.monotonic() < begun[-1] + 60
     resumed = fit(spec("maml", meta_batch=8), dataset, plan(**whole), checkpoint_dir=tmp_path)
     assert content(resumed) == content(fit(spec("maml", meta_batch=8), dataset, plan(**whole)))
+
+
+A_THREAD_THAT_GOES_ON = """
+import os, signal, sys, threading, time
+from metalearn_core.errors import one_line
+from metalearn_core.learners.optimization.maml import MAML
+from metalearn_core.training.loop import fit
+from metalearn_core.training.termination import TrainingStoppedError, end_process
+from tests.metalearn_core.training.conftest import tiny_dataset
+from tests.metalearn_core.training.runs import plan, spec
+
+train = MAML.train_episodes
+def terminate(learner, episodes):
+    if threading.current_thread() is not threading.main_thread():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(600)
+    return train(learner, episodes)
+
+MAML.train_episodes = terminate
+try:
+    fit(spec("maml", meta_batch=8), tiny_dataset(), plan(chunk=1, threads=2), checkpoint_dir=sys.argv[1])
+except TrainingStoppedError as error:
+    print(one_line(error))
+    end_process(error.exit_status)
+"""
+
+
+def test_a_process_that_has_said_why_it_ends_does_not_wait_for_a_thread_that_computes(tmp_path):
+    command = [sys.executable, "-c", A_THREAD_THAT_GOES_ON, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (ended.returncode, ended.stderr) == (143, "")
+    assert "stopped by SIGTERM after 0 training episodes" in ended.stdout
 
 
 def test_sigterm_inside_what_cannot_be_done_again_is_a_flag_alone():
