@@ -9,7 +9,8 @@ IMAGES is a folder of images as `metalearn dataset build` takes it (Omniglot's i
 - from image files to a trained model: ours, which builds a dataset first, beside torch's DataLoader with two workers
   that decode with PIL each time.
 
-Every run is a process of its own, its imports not counted; runs take turns. Figures are medians over the rounds.
+Every run is a process of its own, its imports not counted; runs take turns. Figures are medians over the rounds. What
+drawing an episode takes of a step stands below.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from metalearn_core.training.plan import TrainingPlan
 WAY, SHOT, QUERY = 60, 1, 5
 TEST = EpisodeShape(5, 1, 15)
 EPISODES = 1000
+DRAWN = 101
 OPTIONS = BuildOptions(rotations="none", split_by="class", color="grey")
 RUNS = ("step ours", "step plain", "files ours", "files plain")
 
@@ -79,6 +81,12 @@ def main() -> None:
             f"| {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) "
             f"| {100 * accuracies[0]:.2f} | {100 * accuracies[1]:.2f} |"
         )
+    runs = found["step ours"]
+    drawing, step = (
+        1000 * statistics.median(values)
+        for values in ([run["drawing"] for run in runs], [run["seconds"] / arguments.steps for run in runs])
+    )
+    print(f"\nDrawing an episode takes {drawing:.2f} ms of a step of {step:.1f} ms: {100 * drawing / step:.1f} %.")
 
 
 def _run(name: str, images: Path, dataset: Path, steps: int) -> dict[str, float]:
@@ -110,7 +118,17 @@ def _ours(dataset: EpisodeDataset, steps: int, started: float) -> dict[str, floa
     result = fit(spec, dataset, plan)
     seconds = time.perf_counter() - started
     scores = evaluate_episodes(result.learner, EpisodeSampler(dataset, "test", TEST, seed=1), EPISODES)
-    return {"seconds": seconds, "accuracy": float(scores.accuracy.mean())}
+    return {"seconds": seconds, "accuracy": float(scores.accuracy.mean()), "drawing": _drawing(dataset)}
+
+
+def _drawing(dataset: EpisodeDataset) -> float:
+    """Return the median time, in seconds, in which a training episode is drawn."""
+    sampler, times = EpisodeSampler(dataset, "train", EpisodeShape(WAY, SHOT, QUERY), seed=0), []
+    for number in range(DRAWN):
+        started = time.perf_counter()
+        sampler.batch(number, 1)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def step_plain(images: Path, dataset: Path, steps: int) -> dict[str, float]:
