@@ -140,12 +140,12 @@ def test_a_learner_trained_with_another_number_of_classes_is_a_row_of_its_own(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = [str(images), "-o", str(tmp_path), "--seconds", "0.5", "--episodes", "20", "--image-size", "16"]
-    line += ["--learners", "cnp"]
+    line += ["--learners", "relationnet"]
     assert main(line) == 0
     assert main([*line, "--train-way", "7"]) == 0
     shapes = {one.name: one.ended["train_shape"] for one in read_cells(tmp_path)}
     assert [shape.split("-way")[0] for _, shape in sorted(shapes.items())] == ["5", "7"]
-    assert "| cnp train_way=7 | 1 |" in capsys.readouterr().out
+    assert "| relationnet train_way=7 | 1 |" in capsys.readouterr().out
 
 
 def test_all_learners_are_those_that_have_the_mode() -> None:

@@ -13,11 +13,13 @@ import pytest
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LEARNERS, learner_names
 from metalearn_core.steps.requests import gate_rules
-from pipelines.config import learner_items, read_config, train_request
+from pipelines.config import RunConfig, learner_items, read_config, train_request
 from pipelines.recipes import Recipe, config_file, recipes
 
 ROOT = Path(__file__).parent.parent.parent
 NAME = re.compile(r"(omniglot|miniimagenet|metadataset)-([\d-]+)way-([a-z0-9_]+)")
+
+FIVE_SHOT = re.compile(r"For 5-shot: (--[\w-]+ [\w.=]*\w(?: --[\w-]+ [\w.=]*\w)*)")
 
 WITHOUT_A_RECIPE = {
     ("centroid", "omniglot"): "Wang et al. 2019 have no Omniglot",
@@ -69,7 +71,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         **MAML_STEPS, "episodes": 60_000 * 16, "meta_batch": 16, "inner_lr": 0.1, "inner_steps": 5, "eval_steps": 5,
         "train_query": 1,
     },
-    "omniglot-20way-cnp": {},
+    "omniglot-20way-cnp": {"train_way": 20},
     "omniglot-20way-maml": {
         **MAML_STEPS, "episodes": 60_000 * 16, "meta_batch": 16, "inner_lr": 0.1, "inner_steps": 5, "eval_steps": 5,
         "train_query": 1,
@@ -93,7 +95,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         "episodes": 100_000 * 16, "learning_rate": 1e-4, "meta_batch": 16, "samples": 10, "train_way": 20,
         "train_query": 15,
     },
-    "omniglot-5way-cnp": {},
+    "omniglot-5way-cnp": {"train_way": 5},
     "omniglot-5way-maml": {
         **MAML_STEPS, "episodes": 60_000 * 32, "meta_batch": 32, "inner_lr": 0.4, "inner_steps": 1, "eval_steps": 3,
         "train_query": 1,
@@ -151,6 +153,29 @@ def test_a_recipe_has_the_numbers_of_its_paper(recipe: Recipe) -> None:
     assert config.shot == ("1-100" if data == "metadataset" else 1), "other shots are told beside it"
     image = {"omniglot": (28, "grey", "all"), "miniimagenet": (84, "rgb", "none"), "metadataset": (126, "rgb", "none")}
     assert (config.image_size, config.color, config.rotations) == image[data]
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in recipes() if FIVE_SHOT.search(recipe.file.read_text())])
+def test_what_a_recipe_says_of_five_shots_is_a_run_of_as_many_outer_steps(recipe: Recipe) -> None:
+    said = FIVE_SHOT.search(recipe.file.read_text().replace("\n# ", " "))
+    assert said
+    words = said[1].split()
+    options = list(zip(words[::2], words[1::2], strict=True))
+    given = {name[2:].replace("-", "_"): int(value) for name, value in options if name != "--set"}
+    one, five = (
+        read_config(recipe.file, more, sets, [])
+        for more, sets in (({}, []), (given, [value for name, value in options if name == "--set"]))
+    )
+    [learner] = one.learners
+    if learner not in {"reptile", "versa"}:  # whose papers have a length for each shape
+        assert outer_steps(five) == outer_steps(one)
+    assert (one.shot, five.shot) == (1, 5)
+
+
+def outer_steps(config: RunConfig) -> float:
+    assert config.train_episodes
+    [learner] = config.learners
+    return config.train_episodes / config.settings[learner].get("meta_batch", 1)
 
 
 def test_every_learner_has_a_recipe_for_each_dataset_of_its_paper() -> None:

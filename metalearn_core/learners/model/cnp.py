@@ -29,7 +29,7 @@ from metalearn_core.learners.embedding import class_means, membership
 
 
 class CNPConfig(LearnerConfig):
-    """The options of cnp."""
+    """The options of cnp. Episodes of 20 classes give more accuracy on 5-way validation episodes than those of 5."""
 
     learning_rate: float = Field(2e-3, gt=0, description="of the outer optimiser at the start")
     meta_batch: int = Field(4, ge=1, description="episodes an outer step")
@@ -37,6 +37,7 @@ class CNPConfig(LearnerConfig):
     least_deviation: float = Field(
         0.1, gt=0, description="smallest standard deviation of a predicted target, in the targets' unit (regression)"
     )
+    train_way: int = Field(20, ge=2, description="classes of a training episode, where none is asked for")
     train_query: int = Field(5, ge=1, description="queries per class of a training episode, where none is asked for")
 
 
