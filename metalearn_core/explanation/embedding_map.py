@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from metalearn_core.data.dataset import EpisodeDataset
 from metalearn_core.data.manifest import Record, Split
@@ -73,7 +74,7 @@ def embedding_map(learner: Learner, dataset: EpisodeDataset, split: Split, *, ad
     sums = features.new_zeros(len(classes), features.shape[-1], dtype=torch.float64)
     means = sums.index_add_(0, owner.to(features.device), features.double()).cpu() / counts.unsqueeze(1)
     projection = PCA(n_components=2, svd_solver="full")
-    places = projection.fit_transform(means.numpy())
+    places = projection.fit_transform(F.pad(means, (0, max(0, 2 - means.shape[1]))).numpy())  # a line is a plane's axis
     first, second = np.nan_to_num(projection.explained_variance_ratio_).tolist()
     return EmbeddingMap(
         points=tuple(

@@ -286,15 +286,19 @@ def query_outcome(logits: Tensor, episodes: EpisodeBatch, statistics: Statistics
     Of logits (b, q, way) and labels (b, q) the loss is the cross-entropy. Of means and real targets (b, q, d) it is the
     squared error, and minus that stands for the accuracy.
     """
-    labels = episodes.query_y
+    labels, mask = zero_padding(episodes.query_y, episodes.query_mask), episodes.query_mask
     if labels.is_floating_point():
         losses = (logits - labels).square().mean(dim=-1)
         correct = -losses.detach()
     else:
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         correct = (logits.detach().argmax(dim=-1) == labels).to(losses.dtype)
-    mask = episodes.query_mask
     return Outcome(masked_mean(losses, mask), masked_mean(correct, mask), statistics or {})
+
+
+def zero_padding(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return values (b, n, …), zero where masked out (b, n): zero times what is no number is no zero, in gradients."""
+    return values if mask is None else torch.where(mask.view(*mask.shape, *[1] * (values.dim() - 2)), values, 0)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from metalearn_core.data.episodes import EpisodeBatch
 from metalearn_core.errors import UsageError
-from metalearn_core.learners.contract import BatchNormMode, Outcome
+from metalearn_core.learners.contract import BatchNormMode, Learner, Outcome
 from metalearn_core.learners.embedding import EmbeddingLearner
 from metalearn_core.testing.promises import Promise, promise, require, require_close, require_refused
-from metalearn_core.testing.subject import QUERY, SHOT, TARGET_SIZE, WAY, Subject, train
+from metalearn_core.testing.subject import QUERY, SHOT, TARGET_SIZE, WAY, Subject, gradients, train
 
 PROMISES: list[Promise] = []
-_JUNK, _JUNK_TARGET = float("nan"), 9.0  # what padding is filled with: examples, and real targets
+_JUNK = float("nan")  # what padding is filled with: examples, and real targets
 _SHOTS = (1, 5)
 _ASKED = 15  # queries per class, so many that one that decides otherwise does so for some of them
 _BF16_TOLERANCE = 0.1  # of the largest logit
@@ -65,14 +65,16 @@ def any_way_is_taken(subject: Subject) -> None:
 @promise(PROMISES, lambda subject: _classes(subject) and subject.info.fixed_way)
 def another_way_is_refused(subject: Subject) -> None:
     """A learner of fixed way raises a UsageError that names both ways when it gets episodes of another one."""
-    episodes = subject.episodes(2, way=WAY + 1)
-    try:
-        subject.make()(episodes)
-    except UsageError as error:
-        named = str(WAY) in str(error) and str(WAY + 1) in str(error)
-        require(named, f"a UsageError that does not name {WAY} and {WAY + 1}: {error}")
-    else:
-        require(False, f"made for {WAY} classes, it took {WAY + 1}")
+    episodes, learner = subject.episodes(2, way=WAY + 1), subject.make()
+    for take in (learner, learner.train_episodes) if subject.trains_on_episodes else (learner,):
+        learner.train(take is not learner)
+        try:
+            take(episodes)
+        except UsageError as error:
+            named = str(WAY) in str(error) and str(WAY + 1) in str(error)
+            require(named, f"a UsageError that does not name {WAY} and {WAY + 1}: {error}")
+        else:
+            require(False, f"made for {WAY} classes, it took {WAY + 1}")
 
 
 @promise(PROMISES, _one_shot_and_five)
@@ -139,8 +141,8 @@ def renaming_the_classes_renames_the_columns(subject: Subject) -> None:
 def padding_is_as_if_it_were_not_there(subject: Subject) -> None:
     """Masked out is as if not there: episodes of several ways and shots, padded to one batch, get what they get alone.
 
-    Logits, losses, accuracies and statistics do, in training and evaluation, in every batch-norm mode that the learner
-    has, and if the padding is no number.
+    Logits, losses, their gradients, accuracies and statistics do, in training and evaluation, in every batch-norm mode
+    that the learner has, and if the padding is no number.
     """
     short = [_kept(subject, number) for number in range(3)]
     padded = _padded(subject, short)
@@ -153,8 +155,9 @@ def padding_is_as_if_it_were_not_there(subject: Subject) -> None:
                 size = episode.query_x.shape[1]
                 require_close(logits[number, None, :size], learner(episode), f"logits of episode {number} ({what})")
             if subject.trains_on_episodes:
-                alone = [learner.train_episodes(episode) for episode in short]
-                _require_alike(learner.train_episodes(padded), alone, f"under masks ({what})")
+                alone, together = [learner.train_episodes(episode) for episode in short], learner.train_episodes(padded)
+                _require_alike(together, alone, f"under masks ({what})")
+                _require_same_gradients(learner, together, alone, f"under masks ({what})")
 
 
 def _require_alike(found: Outcome, alone: list[Outcome], what: str) -> None:
@@ -164,6 +167,15 @@ def _require_alike(found: Outcome, alone: list[Outcome], what: str) -> None:
     for name in sorted({name for one in (found, *alone) for name in one.statistics}):
         values = torch.cat([one.statistics[name] for one in alone])
         require_close(found.statistics[name], values, f"statistics {name} {what} against alone")
+
+
+def _require_same_gradients(learner: Learner, found: Outcome, alone: list[Outcome], what: str) -> None:
+    """Raise where the gradient of a batch's losses is not the sum of its episodes' own."""
+    if not (found.losses.requires_grad and list(learner.parameters())):  # some on `identity` have nothing to learn
+        return
+    wanted = gradients(learner, torch.cat([one.losses for one in alone]).sum())
+    for name, gradient in gradients(learner, found.losses.sum()).items():
+        require_close(gradient, wanted[name], f"gradient of {name} {what} against alone")
 
 
 def _kept(subject: Subject, number: int) -> EpisodeBatch:
@@ -194,7 +206,7 @@ def _padded(subject: Subject, episodes: list[EpisodeBatch]) -> EpisodeBatch:
     def joined(name: str) -> tuple[Tensor, Tensor]:
         values = [getattr(episode, name)[0] for episode in episodes]
         size = 2 + max(len(value) for value in values)
-        junk = _JUNK if name.endswith("_x") else 0 if _is_label(values[0]) else _JUNK_TARGET
+        junk = _JUNK if name.endswith("_x") else 0 if _is_label(values[0]) else _JUNK
         rows = torch.full((len(values), size, *values[0].shape[1:]), junk, dtype=values[0].dtype)
         for row, value in zip(rows, values, strict=True):
             row[: len(value)] = value

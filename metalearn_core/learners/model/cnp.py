@@ -24,6 +24,7 @@ from metalearn_core.learners.contract import (
     State,
     masked_mean,
     query_outcome,
+    zero_padding,
 )
 from metalearn_core.learners.embedding import class_means, membership
 
@@ -101,6 +102,7 @@ class CNP(Learner):
             the `representation` r (b, h).
         """
         x, shared = self.standardise(support_x), dict(self.backbone.named_parameters())
+        support_y = zero_padding(support_y, support_mask)
         examples, _ = self.backbone.embed(shared, x, mask=support_mask)
         with torch.autocast(x.device.type, enabled=False):
             examples = examples.to(x.dtype)
@@ -121,6 +123,7 @@ class CNP(Learner):
 
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
         """Return logits (b, q, way), or the means (b, q, d) of real targets."""
+        query_x = zero_padding(query_x, query_mask)
         if self.targets:
             return self.predict_distribution(state, query_x)[0]
         features = self.compared_features(state, query_x)
@@ -141,8 +144,9 @@ class CNP(Learner):
         if not self.targets:
             return super().train_episodes(episodes)
         state = self.adapt(episodes.support_x, episodes.support_y, way=episodes.way, support_mask=episodes.support_mask)
-        mean, deviation = self.predict_distribution(state, episodes.query_x)
-        squares = ((episodes.query_y - mean) / deviation).square()
+        x, y = (zero_padding(values, episodes.query_mask) for values in (episodes.query_x, episodes.query_y))
+        mean, deviation = self.predict_distribution(state, x)
+        squares = ((y - mean) / deviation).square()
         losses = (squares / 2 + deviation.log() + math.log(2 * math.pi) / 2).mean(dim=-1)
         return replace(query_outcome(mean, episodes), losses=masked_mean(losses, episodes.query_mask))
 

@@ -24,6 +24,7 @@ from metalearn_core.learners.contract import (
     State,
     own_statistics,
     query_outcome,
+    zero_padding,
 )
 from metalearn_core.learners.embedding import membership
 from metalearn_core.learners.optimization.inner_gradient import HEAD_BIAS, HEAD_WEIGHT, taped_gradient
@@ -108,11 +109,7 @@ class FastWeightLearner(Learner):
         Raises:
             UsageError: `way` is not the one that the head was made for.
         """
-        if self.way is not None and way != self.way:
-            name = self.info.name
-            raise UsageError(
-                f"{name} was trained for {self.way}-way episodes, got {way}-way ones: train it for that way"
-            )
+        self.check_way(way)
         if support_mask is not None:
             episodes = zip(support_x, support_y, support_mask, strict=True)
             return stacked([self.adapt(x[None, keep], y[None, keep], way=way) for x, y, keep in episodes])
@@ -124,11 +121,19 @@ class FastWeightLearner(Learner):
             state = self.fast_state(x, support_y, self._present(support_y, way), differentiable)
         return state if differentiable else {name: value.detach() for name, value in state.items()}
 
+    def check_way(self, way: int) -> None:
+        """Raise a UsageError where `way` is not the one that the head was made for."""
+        if self.way is not None and way != self.way:
+            raise UsageError(
+                f"{self.info.name} was trained for {self.way}-way episodes, got {way}-way ones: train it for that way"
+            )
+
     def predict(self, state: State, query_x: Tensor, query_mask: Tensor | None = None) -> Tensor:
         """Return logits (b, q, way) of the fast weights; for regression means (b, q, d)."""
         if query_mask is not None and self.batch_norm == "transductive":
             return self._predict_unmasked(state, query_x, query_mask)
-        outputs, _ = self._outputs(state, self.standardise(query_x), own_statistics(state) or None)
+        x = self.standardise(zero_padding(query_x, query_mask))
+        outputs, _ = self._outputs(state, x, own_statistics(state) or None)
         return torch.where(state["present"].unsqueeze(1), outputs, -torch.inf)
 
     def train_episodes(self, episodes: EpisodeBatch) -> Outcome:

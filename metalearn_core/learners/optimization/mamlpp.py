@@ -92,6 +92,7 @@ class MAMLPlusPlus(InnerLoopLearner):
         importances = self.importances()
         if importances is None:
             return super().train_episodes(episodes)
+        self.check_way(episodes.way)
         if episodes.support_mask is not None:
             return self._each_without_padding(episodes, episodes.support_mask)
         x = self.standardise(episodes.support_x)

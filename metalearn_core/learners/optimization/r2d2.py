@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metalearn_core.backbones.contract import Backbone
 from metalearn_core.data.manifest import DatasetSpec
-from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.contract import LearnerConfig, LearnerInfo, State, zero_padding
 from metalearn_core.learners.embedding import EmbeddingLearner, membership
 from metalearn_core.learners.pretrainable import PretrainableConfig
 
@@ -72,9 +72,10 @@ class R2D2(EmbeddingLearner):
 
         The system is solved in fp64: without λ it is singular where there are more examples than features.
         """
-        rows = support if support_mask is None else support * support_mask.unsqueeze(-1)
+        rows = zero_padding(support, support_mask)
         if support_y.is_floating_point():
-            targets, present = support_y, support_y.new_ones(support_y.shape[0], support_y.shape[-1], dtype=torch.bool)
+            targets = zero_padding(support_y, support_mask)
+            present = targets.new_ones(len(targets), targets.shape[-1], dtype=torch.bool)
         else:
             targets = membership(support_y, way, support_mask, support.dtype)
             present = targets.sum(dim=1) > 0

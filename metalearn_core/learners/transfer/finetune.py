@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metalearn_core.backbones.functional import channels_last, linear
-from metalearn_core.learners.contract import BACKBONE, HEAD, LearnerConfig, LearnerInfo, State
+from metalearn_core.learners.contract import BACKBONE, HEAD, LearnerConfig, LearnerInfo, State, zero_padding
 from metalearn_core.learners.embedding import membership
 from metalearn_core.learners.transfer.pretraining import PretrainedLearner, PretrainingConfig
 
@@ -57,8 +57,7 @@ class FineTune(PretrainedLearner):
         device = support_x.device.type
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, enabled=False):
             x = self.standardise(support_x.clone() if support_x.is_inference() else support_x)
-            if support_mask is not None:  # zero times what is not finite is no zero
-                x = torch.where(support_mask.view(*support_mask.shape, *[1] * (x.dim() - 2)), x, 0.0)
+            x = zero_padding(x, support_mask)
             members = membership(support_y.clone(), way, support_mask, x.dtype)
             present = members.sum(dim=1) > 0
             weights = self._start(x, members)

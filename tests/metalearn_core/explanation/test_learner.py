@@ -11,7 +11,8 @@ from metalearn_core.evaluation.evaluate import Protocol
 from metalearn_core.explanation.answers import SHOWN_EACH, explain_answers
 from metalearn_core.explanation.embedding_map import EXAMPLES_A_CLASS, embedding_map
 from metalearn_core.explanation.learner import LearnerExplanation, explain_learner
-from metalearn_core.learners import LEARNERS
+from metalearn_core.learners import LEARNERS, LearnerSpec, make_learner
+from tests.metalearn_core.explanation.conftest import WAY
 
 PROTOCOL = Protocol(way=3, shot=1, query=2, episodes=10, seed=5)
 
@@ -67,6 +68,13 @@ def test_the_map_of_a_gradient_learner_is_that_of_the_weights_before_adapting(ma
     assert sum(explained.map.explained) <= 1 + 1e-9
     variance = (places**2).sum() / ((means - means.mean(axis=0)) ** 2).sum()
     assert sum(explained.map.explained) == pytest.approx(variance)
+
+
+def test_features_of_one_number_make_a_map_that_is_a_line(dataset):
+    spec = LearnerSpec(learner="protonet", backbone="mlp", backbone_options={"hidden": "4,1"})
+    found = embedding_map(make_learner(spec, dataset.spec, way=WAY, seed=1).eval(), dataset, "test", adapted={})
+    assert {point.y for point in found.points} == {0.0}
+    assert found.explained == pytest.approx((1.0, 0.0))
 
 
 def test_three_classes_make_a_map_two_do_not(make_double, dataset):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from metalearn_core.errors import UsageError
 from metalearn_core.learners import LEARNERS
-from metalearn_core.learners.contract import Learner, LearnerConfig, LearnerInfo
+from metalearn_core.learners.contract import Learner, LearnerConfig, LearnerInfo, zero_padding
 from metalearn_core.learners.embedding import EmbeddingLearner, membership
 from metalearn_core.learners.metric.protonet import ProtoNet
 from metalearn_core.learners.optimization.maml import MAML
@@ -240,7 +240,7 @@ class Ridge(Honest):
         real = support_y.is_floating_point()
         mask = torch.ones(support.shape[:2], dtype=torch.bool) if support_mask is None else support_mask
         targets = support_y if real else F.one_hot(support_y, way).to(support.dtype)
-        support, targets = (value * mask.unsqueeze(-1) for value in (support, targets))
+        support, targets = (zero_padding(value, mask) for value in (support, targets))
         with torch.autocast(support.device.type, enabled=False):
             gram = support @ support.mT + torch.eye(support.shape[1], dtype=support.dtype)
             weight = support.mT @ torch.linalg.solve(gram, targets)
@@ -264,6 +264,23 @@ class CountsItsStepsInRegression(Ridge):
         outcome = super().train_episodes(episodes)
         self.calls += 1 if episodes.query_y.is_floating_point() else 0
         return replace(outcome, losses=outcome.losses * (1 + 0.1 * self.calls))
+
+
+class EmbedsWhatPadsTheQueries(MAML):
+    """Its losses are right, and the gradients of 0 × NaN are not."""
+
+    info = replace(MAML.info, name="honest", transductive=False)
+
+    def predict(self, state, query_x, query_mask=None):
+        return super().predict(state, query_x)
+
+
+class RefusesAnotherWayInPredictionAlone(MAML):
+    info = replace(MAML.info, name="honest", transductive=False)
+
+    def check_way(self, way):
+        if not self.training:
+            super().check_way(way)
 
 
 class Reader(EmbeddingLearner):
@@ -337,6 +354,8 @@ MUTANTS: dict[type[Learner], set[str]] = {
     CountsItsTrainingSteps: {SAME, RESUMED, INDEPENDENT, PADDING, CHUNKS},
     CountsItsStepsInRegression: {SAME, RESUMED, INDEPENDENT, PADDING, CHUNKS},
     ScoresPaddingToo: {PADDING},
+    EmbedsWhatPadsTheQueries: {PADDING},
+    RefusesAnotherWayInPredictionAlone: {"another_way_is_refused"},
     AveragesPaddingToo: {PADDING},
     ComparesInContext: {"compared_features_are_an_examples_own", PROTOTYPES, NEAREST},
     KeepsItsPrototypesElsewhere: {PROTOTYPES},
