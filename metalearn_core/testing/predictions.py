@@ -206,7 +206,7 @@ def _padded(subject: Subject, episodes: list[EpisodeBatch]) -> EpisodeBatch:
     def joined(name: str) -> tuple[Tensor, Tensor]:
         values = [getattr(episode, name)[0] for episode in episodes]
         size = 2 + max(len(value) for value in values)
-        junk = _JUNK if name.endswith("_x") else 0 if _is_label(values[0]) else _JUNK
+        junk = 0 if _is_label(values[0]) else _JUNK
         rows = torch.full((len(values), size, *values[0].shape[1:]), junk, dtype=values[0].dtype)
         for row, value in zip(rows, values, strict=True):
             row[: len(value)] = value

@@ -155,9 +155,13 @@ def test_a_recipe_has_the_numbers_of_its_paper(recipe: Recipe) -> None:
     assert (config.image_size, config.color, config.rotations) == image[data]
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in recipes() if FIVE_SHOT.search(recipe.file.read_text())])
+def said_of_five_shots(recipe: Recipe) -> re.Match[str] | None:
+    return FIVE_SHOT.search(recipe.file.read_text().replace("\n# ", " "))
+
+
+@pytest.mark.parametrize("recipe", filter(said_of_five_shots, recipes()), ids=lambda recipe: recipe.name)
 def test_what_a_recipe_says_of_five_shots_is_a_run_of_as_many_outer_steps(recipe: Recipe) -> None:
-    said = FIVE_SHOT.search(recipe.file.read_text().replace("\n# ", " "))
+    said = said_of_five_shots(recipe)
     assert said
     words = said[1].split()
     options = list(zip(words[::2], words[1::2], strict=True))

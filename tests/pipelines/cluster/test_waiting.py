@@ -31,8 +31,6 @@ from tests.pipelines.conftest import Answer
 Submit = Callable[..., Answer]
 Refused = Callable[..., str]
 RUN = "7"
-
-
 TIMEOUT_S = 3  # well above what an answer of this machine takes when it is busy
 
 
